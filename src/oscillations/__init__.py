@@ -1,0 +1,1 @@
+"""Reference reproduction of "Oscillations Make Neural Networks Robust to Quantization"."""

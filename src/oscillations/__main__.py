@@ -1,0 +1,5 @@
+import sys
+
+from oscillations.cli import main
+
+sys.exit(main())

@@ -1,0 +1,77 @@
+"""A dataset in memory: uint8 images on the device, normalised batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EVALUATION_BATCH = 500  # images; accuracy does not depend on it, memory does
+
+
+def split_indices(count: int, validation: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation indices: one fixed permutation of the training images, its tail held out."""
+    order = np.random.RandomState(seed).permutation(count)
+    return order[: count - validation], order[count - validation :]
+
+
+class ImageSet:
+    """Images ``[n, channels, height, width]`` (uint8) with labels ``[n]``; batches come normalised.
+
+    ``resize`` upsamples every batch on the device to that side length (bilinear), for networks that were
+    pretrained on larger images.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: list[float], std: list[float], resize: int | None = None):
+        self.images, self.labels, self.resize = images, labels, resize
+        shape = (1, len(mean), 1, 1)
+        # (x / 255 - mean) / std as one multiplication and one subtraction
+        self._scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(shape)
+        self._shift = torch.tensor([m / s for m, s in zip(mean, std)], device=images.device).view(shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Normalised float32 images and labels at ``indices``."""
+        images = self.images[indices].float().mul_(self._scale).sub_(self._shift)
+        if self.resize:
+            images = F.interpolate(images, size=(self.resize, self.resize), mode="bilinear", antialias=False)
+        return images, self.labels[indices]
+
+    def batches(self, size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in their order."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The order of the images in one epoch: a function of seed and epoch alone, so a resume finds it."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        return torch.randperm(len(self), generator=generator).to(self.labels.device)
+
+
+def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
+    """The ``train``, ``validation`` and ``test`` sets of a recipe, on the device.
+
+    ``classes`` keeps only the images of some classes, renumbered from 0.
+    """
+    train, validation = split_indices(about["train"], recipe["validation"], recipe["split_seed"])
+    parts = {
+        "train": ("train", torch.from_numpy(train)),
+        "validation": ("train", torch.from_numpy(validation)),
+        "test": ("test", torch.arange(about["test"])),
+    }
+    sets = {}
+    for part, (source, indices) in parts.items():
+        labels = tensors[f"{source}_labels"]
+        if recipe["classes"] is not None:
+            new_label = torch.full((len(about["classes"]),), -1)
+            new_label[recipe["classes"]] = torch.arange(len(recipe["classes"]))
+            labels = new_label[labels]
+            indices = indices[labels[indices] >= 0]
+        images = tensors[f"{source}_images"][indices].to(device)
+        sets[part] = ImageSet(images, labels[indices].to(device), about["mean"], about["std"], recipe["resize"])
+    return sets

@@ -1,0 +1,82 @@
+"""Datasets, one per file, found by name; each becomes one checked tensor file.
+
+A dataset file holds ``CLASSES``, ``IMAGE_SHAPE`` (channels, height, width), ``MEAN`` and ``STD`` per channel
+(of pixels in [0, 1]), ``TRAIN_IMAGES`` (their number) and ``prepare(source, downloads)``, which returns
+``Images``. ``write`` turns them into ``data/<name>.safetensors`` and a sidecar ``data/<name>.json`` with the
+content's hash; training reads only these.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from oscillations.errors import InputError
+from oscillations.files import file_hash, read_json, replacing, write_json
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images ``[n, channels, height, width]`` and int64 labels ``[n]`` of both splits."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    source: str
+
+
+def names() -> list[str]:
+    """All dataset names: the files of this folder, dashes for underscores."""
+    found = [module.name for module in pkgutil.iter_modules(__path__)]
+    return sorted(name.replace("_", "-") for name in found if name != "sources")
+
+
+def find(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def write(name: str, folder: Path, source: Path | None = None) -> None:
+    """Prepare dataset ``name`` (from ``source`` if given) and write its tensor file and sidecar."""
+    from safetensors.numpy import save_file
+
+    dataset = find(name)
+    images = dataset.prepare(source, folder / "downloads")
+    tensors = {key: value for key, value in vars(images).items() if key != "source"}
+    tensor_file = folder / f"{name}.safetensors"
+    with replacing(tensor_file) as part:
+        save_file(tensors, part)
+    write_json(
+        folder / f"{name}.json",
+        {
+            "name": name,
+            "sha256": file_hash(tensor_file),
+            "source": images.source,
+            "classes": dataset.CLASSES,
+            "image_shape": dataset.IMAGE_SHAPE,
+            "mean": dataset.MEAN,
+            "std": dataset.STD,
+            "train": len(images.train_labels),
+            "test": len(images.test_labels),
+        },
+    )
+
+
+def read(name: str, folder: Path) -> tuple[dict, dict]:
+    """The sidecar and the tensors (as torch tensors) of a dataset, checked against the sidecar's hash."""
+    from safetensors.torch import load_file
+
+    sidecar, tensor_file = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if not (sidecar.exists() and tensor_file.exists()):
+        raise InputError(
+            f"{tensor_file}: no such dataset yet; make it with: python -m oscillations fetch --data {name}"
+        )
+    about = read_json(sidecar)
+    if file_hash(tensor_file) != about["sha256"]:
+        raise InputError(f"{tensor_file}: content differs from the hash in {sidecar}; delete both and fetch again")
+    return about, load_file(tensor_file)

@@ -1,0 +1,97 @@
+"""Training methods, one per file, found by name.
+
+A method is a file here with one :class:`Method` subclass. It says which weights the forward pass uses and
+what is added to their gradients after the backward pass; the engine (``training.py``) does everything else.
+The file's name is the method's name in a study, so a new method is one file and one line of a study.
+
+Studies are checked before every command, so importing a method must stay cheap: import torch inside the
+functions that need it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from oscillations.config import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import WeightQuantizer
+
+
+class Options(Strict):
+    """What a study may say about a method; unknown options are refused."""
+
+
+class QuantizedOptions(Options):
+    """Options of every method that trains for a bit width."""
+
+    bits: int = Field(ge=2, le=8, description="target bit width (2 = ternary)")
+    quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
+    scale_grad: Literal["flow", "detach"] = Field("flow", description="gradient through the scale")
+    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
+    tie: Literal["half_even", "half_up"] = "half_even"
+    bn_eval: Literal["keep", "reestimate"] = Field(
+        "keep", description="batch-norm statistics in the quantized validation while training"
+    )
+    select_metric: Literal["quant_val_at_target", "fp_val", "mean_over_bits"] = Field(
+        "quant_val_at_target", description="validation accuracy that picks the best epoch"
+    )
+
+    def model_post_init(self, _context) -> None:
+        if self.scale_grad == "flow" and self.scale_source != "dynamic_max":
+            raise ValueError(f"scale_grad: a {self.scale_source} scale has no gradient to flow; say scale_grad: detach")
+
+
+class Method:
+    """Base of all methods. Override what differs; the defaults train the latent weights as they are."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options):
+        self.options = options
+
+    @property
+    def bits(self) -> int | None:
+        """Target bit width; None trains without any quantizer."""
+        return getattr(self.options, "bits", None)
+
+    def forward_weights(self, quantizer: WeightQuantizer) -> list[Tensor] | None:
+        """Weights of the training forward pass; None means the latent ones."""
+        return None
+
+    def after_backward(self, quantizer: WeightQuantizer, grads: list[Tensor], progress: float) -> None:
+        """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients.
+
+        ``progress`` is the share of the maximal number of training steps already made, in [0, 1).
+        """
+
+    def penalty(self, quantizer: WeightQuantizer, progress: float) -> Tensor | None:
+        """Value of the loss term that :meth:`after_backward` stands for, if there is one."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors a resumed run needs beside the engine's."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+
+
+def names() -> list[str]:
+    """All method names: the files of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> type[Method]:
+    """The method class in ``methods/<name>.py``."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return next(
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    )  # fmt: skip

@@ -1,0 +1,7 @@
+"""Full-precision training. Post-training quantization (PTQ) is an evaluation of its checkpoint."""
+
+from oscillations.methods import Method
+
+
+class Baseline(Method):
+    """Trains the weights as they are; the best epoch is picked by full-precision validation accuracy."""

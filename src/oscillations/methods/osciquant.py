@@ -1,0 +1,133 @@
+"""OsciQuant: full-precision training with the oscillation regularizer of Eq. 22-24."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from oscillations.methods import Method, QuantizedOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import WeightQuantizer
+
+# The paper's text and its released code disagree about the regularizer; both stand here in full.
+PRESETS = {
+    "paper_text": {"reg_reduction": "sum", "reg_half": True, "scale_grad": "detach"},
+    "official_code": {"reg_reduction": "layer_mean", "reg_half": False, "scale_grad": "flow"},
+}
+
+
+class OsciQuantOptions(QuantizedOptions):
+    """Every choice that the text, the code or this project makes about the regularizer."""
+
+    preset: Literal["paper_text", "official_code", "custom"] = Field(
+        "official_code", description="sets reg_reduction, reg_half and scale_grad"
+    )
+    lambda_: float = Field(alias="lambda", allow_inf_nan=False, description="strength of the regularizer")
+    reg_reduction: Literal["sum", "layer_mean", "global_mean"]
+    reg_half: bool
+    reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are regularized")
+    reg_when: Literal["train_only", "always"] = Field(
+        "train_only", description="whether the validation loss also holds the regularizer"
+    )
+    train_forward: Literal["fp", "fake_quant"] = "fp"
+    lambda_schedule: Literal["const", "linear_warmup", "cosine"] = "const"
+    reg_curvature: Literal["identity", "fisher_diag"] = "identity"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, options: Any) -> Any:
+        options = dict(options)
+        preset = options.get("preset", "official_code")
+        for key, value in PRESETS.get(preset, {}).items():
+            if options.setdefault(key, value) != value:
+                raise ValueError(f"{key}: {options[key]} is not preset {preset}'s ({value}); say preset: custom")
+        return options
+
+
+class OsciQuant(Method):
+    """Adds lambda * R, R = [1/2] sum or mean over layers of h (q(w)^2 - w^2), by its gradient.
+
+    Under the straight-through estimator dR/dw = [2 | 1] h (q - w), divided by the number of weights where the
+    reduction is a mean (Eq. 24); with ``scale_grad: flow`` the part through max|w| comes on top. h is 1, or
+    the running mean square of the gradient scaled to mean 1 per layer (``reg_curvature: fisher_diag``).
+    """
+
+    Options = OsciQuantOptions
+    fisher_decay = 0.99
+
+    def __init__(self, options):
+        super().__init__(options)
+        self._mean_square: list[Tensor] = []
+
+    def forward_weights(self, quantizer):
+        return quantizer.quantized if self.options.train_forward == "fake_quant" else None
+
+    def after_backward(self, quantizer, grads, progress):
+        strength, flow = self.strength(progress), self.options.scale_grad == "flow"
+        curvatures = self._curvatures(grads)
+        coefficients = self._coefficients(quantizer)
+        for i, grad in enumerate(grads):
+            error = quantizer.error(i)
+            if flow and self.options.train_forward == "fake_quant":
+                quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)
+            factor = 2 * strength * coefficients[i]
+            if factor == 0:
+                continue
+            if curvatures:
+                error.mul_(curvatures[i])
+            if flow:
+                quantizer.add_scale_gradient(i, grad, quantizer.quantized[i], error, factor)
+            grad.add_(error, alpha=factor)
+
+    def penalty(self, quantizer, progress):
+        if self.options.reg_when == "train_only":
+            return None
+        tensors = zip(self._coefficients(quantizer), quantizer.quantized, quantizer.weights)
+        return self.strength(progress) * sum(c * (q.square() - w.square()).sum() for c, q, w in tensors)
+
+    def strength(self, progress: float) -> float:
+        """lambda at this point of training: constant, rising over the first tenth, or half a cosine up."""
+        schedule = {
+            "const": 1.0,
+            "linear_warmup": min(1.0, progress / 0.1),
+            "cosine": (1 - math.cos(math.pi * progress)) / 2,
+        }
+        return self.options.lambda_ * schedule[self.options.lambda_schedule]
+
+    def _coefficients(self, quantizer: WeightQuantizer) -> list[float]:
+        """What multiplies sum_i (q_i^2 - w_i^2) of each tensor: 0 where it is not regularized."""
+        regularized = [
+            any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in self.options.reg_layers)
+            for name in quantizer.names
+        ]
+        half = 0.5 if self.options.reg_half else 1.0
+        total = sum(size for size, chosen in zip(quantizer.sizes, regularized) if chosen)
+        divisors = {
+            "sum": [1] * len(regularized),
+            "layer_mean": quantizer.sizes,
+            "global_mean": [total] * len(regularized),
+        }[self.options.reg_reduction]
+        return [half / divisor if chosen else 0.0 for divisor, chosen in zip(divisors, regularized)]
+
+    def _curvatures(self, grads: list[Tensor]) -> list[Tensor]:
+        if self.options.reg_curvature == "identity":
+            return []
+        import torch
+
+        if not self._mean_square:
+            self._mean_square = [torch.zeros_like(grad) for grad in grads]
+        for mean, grad in zip(self._mean_square, grads):
+            mean.lerp_(grad.square(), 1 - self.fisher_decay)
+        return [mean / mean.mean().clamp_min(1e-30) for mean in self._mean_square]
+
+    def state(self):
+        return {str(i): mean for i, mean in enumerate(self._mean_square)}
+
+    def load_state(self, state):
+        self._mean_square = [state[str(i)] for i in range(len(state))]

@@ -1,0 +1,24 @@
+"""Quantization-aware training with the straight-through estimator (Eq. 4)."""
+
+from __future__ import annotations
+
+from oscillations.methods import Method, QuantizedOptions
+
+
+class QAT(Method):
+    """Forward and backward pass on q(w); the gradient of q(w) is the latent weights' gradient.
+
+    That is the straight-through estimator without any autograd through the quantizer. With
+    ``scale_grad: flow`` the part that reaches max|w| through the scale is added in closed form
+    (as in the official code's quantizer, whose scale is not detached).
+    """
+
+    Options = QuantizedOptions
+
+    def forward_weights(self, quantizer):
+        return quantizer.quantized
+
+    def after_backward(self, quantizer, grads, progress):
+        if self.options.scale_grad == "flow":
+            for i, grad in enumerate(grads):
+                quantizer.add_scale_gradient(i, grad, upstream=grad, error=quantizer.error(i))

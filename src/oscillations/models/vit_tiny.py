@@ -1,0 +1,40 @@
+"""ViT-Tiny through timm, at any image and patch size.
+
+The paper says "Tiny ViT" and cites TinyViT, but its parameter count (5.5M) and quantized share (97.18 %) are
+those of ViT-Tiny/16 with qkv, proj, fc1 and fc2 of the twelve blocks quantized.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from oscillations.config import Strict
+
+QUANTIZED = ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]
+HEAD = "head"
+
+
+class Options(Strict):
+    name: Literal["vit-tiny"]
+    patch_size: int = Field(16, ge=1, description="side of a patch in pixels; it must divide the image's")
+    width: int = Field(192, ge=1, description="embedding dimension, a multiple of the heads")
+    depth: int = Field(12, ge=1, description="transformer blocks")
+    heads: int = Field(3, ge=1, description="attention heads")
+
+
+def layers(options: Options) -> list[str]:
+    inside = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    blocks = [f"blocks.{block}.{layer}" for block in range(options.depth) for layer in inside]
+    return ["patch_embed.proj", *blocks, "head"]
+
+
+def build(options: Options, image_shape: tuple[int, int, int], classes: int):
+    from timm.models.vision_transformer import VisionTransformer
+
+    channels, height, width = image_shape
+    return VisionTransformer(
+        img_size=(height, width), patch_size=options.patch_size, in_chans=channels, num_classes=classes,
+        embed_dim=options.width, depth=options.depth, num_heads=options.heads,
+    )  # fmt: skip

@@ -1,0 +1,292 @@
+"""Training jobs: all seeds of a variant in one process, each kept, resumed or made; records and checkpoints.
+
+A finished seed stays in the run's work folder, which no rule declares, until every seed of the variant is
+there; then all are copied into place. So whatever is interrupted, and whatever Snakemake deletes of a failed
+job, no finished seed is trained twice. ``evaluate`` removes the work folders of runs that are in place.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from oscillations import datasets, resume
+from oscillations.batches import split_indices
+from oscillations.errors import InputError
+from oscillations.files import file_hash, read_json, replacing, sha256, write_bytes, write_json
+from oscillations.records import is_current
+from oscillations.study import Run, Variant
+from oscillations.training import Trainer, make_trainer
+
+DATA = Path("data")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
+FILES = ("run.json", "history.csv", "layers.csv")
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: the state is saved."""
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT, so that training stops after the step in progress."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        self.number = number
+
+
+def set_up_torch(threads: int, device: str = "auto") -> torch.device:
+    """Fix all that decides bits: threads, denormals, deterministic kernels. Returns the device."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # Adam's moments of unused weights decay into denormals, which are slow
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return torch.device(device)
+
+
+def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0) -> None:
+    """Make every seed of a variant that is not there yet, then put all into place.
+
+    ``save_every``: seconds between resume files. Raises Interrupted after SIGTERM or SIGINT.
+    """
+    stop = StopSignal()
+    torch_device = set_up_torch(variant.recipe["threads"], device)
+    about, tensors = datasets.read(variant.recipe["data"], DATA)
+    for run in variant.runs():
+        identity = run_identity(variant, run, about)
+        if is_current(run.record, identity) and _whole(run.checkpoint, run.record):
+            print(f"{run.name}: kept", flush=True)
+        elif is_current(run.work / "run.json", identity):
+            print(f"{run.name}: finished before, not in place yet", flush=True)
+        else:
+            _make(variant, run, identity, about, tensors, torch_device, stop, save_every)
+    for run in variant.runs():
+        if (run.work / "run.json").exists():
+            _put_in_place(run)
+
+
+def run_identity(variant: Variant, run: Run, about: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this run: a record with another identity is not its result."""
+    parent = variant.parent(run.seed)
+    return {
+        "run": run.name,
+        "seed": run.seed,
+        "recipe": variant.recipe,
+        "fingerprint": variant.fingerprint,
+        "data_sha256": about["sha256"],
+        "start_sha256": None if parent is None else read_json(parent.record)["checkpoint_sha256"],
+    }
+
+
+def _whole(checkpoint: Path, record: Path) -> bool:
+    return checkpoint.exists() and file_hash(checkpoint) == read_json(record)["checkpoint_sha256"]
+
+
+def _make(
+    variant: Variant,
+    run: Run,
+    identity: dict[str, Any],
+    about: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    device: torch.device,
+    stop: StopSignal,
+    save_every: float,
+) -> None:
+    """Train one run, from its resume file if there is a good one, and write its files to the work folder."""
+    parent = variant.parent(run.seed)
+    trainer = make_trainer(
+        variant.recipe, run.seed, about, tensors, device, None if parent is None else load_checkpoint(parent)
+    )
+    run.work.mkdir(parents=True, exist_ok=True)
+    resume_file = run.work / "resume"
+    elapsed, interruptions = _resume(trainer, resume_file, identity, run.name)
+    started = time.monotonic()
+    saved = started
+
+    def save() -> None:
+        spent = elapsed + time.monotonic() - started
+        plain = {"identity": identity, "elapsed": spent, "interruptions": interruptions}
+        resume.save(resume_file, trainer.state(), plain)
+
+    def after_step(trainer: Trainer) -> None:
+        nonlocal saved
+        if stop.number:
+            save()
+            raise Interrupted(f"{run.name}: saved in epoch {trainer.progress.epoch + 1}")
+        if time.monotonic() - saved >= save_every:
+            save()
+            saved = time.monotonic()
+
+    def after_epoch(trainer: Trainer) -> None:
+        _report(trainer, run, elapsed + time.monotonic() - started)
+
+    trainer.run(after_step, after_epoch)
+    spent = elapsed + time.monotonic() - started
+    _write_run(trainer, run, identity, about, {"wall_s": round(spent, 3), "interruptions": interruptions})
+    resume_file.unlink(missing_ok=True)
+
+
+def _resume(trainer: Trainer, file: Path, identity: dict[str, Any], name: str) -> tuple[float, int]:
+    """Continue from ``file`` if it is whole and of this run; returns seconds spent and interruptions so far."""
+    if not file.exists():
+        print(f"{name}: starting", flush=True)
+        return 0.0, 0
+    loaded = resume.load(file)
+    if loaded is None or loaded[1]["identity"] != identity:
+        why = "damaged" if loaded is None else "of another recipe, code or data"
+        print(f"{name}: {file} is {why}; starting again", flush=True)
+        return 0.0, 0
+    state, plain = loaded
+    trainer.load_state(state)
+    where = trainer.progress
+    print(f"{name}: resuming in epoch {where.epoch + 1} after step {where.step}", flush=True)
+    return plain["elapsed"], plain["interruptions"] + 1
+
+
+def _report(trainer: Trainer, run: Run, spent: float) -> None:
+    """One line for the log and a small file for ``status``."""
+    progress = trainer.progress
+    last = progress.history[-1] if progress.history else {}
+    print(
+        f"{run.name}: epoch {progress.epoch}/{trainer.epochs} monitored {last.get('monitored', float('nan')):.2f} "
+        f"best {progress.best_metric:.2f} in epoch {progress.best_epoch}, {spent / progress.epoch:.2f} s/epoch",
+        flush=True,
+    )
+    state = {"epoch": progress.epoch, "epochs": trainer.epochs, "best_epoch": progress.best_epoch}
+    state |= {"patience": trainer.patience, "wall_s": round(spent, 3), "written": time.time()}
+    write_json(run.work / "progress.json", state)
+
+
+def _write_run(
+    trainer: Trainer, run: Run, identity: dict[str, Any], about: dict[str, Any], timing: dict[str, Any]
+) -> None:
+    """Checkpoint, history and record into the work folder; the record last, so that it vouches for the rest."""
+    progress, work = trainer.progress, run.work
+    weights = trainer.best or trainer.model.state_dict()
+    with replacing(work / "model.safetensors") as part:
+        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
+    write_bytes(work / "history.csv", _csv(progress.history, ["epoch"]))
+    write_bytes(work / "layers.csv", _csv(progress.layers, ["epoch", "layer"]))
+    recipe = identity["recipe"]
+    held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
+    best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
+    kinds = ("iteration_", "epoch_", "frequency_")
+    record = identity | {
+        "data": {"name": about["name"], "source": about["source"], "sha256": about["sha256"]},
+        "split": {
+            "train": len(trainer.sets["train"]),
+            "validation": len(trainer.sets["validation"]),
+            "test": len(trainer.sets["test"]),
+            "validation_sha256": sha256(np.ascontiguousarray(held_out, dtype="<i8").tobytes())[:16],
+        },
+        "status": progress.status,
+        "best_epoch": progress.best_epoch,
+        "epochs_run": progress.epoch,
+        "steps_per_epoch": trainer.steps_per_epoch,
+        "monitored": best.get("monitored"),
+        "validation_accuracy": {key[8:]: value for key, value in best.items() if key.startswith("val_acc_")},
+        "oscillations_at_best": {key: value for key, value in best.items() if key.startswith(kinds)},
+        "checkpoint_sha256": file_hash(work / "model.safetensors"),
+        "environment": environment(trainer.loss_sum.device, recipe["threads"]),
+        "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    }
+    write_json(work / "run.json", record)
+
+
+def _csv(rows: list[dict[str, Any]], first: list[str]) -> bytes:
+    columns = first + [key for key in dict.fromkeys(k for row in rows for k in row) if key not in first]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+def _put_in_place(run: Run) -> None:
+    """Copy a finished run from its work folder to its declared paths."""
+    targets = {name: run.folder / name for name in FILES} | {"model.safetensors": run.checkpoint}
+    for name, target in targets.items():
+        with replacing(target) as part:
+            shutil.copyfile(run.work / name, part)
+
+
+def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a finished run, checked against its record."""
+    if not run.record.exists():
+        raise InputError(f"{run.record}: {run.name} has not been trained yet")
+    if not _whole(run.checkpoint, run.record):
+        raise InputError(
+            f"{run.checkpoint}: missing, or not the checkpoint that {run.record} vouches for; "
+            "bring it back with dvc checkout (or dvc pull), or delete the record and train again"
+        )
+    return load_file(run.checkpoint)
+
+
+def remove_work(run: Run) -> None:
+    """Delete the work folder of a run that is in place."""
+    shutil.rmtree(run.work, ignore_errors=True)
+    for parent in list(run.work.parents)[:3]:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "dtype": "float32",
+        "threads": threads,
+        "platform": platform.platform(),
+        "git": git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether tracked files differ from it; empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "params", "workflow", "Snakefile")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def exit_code(stop: Interrupted) -> int:
+    """The conventional exit code of a stopped job, with its message on stderr."""
+    print(stop, file=sys.stderr)
+    return 143

@@ -1,0 +1,400 @@
+"""Studies: the one typed definition of what is run, from which the CLI and the workflow take their run list.
+
+A study file (``params/<name>.yaml``) is checked in full before anything starts. From it come *variants*
+(experiment x method x bits x sweep point, e.g. ``mlp5-scratch/osciquant-3bit``), each with its seeds and its
+resolved recipe, and a *run* is a variant with one seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from oscillations import datasets, methods, models
+from oscillations.bits import LATENT, bit_name
+from oscillations.config import Strict, parse
+from oscillations.errors import InputError, did_you_mean
+from oscillations.fingerprint import fingerprint
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
+
+
+class Training(Strict):
+    """How a network is trained; the same for every method of an experiment."""
+
+    optimizer: Literal["adam"] = Field("adam", description="torch defaults beside the learning rate")
+    lr: PositiveFloat = Field(description="constant learning rate")
+    batch_size: PositiveInt
+    epochs: PositiveInt = Field(description="at most so many")
+    patience: PositiveInt = Field(description="stop after so many epochs without improvement")
+
+
+class TrainingChange(Strict):
+    """What one experiment changes of the study's training."""
+
+    lr: PositiveFloat | None = None
+    batch_size: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    patience: PositiveInt | None = None
+
+
+class Experiment(Strict):
+    """One model in one setting, with all methods trained on it."""
+
+    model: dict[str, Any] = Field(description="name, and the model's own options")
+    setting: Literal["scratch", "finetune", "sweep"]
+    methods: dict[str, dict[str, Any] | None] = Field(
+        description="method name -> its options; bits may be a list", min_length=1
+    )
+    sweep: dict[Literal["lambda", "lr"], list[float]] = Field(
+        {}, description="values that replace an option, one variant each"
+    )
+    training: TrainingChange = TrainingChange()
+    seeds: list[Seed] | None = Field(None, min_length=1, description="instead of the study's")
+    classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
+    resize: PositiveInt | None = Field(None, description="upsample images to this side length")
+    quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
+    start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
+
+
+class Panels(Strict):
+    panels: list[str] = Field(min_length=1, description="experiment/variant of each panel")
+
+
+class WeightPanels(Panels):
+    layer: str = Field(description="weight whose distribution is drawn, e.g. fc2.weight")
+
+
+class SweepGrid(Strict):
+    experiments: list[str] = Field(min_length=1)
+    bits: Literal[2, 3, 4]
+
+
+class Figures(Strict):
+    """What each figure shows. Figure 1 is exact and needs no run."""
+
+    figure2: WeightPanels | None = None
+    figure3: Panels | None = None
+    figure5: SweepGrid | None = None
+    figure7: Panels | None = None
+
+
+class Claims(Strict):
+    """Margins of the verdicts, in percentage points unless said otherwise."""
+
+    match_margin: PositiveFloat = Field(2.0, description="C2: OsciQuant matches QAT")
+    near_baseline: PositiveFloat = Field(2.0, description="C4: stays near the FP baseline")
+    chance_margin: PositiveFloat = Field(10.0, description="C5: above chance by no more than this is near chance")
+    flat_margin: PositiveFloat = Field(2.0, description="C9: flat in lambda")
+
+
+class Study(Strict):
+    """A whole study file."""
+
+    extends: str | None = Field(None, description="study whose keys this one replaces")
+    study: Name
+    title: str
+    note: str = Field(description="what its numbers are and are not; shown on the site")
+    published: Literal["paper", "other-data", "miniature"] = Field(
+        description="how its numbers relate to the published ones"
+    )
+    data: str
+    validation: PositiveInt = Field(description="training images held out")
+    split_seed: Seed = 0
+    seeds: list[Seed] = Field(min_length=1)
+    eval_bits: list[int] = Field([32, 2, 3, 4, 8], description="32 means latent weights")
+    threads: PositiveInt = Field(1, description="CPU threads of every run")
+    training: Training
+    experiments: dict[Name, Experiment] = Field(min_length=1)
+    tables: dict[Literal["table1", "table2", "table3", "table4"], list[str]] = Field({})
+    figures: Figures = Figures()
+    claims: Claims = Claims()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for name, experiment in self.experiments.items():
+            for seeds in (self.seeds, experiment.seeds or []):
+                if len(set(seeds)) != len(seeds):
+                    raise ValueError(f"experiments.{name}: seeds repeat: {seeds}")
+        for bits in self.eval_bits:
+            if bits != LATENT and not 2 <= bits <= 8:
+                raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")
+        if LATENT not in self.eval_bits or len(set(self.eval_bits)) != len(self.eval_bits):
+            raise ValueError("eval_bits: must hold 32, and each width once")
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant with one seed. All its paths are derived here and nowhere else."""
+
+    study: str
+    experiment: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}/{self.variant}/seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return Path("results", self.study, "runs", self.name)
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path("checkpoints", self.study, f"{self.name}.safetensors")
+
+    @property
+    def work(self) -> Path:
+        """Undeclared folder of an unfinished variant: Snakemake never deletes it."""
+        return Path("work", self.study, self.name)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training job: a resolved recipe and its seeds."""
+
+    study: str
+    experiment: str
+    name: str
+    recipe: dict[str, Any]
+    seeds: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{self.experiment}/{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the code that decides this variant's numbers."""
+        model = models.find(self.recipe["model"]["name"]).__name__.removeprefix("oscillations.")
+        return fingerprint("training", model, f"methods.{self.recipe['method']['name']}")
+
+    def runs(self) -> list[Run]:
+        return [self.run(seed) for seed in self.seeds]
+
+    def run(self, seed: int) -> Run:
+        return Run(self.study, self.experiment, self.name, seed)
+
+    def parent(self, seed: int) -> Run | None:
+        """The run whose checkpoint this one starts from."""
+        start = self.recipe["start_from"]
+        return None if start is None else Run(self.study, start, "baseline", seed)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML where a key that stands twice is an error, not a silent replacement."""
+
+
+def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated:
+        line = node.start_mark.line + 1
+        raise InputError(f"{loader.name}: key {sorted(repeated)[0]!r} stands twice (mapping at line {line})")
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise InputError(f"{path}: no such study; {did_you_mean(path.stem, known)}")
+    try:
+        with path.open() as handle:
+            content = yaml.load(handle, _UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a study is a mapping of keys")
+    return content
+
+
+def load(path: Path) -> tuple[Study, list[Variant]]:
+    """The checked study in ``path`` and its variants, in the file's order. Raises InputError."""
+    content = read_yaml(path)
+    if base := content.get("extends"):
+        content = read_yaml(path.with_name(f"{base}.yaml")) | content
+        if content["extends"] != base or "extends" in read_yaml(path.with_name(f"{base}.yaml")):
+            raise InputError(f"{path}: extends: {base} extends another study; one level is the limit")
+    study: Study = parse(Study, content, str(path))
+    if study.study != path.stem:
+        raise InputError(f"{path}: study: {study.study!r} is not the file's name {path.stem!r}")
+    if study.data not in datasets.names():
+        raise InputError(f"{path}: data: unknown dataset {study.data!r}; {did_you_mean(study.data, datasets.names())}")
+    held, images = study.validation, datasets.find(study.data).TRAIN_IMAGES
+    if held >= images:
+        raise InputError(f"{path}: validation: {held} of {images} training images leave none to train on")
+    variants = [
+        variant
+        for name, experiment in study.experiments.items()
+        for variant in _variants(study, name, experiment, f"{path}: experiments.{name}")
+    ]
+    _check_references(study, {variant.path for variant in variants}, path)
+    return study, variants
+
+
+def _variants(study: Study, name: str, experiment: Experiment, where: str) -> Iterator[Variant]:
+    model = _model_options(experiment, where)
+    layers = models.find(model["name"]).layers(models.find(model["name"]).Options(**model))
+    patterns = experiment.quant_layers or models.find(model["name"]).QUANTIZED
+    _check_patterns(patterns, layers, f"{where}.quant_layers")
+    _check_start(study, experiment, where)
+    if experiment.classes:
+        known = datasets.find(study.data).CLASSES
+        wrong = [label for label in experiment.classes if not 0 <= label < len(known)]
+        if wrong:
+            raise InputError(f"{where}.classes: {study.data} has no class number {wrong[0]}; 0 to {len(known) - 1}")
+    for method, options in experiment.methods.items():
+        for label, point, resolved in _method_points(experiment, method, dict(options or {}), where):
+            _check_patterns(resolved.get("reg_layers", ["*"]), layers, f"{where}.methods.{method}.reg_layers")
+            missing = {resolved.get("bits", LATENT)} - set(study.eval_bits)
+            if missing:
+                raise InputError(f"{where}.methods.{method}.bits: {missing.pop()} is not among eval_bits")
+            changes = experiment.training.model_dump(exclude_none=True)
+            training = study.training.model_dump() | changes | point
+            recipe = {
+                "data": study.data,
+                "validation": study.validation,
+                "split_seed": study.split_seed,
+                "classes": experiment.classes,
+                "resize": experiment.resize,
+                "model": model,
+                "quant_layers": patterns,
+                "setting": experiment.setting,
+                "start_from": experiment.start_from,
+                "method": {"name": method} | resolved,
+                "training": training,
+                "eval_bits": study.eval_bits,
+                "threads": study.threads,
+            }
+            recipe = json.loads(json.dumps(recipe))  # plain JSON values, as the record will hold them
+            yield Variant(study.study, name, label, recipe, tuple(experiment.seeds or study.seeds))
+
+
+def _model_options(experiment: Experiment, where: str) -> dict[str, Any]:
+    name = experiment.model.get("name")
+    if not isinstance(name, str):
+        raise InputError(f"{where}.model: name is missing; known: {', '.join(models.names())}")
+    known = models.names()
+    if name not in known and name.split("/")[0] not in models.LIBRARIES:
+        raise InputError(f"{where}.model.name: unknown model {name!r}; {did_you_mean(name, known)}")
+    return parse(models.find(name).Options, experiment.model, f"{where}.model").model_dump(mode="json")
+
+
+def _method_points(
+    experiment: Experiment, method: str, options: dict[str, Any], where: str
+) -> Iterator[tuple[str, dict[str, float], dict[str, Any]]]:
+    """(variant name, training change, resolved options) for every bit width and sweep point of a method."""
+    where = f"{where}.methods.{method}"
+    if method == "ptq":
+        raise InputError(f"{where}: PTQ trains nothing; it is an evaluation of baseline at every eval_bits")
+    if method not in methods.names():
+        raise InputError(f"{where}: unknown method {method!r}; {did_you_mean(method, methods.names())}")
+    model = methods.find(method).Options
+    known = {field.alias or name for name, field in model.model_fields.items()}
+    bits = options.pop("bits", None)
+    widths = bits if isinstance(bits, list) else [bits]
+    if not widths:
+        raise InputError(f"{where}.bits: the list is empty")
+    lambdas = experiment.sweep.get("lambda", [None]) if "lambda" in known else [None]
+    for width in widths:
+        for lam in lambdas:
+            for lr in experiment.sweep.get("lr", [None]):
+                chosen = options | ({} if width is None else {"bits": width}) | ({} if lam is None else {"lambda": lam})
+                resolved = parse(model, chosen, where).model_dump(mode="json", by_alias=True)
+                label = [method] if width is None else [method, bit_name(width)]
+                label += [] if lam is None else [f"lambda{lam:g}"]
+                label += [] if lr is None else [f"lr{short_float(lr)}"]
+                yield "-".join(label), {} if lr is None else {"lr": lr}, resolved
+
+
+def short_float(value: float) -> str:
+    """0.003 -> 3e-3, 0.00025 -> 2.5e-4: the way learning rates are written in names."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _check_patterns(patterns: list[str], layers: list[str], where: str) -> None:
+    for pattern in patterns:
+        if not models.quantized_layers(layers, [pattern]):
+            raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
+
+
+def _check_start(study: Study, experiment: Experiment, where: str) -> None:
+    start = experiment.start_from
+    if start is None:
+        if experiment.setting == "finetune":
+            raise InputError(f"{where}: setting: finetune needs start_from")
+        return
+    parent = study.experiments.get(start)
+    if parent is None:
+        raise InputError(f"{where}.start_from: unknown experiment {start!r}; {did_you_mean(start, study.experiments)}")
+    if "baseline" not in parent.methods or parent.sweep or parent.start_from:
+        raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
+    missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
+    if missing:
+        raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")
+
+
+def _check_references(study: Study, variants: set[str], path: Path) -> None:
+    """Tables and figures name experiments and variants that exist."""
+    for table, experiments in study.tables.items():
+        for name in experiments:
+            if name not in study.experiments:
+                raise InputError(
+                    f"{path}: tables.{table}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
+                )
+    for figure, spec in study.figures:
+        for name in getattr(spec, "experiments", []):
+            if name not in study.experiments:
+                raise InputError(
+                    f"{path}: figures.{figure}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
+                )
+        for name in getattr(spec, "panels", []):
+            if name not in variants:
+                raise InputError(f"{path}: figures.{figure}: unknown variant {name!r}; {did_you_mean(name, variants)}")
+
+
+def narrow(variants: list[Variant], only: str | None = None, seeds: Any = None) -> list[Variant]:
+    """The variants of some experiments (or ``experiment/variant``) with some seeds, comma-separated.
+
+    ``seeds`` may be an int, as Snakemake passes a single one. What a fine-tune starts from is kept as well.
+    """
+    if only:
+        wanted = [name.strip() for name in str(only).split(",")]
+        known = {variant.experiment for variant in variants} | {variant.path for variant in variants}
+        for name in wanted:
+            if name not in known:
+                raise InputError(f"only={name}: no such experiment or variant; {did_you_mean(name, known)}")
+        chosen = [v for v in variants if v.experiment in wanted or v.path in wanted]
+        starts = {v.recipe["start_from"] for v in chosen}
+        variants = [v for v in variants if v in chosen or (v.experiment in starts and v.name == "baseline")]
+    if seeds is not None and seeds != "":
+        try:
+            kept = {int(seed) for seed in str(seeds).split(",")}
+        except ValueError:
+            raise InputError(f"seeds={seeds}: give whole numbers, e.g. seeds=0,1") from None
+        missing = kept - {seed for variant in variants for seed in variant.seeds}
+        if missing:
+            raise InputError(f"seeds={seeds}: the study has no seed {min(missing)}")
+        variants = [
+            Variant(v.study, v.experiment, v.name, v.recipe, seeds)
+            for v in variants
+            if (seeds := tuple(seed for seed in v.seeds if seed in kept))
+        ]
+    return variants

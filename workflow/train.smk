@@ -1,0 +1,50 @@
+"""
+REQUIRED INPUTS: data/<dataset>.json, and the start checkpoints of a fine-tune
+OUTPUTS: results/<study>/runs/<experiment>/<variant>/seed<k>/{run.json,history.csv,layers.csv},
+         checkpoints/<study>/<experiment>/<variant>/seed<k>.safetensors
+
+One job per variant makes all its seeds in one process; runs that are there and current are kept.
+"""
+
+for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
+    variants = {variant.name: variant for variant in CHOSEN if variant.experiment == experiment}
+    seeds = next(iter(variants.values())).seeds
+
+    rule:
+        """Train all seeds of one variant."""
+        name:
+            f"train_{experiment}"
+        input:
+            about=f"data/{STUDY.data}.json",
+            tensors=ancient(f"data/{STUDY.data}.safetensors"),
+            start=lambda wildcards, variants=variants: start_files(variants[wildcards.variant]),
+        output:
+            update(
+                expand(
+                    [
+                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/run.json",
+                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/history.csv",
+                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/layers.csv",
+                        f"checkpoints/{STUDY.study}/{experiment}/{{{{variant}}}}/seed{{seed}}.safetensors",
+                    ],
+                    seed=seeds,
+                )
+            ),
+        params:
+            recipe=lambda wildcards, variants=variants: as_json(variants[wildcards.variant].recipe),
+            code=lambda wildcards, variants=variants: variants[wildcards.variant].fingerprint,
+            study=STUDY_FILE,
+            experiment=experiment,
+        wildcard_constraints:
+            variant="|".join(map(re.escape, variants)),
+        log:
+            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.log",
+        benchmark:
+            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.tsv"
+        threads: STUDY.threads
+        resources:
+            gpu=GPUS,
+            seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
+        shell:
+            "python -m oscillations train --study {params.study} --only {params.experiment}/{wildcards.variant}"
+            " --seeds {resources.seeds} >> {log} 2>&1"
