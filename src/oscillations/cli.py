@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     training = command(train, "narrow", "device")
     training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
+    command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
+    for step in (collect, oscillations, tables, figures, claims, site):
+        command(step)
+    command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
+    command(check, "narrow")
+    schema_parser = command(schema)
+    schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
 
 
@@ -70,3 +77,81 @@ def train(options: argparse.Namespace) -> int:
     except runs.Interrupted as stop:
         return runs.exit_code(stop)
     return 0
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
+    from oscillations import evaluation
+
+    study, variants = studies.load(options.study)
+    if options.experiment not in study.experiments:
+        raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
+    mine = [variant for variant in variants if variant.experiment == options.experiment]
+    evaluation.evaluate(study.study, options.experiment, mine, options.device)
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
+    from oscillations.report import collect as report
+
+    report.collect(*studies.load(options.study))
+
+
+def oscillations(options: argparse.Namespace) -> None:
+    """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
+    from oscillations.report import collect as report
+
+    report.collect_oscillations(*studies.load(options.study))
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Write the study's tables, published beside reproduced, and agreement.csv."""
+    from oscillations.report import tables as report
+
+    report.write_tables(studies.load(options.study)[0])
+
+
+def figures(options: argparse.Namespace) -> None:
+    """Draw the study's figures as PNG and PDF."""
+    from oscillations.report import figures as report
+
+    report.write_figures(studies.load(options.study)[0])
+
+
+def claims(options: argparse.Namespace) -> None:
+    """Judge the paper's claims on the measurements."""
+    from oscillations.report import claims as report
+
+    report.write_claims(studies.load(options.study)[0])
+
+
+def site(options: argparse.Namespace) -> None:
+    """Write results/<study>/index.html."""
+    from oscillations.report import site as report
+
+    report.write_site(*studies.load(options.study))
+
+
+def status(options: argparse.Namespace) -> None:
+    """Show what is done, running and left, with an estimate of the time."""
+    from oscillations import status as report
+
+    study, variants = studies.load(options.study)
+    report.print_status(study, studies.narrow(variants, options.only, options.seeds), options.jobs)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Validate a study and print its run list."""
+    study, variants = studies.load(options.study)
+    chosen = studies.narrow(variants, options.only, options.seeds)
+    for variant in chosen:
+        print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
+    runs = sum(len(variant.seeds) for variant in chosen)
+    print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs on {study.data}")
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Write the JSON schema of study files, for editors."""
+    from oscillations.files import write_json
+
+    write_json(options.out, studies.json_schema())

@@ -1,4 +1,4 @@
-"""Run records: which files are the results of the study as it is now."""
+"""Run records: which files are results of the study as it is now, and why others are not."""
 
 from __future__ import annotations
 
@@ -6,13 +6,48 @@ from pathlib import Path
 from typing import Any
 
 from oscillations.files import read_json
+from oscillations.study import Run, Variant
 
 IDENTITY = ("run", "seed", "recipe", "fingerprint", "data_sha256", "start_sha256")
 
 
 def is_current(record: Path, identity: dict[str, Any]) -> bool:
     """Whether the file is a record of exactly this run: recipe, code, data and start weights."""
-    if not record.exists():
-        return False
-    found = read_json(record)
-    return all(found.get(key) == identity[key] for key in IDENTITY)
+    return record.exists() and all(read_json(record).get(key) == identity[key] for key in IDENTITY)
+
+
+def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | None:
+    """Why a record is not the study's result, or None if it is. Works without data and weights."""
+    if record["recipe"] != variant.recipe:
+        changed = sorted(
+            key for key in record["recipe"] | variant.recipe
+            if record["recipe"].get(key) != variant.recipe.get(key)
+        )  # fmt: skip
+        return f"made with another recipe ({', '.join(changed)})"
+    if record["fingerprint"] != variant.fingerprint:
+        return "made by other code"
+    about = Path("data", f"{variant.recipe['data']}.json")
+    if about.exists() and read_json(about)["sha256"] != record["data_sha256"]:
+        return "made from other data"
+    parent = variant.parent(run.seed)
+    if parent is not None and parent.record.exists():
+        start = read_json(parent.record)["checkpoint_sha256"]
+        if start != record["start_sha256"]:
+            return f"started from other weights than {parent.name} has now"
+    return None
+
+
+def sort_runs(variants: list[Variant]) -> tuple[list[tuple[Variant, Run, dict]], dict[Run, str]]:
+    """All current runs of a study with their records, and the stale ones with the reason."""
+    current, stale = [], {}
+    for variant in variants:
+        for run in variant.runs():
+            if not run.record.exists():
+                continue
+            record = read_json(run.record)
+            why = stale_because(record, variant, run)
+            if why is None:
+                current.append((variant, run, record))
+            else:
+                stale[run] = why
+    return current, stale

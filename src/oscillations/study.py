@@ -92,6 +92,7 @@ class Claims(Strict):
     match_margin: PositiveFloat = Field(2.0, description="C2: OsciQuant matches QAT")
     near_baseline: PositiveFloat = Field(2.0, description="C4: stays near the FP baseline")
     chance_margin: PositiveFloat = Field(10.0, description="C5: above chance by no more than this is near chance")
+    good_margin: PositiveFloat = Field(10.0, description="C6: good means no more than this below the FP baseline")
     flat_margin: PositiveFloat = Field(2.0, description="C9: flat in lambda")
 
 
@@ -199,7 +200,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    keys = [key.value for key, _ in node.value if not key.tag.endswith(":merge")]
     repeated = {key for key in keys if keys.count(key) > 1}
     if repeated:
         line = node.start_mark.line + 1
@@ -368,6 +369,11 @@ def _check_references(study: Study, variants: set[str], path: Path) -> None:
         for name in getattr(spec, "panels", []):
             if name not in variants:
                 raise InputError(f"{path}: figures.{figure}: unknown variant {name!r}; {did_you_mean(name, variants)}")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a study file; options of methods and models live in their own files (``check`` knows them)."""
+    return Study.model_json_schema()
 
 
 def narrow(variants: list[Variant], only: str | None = None, seeds: Any = None) -> list[Variant]:

@@ -1,0 +1,150 @@
+"""Measurements: one tidy table of everything a study has measured, and one of everything per epoch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from oscillations.bits import LATENT
+from oscillations.files import write_text
+from oscillations.records import sort_runs
+from oscillations.study import Study, Variant
+
+MEASUREMENTS = [
+    "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
+    "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
+    "accuracy", "best_epoch", "epochs_run", "status", "run",
+]  # fmt: skip
+TOTALS = ("crossings", "levels", "nagel", "corrected", "trips")
+
+
+def results(study: Study) -> Path:
+    return Path("results", study.study)
+
+
+def read_measurements(study: Study) -> pd.DataFrame:
+    return pd.read_csv(results(study) / "measurements.csv")
+
+
+def read_oscillations(study: Study) -> pd.DataFrame:
+    return pd.read_csv(results(study) / "oscillations.csv")
+
+
+def collect(study: Study, variants: list[Variant]) -> None:
+    """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
+    current, stale = sort_runs(variants)
+    for run, why in stale.items():
+        print(
+            f"refused {run.record}: {why}; make it again with: "
+            f"snakemake all --config study={study.study} only={run.experiment}/{run.variant}",
+            file=sys.stderr,
+        )
+    evaluations: dict[str, pd.DataFrame] = {}
+    rows: list[dict[str, Any]] = []
+    for variant, run, record in current:
+        if run.experiment not in evaluations:
+            file = results(study) / "runs" / run.experiment / "evaluations.csv"
+            evaluations[run.experiment] = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["run"])
+        about = _about(study, variant, record, run.seed, str(run.folder))
+        for bits, accuracy in record["validation_accuracy"].items():
+            rows.append(about | _evaluation(about, int(bits), "keep", "validation", accuracy))
+        tests = evaluations[run.experiment]
+        tests = tests[tests.run == run.name]
+        for row in tests.itertuples():
+            if row.checkpoint_sha256 == record["checkpoint_sha256"]:
+                rows.append(about | _evaluation(about, row.eval_bits, row.bn, "test", row.accuracy))
+    table = pd.DataFrame(rows, columns=MEASUREMENTS)
+    write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:
+    recipe = variant.recipe
+    method = recipe["method"]
+    return {
+        "study": study.study,
+        "data": record["data"]["name"],
+        "experiment": variant.experiment,
+        "model": recipe["model"]["name"],
+        "setting": recipe["setting"],
+        "method": method["name"],
+        "variant": variant.name,
+        "train_bits": method.get("bits", LATENT),
+        "preset": method.get("preset"),
+        "reg_reduction": method.get("reg_reduction"),
+        "scale_grad": method.get("scale_grad"),
+        "lambda": method.get("lambda"),
+        "lr": recipe["training"]["lr"],
+        "seed": seed,
+        "best_epoch": record["best_epoch"],
+        "epochs_run": record["epochs_run"],
+        "status": record["status"],
+        "run": folder,
+    }
+
+
+def _evaluation(about: dict[str, Any], bits: int, bn: str, split: str, accuracy: float) -> dict[str, Any]:
+    """PTQ is what a quantized evaluation of the baseline is called."""
+    quantized = bits != LATENT
+    return {
+        "method": "ptq" if about["method"] == "baseline" and quantized else about["method"],
+        "eval_bits": bits,
+        "grid": "sym_odd" if quantized else None,
+        "levels": 2**bits - 1 if quantized else None,
+        "calibration": "max" if quantized else None,
+        "bn": bn,
+        "split": split,
+        "accuracy": accuracy,
+    }
+
+
+def collect_oscillations(study: Study, variants: list[Variant]) -> None:
+    """Write ``oscillations.csv``: every epoch of every current run, counts per epoch, not cumulative.
+
+    ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
+    ``near_threshold``, ``error`` and ``share_zero`` are averages over all quantized weights,
+    ``max_over_std`` and ``kurtosis`` over layers.
+    """
+    current, _ = sort_runs(variants)
+    frames = []
+    for variant, run, record in current:
+        history = pd.read_csv(run.folder / "history.csv")
+        layers = pd.read_csv(run.folder / "layers.csv")
+        frame = history[["epoch", "train_loss", "val_loss", "monitored"]].copy() if len(history) else history
+        method = variant.recipe["method"]
+        about = {
+            "experiment": variant.experiment,
+            "variant": variant.name,
+            "model": variant.recipe["model"]["name"],
+            "method": method["name"],
+            "train_bits": method.get("bits", LATENT),
+            "lambda": method.get("lambda"),
+            "lr": variant.recipe["training"]["lr"],
+            "seed": run.seed,
+            "steps_per_epoch": record["steps_per_epoch"],
+        }
+        for place, (key, value) in enumerate(about.items()):
+            frame.insert(place, key, value)
+        for column in history.filter(regex="^val_acc_"):
+            frame[column] = history[column]
+        if "iteration_nagel" in history and len(history):
+            for level in ("iteration", "epoch"):
+                for kind in TOTALS:
+                    counts = history[f"{level}_{kind}"]
+                    frame[f"{level}_{kind}"] = counts.diff().fillna(counts).astype(int)
+            for column in history.filter(regex="^frequency_"):
+                frame[column] = history[column]
+        if len(layers):
+            by_epoch = layers.groupby("epoch")
+            frame["weights"] = by_epoch.weights.sum().to_numpy()
+            for column in ("max_over_std", "kurtosis"):
+                frame[column] = by_epoch[column].mean().to_numpy()
+            for column in ("near_threshold", "error", "share_zero"):
+                if column in layers:
+                    weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
+                    frame[column] = weighted.to_numpy() / frame["weights"]
+        frames.append(frame)
+    table = pd.concat(frames) if frames else pd.DataFrame(columns=["experiment", "variant", "seed", "epoch"])
+    write_text(results(study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))

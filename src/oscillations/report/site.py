@@ -1,0 +1,209 @@
+"""``results/<study>/index.html``: everything a study has shown, on one page that opens from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from oscillations.bits import LATENT
+from oscillations.files import write_text
+from oscillations.records import sort_runs
+from oscillations.report.collect import read_measurements, read_oscillations, results
+from oscillations.report.figures import CAPTIONS, figure_names
+from oscillations.report.stats import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
+from oscillations.report.tables import (
+    METHOD_NAMES,
+    MODEL_NAMES,
+    TITLES,
+    bits_label,
+    plus_minus,
+    shown,
+    summarise,
+    table_cells,
+)
+from oscillations.study import Study, Variant
+
+TEMPLATE = Path(__file__).with_name("template.html")
+RELATION = {
+    "paper": "Same data as the paper: distances to the published numbers are meaningful.",
+    "other-data": "Other data than the paper's: distances to the published numbers also hold the change of data.",
+    "miniature": "A miniature: published numbers stand beside for orientation only and are never coloured.",
+}
+
+
+def anchor(experiment: str, variant: str) -> str:
+    return f"run-{experiment}-{variant}".replace(".", "_")
+
+
+def write_site(study: Study, variants: list[Variant]) -> None:
+    """Render the page from the collected files and the run records."""
+    measurements, oscillations = read_measurements(study), read_oscillations(study)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        study=study,
+        relation=RELATION[study.published],
+        claims=_claims(study),
+        verdicts=[SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN],
+        tables=[_table(study, table, measurements) for table in study.tables],
+        norms=_norms(measurements),
+        statistics=_statistics(oscillations),
+        figures=[(name, CAPTIONS[name]) for name in figure_names(study)],
+        figures_folder=f"../../figures/{study.study}",
+        runs=_runs(variants),
+        anchor=anchor,
+    )
+    write_text(results(study) / "index.html", page)
+
+
+def _claims(study: Study) -> list[dict[str, Any]]:
+    folder = results(study)
+    claims = pd.read_csv(folder / "claims.csv", keep_default_na=True).fillna({"evidence": ""})
+    evidence = pd.read_csv(folder / "claims_evidence.csv").fillna({"runs": ""})
+    rows = []
+    for claim in claims.to_dict("records"):
+        comparisons = evidence[evidence.claim == claim["claim"]].to_dict("records")
+        for comparison in comparisons:
+            comparison["interval"] = _interval(comparison)
+            comparison["links"] = _links(comparison["runs"])
+        rows.append(claim | {"interval": _interval(claim), "rows": comparisons})
+    return rows
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if pd.isna(row["estimate"]):
+        return ""
+    digits = 2 if abs(row["estimate"]) >= 0.1 else 5
+    text = f"{row['estimate']:.{digits}f}"
+    return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def _links(runs: str) -> list[tuple[str, str]]:
+    """(anchor, experiment/variant) of run folders (or experiment/variant names), each variant once."""
+    found = {}
+    for run in str(runs).split():
+        experiment, variant = run.split("/runs/")[-1].split("/")[:2]
+        found[anchor(experiment, variant)] = f"{experiment}/{variant}"
+    return list(found.items())
+
+
+def _table(study: Study, table: str, measurements: pd.DataFrame) -> dict[str, Any]:
+    cells = table_cells(study, table, measurements)
+    text = shown(table, cells)
+    rows = []
+    for (_, cell), strings in zip(cells.iterrows(), text.to_dict("records")):
+        rows.append({"cells": strings, "color": _color(study, cell), "links": _links(cell.runs) if cell.n > 0 else []})
+    run = int((cells.published_mean.notna() & (cells.n > 0)).sum())
+    return {
+        "name": table,
+        "title": TITLES[table],
+        "columns": list(text.columns),
+        "rows": rows,
+        "coverage": f"{run} of {int(cells.published_mean.notna().sum())} published cells run",
+    }
+
+
+def _color(study: Study, cell: pd.Series) -> str:
+    """Agreement of a cell with the published one; a miniature's is never judged."""
+    if pd.isna(cell.n):
+        return "missing"
+    if study.published == "miniature" or pd.isna(cell.inside):
+        return "plain"
+    return "inside" if cell.inside else "outside"
+
+
+def _norms(measurements: pd.DataFrame) -> list[dict[str, str]]:
+    """Cells of networks with batch norm, statistics kept beside re-estimated."""
+    kept, fresh = summarise(measurements, "keep"), summarise(measurements, "reestimate")
+    keys = ["experiment", "variant", "method", "train_bits", "eval_bits"]
+    both = kept.merge(fresh, on=keys, suffixes=("", "_fresh"))
+    return [
+        {
+            "Run": f"{row.experiment}/{row.variant}",
+            "Method": METHOD_NAMES.get(row.method, row.method),
+            "Evaluated": bits_label(row.eval_bits),
+            "BN kept": plus_minus(row["mean"], row["std"]),
+            "BN re-estimated": plus_minus(row.mean_fresh, row.std_fresh),
+            "Change": f"{row.mean_fresh - row['mean']:+.2f}",
+            "n": str(row.n),
+        }
+        for _, row in both.iterrows()
+    ]
+
+
+def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
+    """Weights and oscillations in each run's last epoch, mean and spread over seeds."""
+    if oscillations.empty or "near_threshold" not in oscillations:
+        return []
+    quantized = oscillations[oscillations.train_bits != LATENT]
+    last = quantized.sort_values("epoch").groupby(["experiment", "variant", "seed"], sort=False).tail(1)
+    last = last.assign(
+        per_epoch=100 * last.epoch_nagel / last.weights,
+        per_step=100 * last.iteration_nagel / last.weights / last.steps_per_epoch,
+        near=100 * last.near_threshold,
+        zero=100 * last.share_zero,
+    )
+    rows = []
+    for (experiment, variant), group in last.groupby(["experiment", "variant"], sort=False):
+
+        def text(column: str, digits: int = 2, group: pd.DataFrame = group) -> str:
+            return plus_minus(group[column].mean(), group[column].std(ddof=1), digits)
+
+        rows.append(
+            {
+                "Run": f"{experiment}/{variant}",
+                "oscillating per step, %": text("per_step", 3),
+                "per epoch, %": text("per_epoch"),
+                "near a threshold, %": text("near"),
+                "quantized to 0, %": text("zero", 1),
+                "max|w| / std": text("max_over_std"),
+                "kurtosis": text("kurtosis"),
+                "n": str(len(group)),
+            }
+        )
+    return rows
+
+
+def _runs(variants: list[Variant]) -> list[dict[str, Any]]:
+    """Every variant of the study with the state of its seeds."""
+    current, stale = sort_runs(variants)
+    records = {run: record for _, run, record in current}
+    rows = []
+    for variant in variants:
+        seeds = []
+        for run in variant.runs():
+            record = records.get(run)
+            folder = f"runs/{run.name}"
+            seed: dict[str, Any] = {"seed": run.seed, "folder": folder, "state": stale.get(run) or "not run"}
+            if record:
+                seed |= {
+                    "state": record["status"],
+                    "best": f"{record['monitored']:.2f}" if record["monitored"] is not None else "",
+                    "best_epoch": record["best_epoch"],
+                    "epochs": record["epochs_run"],
+                    "wall": f"{record['timing']['wall_s']:.0f}",
+                    "where": _where(record),
+                }
+            seeds.append(seed)
+        model = MODEL_NAMES.get(variant.recipe["model"]["name"], variant.recipe["model"]["name"])
+        recipe = variant.recipe
+        method = {key: value for key, value in recipe["method"].items() if key != "name"}
+        rows.append(
+            {
+                "experiment": variant.experiment,
+                "variant": variant.name,
+                "model": model,
+                "recipe": ", ".join(f"{k} {v}" for k, v in (recipe["training"] | method).items()),
+                "seeds": seeds,
+            }
+        )
+    return rows
+
+
+def _where(record: dict[str, Any]) -> str:
+    found = record["environment"]
+    return f"{found['device']}, torch {found['packages'].get('torch', '?')}, {found['threads']} thread(s)"

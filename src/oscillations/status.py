@@ -1,0 +1,67 @@
+"""How far a study is: runs done, running and left, and when it should end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import mean
+
+from oscillations.files import read_json
+from oscillations.records import sort_runs
+from oscillations.study import Run, Study, Variant
+
+FRESH = 120  # seconds without a sign of life after which a run counts as interrupted
+
+
+def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
+    """One line per experiment, the runs in progress, and an estimate from the finished runs' wall times."""
+    current, stale = sort_runs(variants)
+    done = {run: record for _, run, record in current}
+    waiting = {run for variant in variants for run in variant.runs()} - set(done)
+    finished_in_work = {run for run in waiting if (run.work / "run.json").exists()}
+    active = {
+        run: read_json(run.work / "progress.json") for run in waiting - finished_in_work if _progress(run).exists()
+    }
+    running = {run for run, state in active.items() if time.time() - state["written"] < FRESH}
+    print(f"study {study.study}: {len(done) + len(finished_in_work)} done, {len(running)} running, "
+          f"{len(waiting) - len(finished_in_work) - len(running)} left, {len(stale)} stale")  # fmt: skip
+    for experiment in study.experiments:
+        mine = [run for variant in variants if variant.experiment == experiment for run in variant.runs()]
+        print(f"  {experiment}: {sum(run in done or run in finished_in_work for run in mine)} of {len(mine)}")
+    for run in sorted(active, key=lambda run: run.name):
+        state = active[run]
+        word = "running" if run in running else "interrupted"
+        pace = state["wall_s"] / state["epoch"]
+        print(
+            f"  {word}: {run.name} epoch {state['epoch']}/{state['epochs']}, best in {state['best_epoch']}, "
+            f"{pace:.1f} s/epoch"
+        )
+    for run, why in stale.items():
+        print(f"  stale: {run.name}: {why}")
+    left = waiting - finished_in_work
+    seconds = estimate_seconds(left, done, active)
+    if not left:
+        print("  nothing left")
+    elif seconds is None:
+        print("  no estimate yet: no run of any experiment has finished")
+    else:
+        print(f"  about {seconds / 60 / jobs:.0f} minutes left with {jobs} job(s) at a time")
+
+
+def _progress(run: Run) -> Path:
+    return run.work / "progress.json"
+
+
+def estimate_seconds(left: set[Run], done: dict[Run, dict], active: dict[Run, dict]) -> float | None:
+    """Sum over the runs left: the mean wall time of finished runs of the same experiment, else of all."""
+    if not done:
+        return None
+    by_experiment: dict[str, list[float]] = {}
+    for run, record in done.items():
+        by_experiment.setdefault(run.experiment, []).append(record["timing"]["wall_s"])
+    everywhere = mean(seconds for times in by_experiment.values() for seconds in times)
+    total = 0.0
+    for run in left:
+        expected = mean(by_experiment.get(run.experiment, [everywhere]))
+        total += max(0.0, expected - active.get(run, {"wall_s": 0.0})["wall_s"])
+    return total
