@@ -16,25 +16,38 @@ min_version("9.9")
 include: "workflow/common.smk"
 include: "workflow/fetch.smk"
 include: "workflow/train.smk"
+include: "workflow/evaluate.smk"
+include: "workflow/report.smk"
 
 
 localrules:
     all,
     data,
     runs,
+    report,
+    collect,
+    oscillations,
+    tables,
+    figures,
+    claims,
+    site,
 
 
 rule all:
+    """Runs and report of the study, narrowed by only= and seeds=."""
     default_target: True
     input:
-        [file for variant in CHOSEN for run in variant.runs() for file in run_files(run)],
+        SHOWN_RECORDS,
+        rules.site.output,
 
 
 rule data:
+    """The study's dataset."""
     input:
         f"data/{STUDY.data}.json",
 
 
 rule runs:
+    """Every training the command is narrowed to."""
     input:
-        [file for variant in CHOSEN for run in variant.runs() for file in run_files(run)],
+        SHOWN_RECORDS,

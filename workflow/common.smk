@@ -11,6 +11,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
+from oscillations import provenance, records
 from oscillations import study as studies
 from oscillations.errors import InputError
 from oscillations.fingerprint import fingerprint
@@ -37,10 +38,34 @@ if "source" in config:
 
 GPUS = 1 if Path("/dev/nvidiactl").exists() else 0  # a job takes the device if there is one
 
+# Tables show every current run of the study, whatever this command is narrowed to.
+CURRENT = [run for _, run, _ in records.sort_runs(VARIANTS)[0]]
+REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
+SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in set(REQUESTED + CURRENT)]
+SHOWN_RECORDS = [str(run.record) for run in SHOWN]
+SHOWN_HISTORIES = [str(run.folder / name) for run in SHOWN for name in ("history.csv", "layers.csv")]
+SHOWN_EVALUATIONS = [
+    f"results/{STUDY.study}/runs/{experiment}/{name}"
+    for experiment in dict.fromkeys(run.experiment for run in SHOWN)
+    for name in ("evaluations.csv", "histograms.csv")
+]
 
-def run_files(run):
-    """Declared files of one run: record, histories, checkpoint."""
-    return [str(run.folder / name) for name in ("run.json", "history.csv", "layers.csv")] + [str(run.checkpoint)]
+# Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
+if workflow.is_main_process and not any(Path(".snakemake/locks").glob("*")):
+    provenance.restore(STUDY.study)
+
+
+onsuccess:
+    provenance.save(STUDY.study)
+
+
+onerror:
+    provenance.save(STUDY.study)
+
+
+def experiment_runs(experiment):
+    """Runs of one experiment that are shown."""
+    return [run for run in SHOWN if run.experiment == experiment]
 
 
 def as_json(value):

@@ -9,11 +9,11 @@ rule fetch:
     output:
         about="data/{dataset}.json",
         tensors="data/{dataset}.safetensors",
-    params:
-        code=lambda wildcards: fingerprint(f"datasets.{wildcards.dataset.replace('-', '_')}", "datasets"),
     log:
         "logs/fetch/{dataset}.log",
     benchmark:
         "logs/fetch/{dataset}.tsv"
+    params:
+        code=lambda wildcards: fingerprint(f"datasets.{wildcards.dataset.replace('-', '_')}", "datasets"),
     shell:
         "python -m oscillations fetch --data {wildcards.dataset} > {log} 2>&1"

@@ -30,21 +30,21 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
                     seed=seeds,
                 )
             ),
+        log:
+            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.log",
+        benchmark:
+            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.tsv"
+        wildcard_constraints:
+            variant="|".join(map(re.escape, variants)),
+        threads: STUDY.threads
+        resources:
+            gpu=GPUS,
+            seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:
             recipe=lambda wildcards, variants=variants: as_json(variants[wildcards.variant].recipe),
             code=lambda wildcards, variants=variants: variants[wildcards.variant].fingerprint,
             study=STUDY_FILE,
             experiment=experiment,
-        wildcard_constraints:
-            variant="|".join(map(re.escape, variants)),
-        log:
-            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.log",
-        benchmark:
-            f"logs/{STUDY.study}/train/{experiment}/{{variant}}.tsv"
-        threads: STUDY.threads
-        resources:
-            gpu=GPUS,
-            seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         shell:
             "python -m oscillations train --study {params.study} --only {params.experiment}/{wildcards.variant}"
             " --seeds {resources.seeds} >> {log} 2>&1"

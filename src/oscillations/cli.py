@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     training = command(train, "narrow", "device")
     training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
-    for step in (collect, oscillations, tables, figures, claims, site):
+    for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
     command(check, "narrow")
@@ -92,52 +92,58 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
-    from oscillations.report import collect as report
+    from oscillations.report import collect as module
 
-    report.collect(*studies.load(options.study))
+    module.collect(*studies.load(options.study))
 
 
 def oscillations(options: argparse.Namespace) -> None:
     """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
-    from oscillations.report import collect as report
+    from oscillations.report import collect as module
 
-    report.collect_oscillations(*studies.load(options.study))
+    module.collect_oscillations(*studies.load(options.study))
 
 
 def tables(options: argparse.Namespace) -> None:
     """Write the study's tables, published beside reproduced, and agreement.csv."""
-    from oscillations.report import tables as report
+    from oscillations.report import tables as module
 
-    report.write_tables(studies.load(options.study)[0])
+    module.write_tables(studies.load(options.study)[0])
 
 
 def figures(options: argparse.Namespace) -> None:
     """Draw the study's figures as PNG and PDF."""
-    from oscillations.report import figures as report
+    from oscillations.report import figures as module
 
-    report.write_figures(studies.load(options.study)[0])
+    module.write_figures(studies.load(options.study)[0])
 
 
 def claims(options: argparse.Namespace) -> None:
     """Judge the paper's claims on the measurements."""
-    from oscillations.report import claims as report
+    from oscillations.report import claims as module
 
-    report.write_claims(studies.load(options.study)[0])
+    module.write_claims(studies.load(options.study)[0])
 
 
 def site(options: argparse.Namespace) -> None:
     """Write results/<study>/index.html."""
-    from oscillations.report import site as report
+    from oscillations.report import site as module
 
-    report.write_site(*studies.load(options.study))
+    module.write_site(*studies.load(options.study))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Everything people read, in order: collect, oscillations, tables, figures, claims, site."""
+    for step in (collect, oscillations, tables, figures, claims, site):
+        step(options)
 
 
 def status(options: argparse.Namespace) -> None:
     """Show what is done, running and left, with an estimate of the time."""
-    from oscillations import status as report
+    from oscillations import status as module
 
     study, variants = studies.load(options.study)
-    report.print_status(study, studies.narrow(variants, options.only, options.seeds), options.jobs)
+    module.print_status(study, studies.narrow(variants, options.only, options.seeds), options.jobs)
 
 
 def check(options: argparse.Namespace) -> None:

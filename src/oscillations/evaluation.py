@@ -10,11 +10,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from oscillations import datasets
-from oscillations.accuracy import accuracy, reestimated_norms, weights_as
-from oscillations.bits import LATENT
+from oscillations.crossbit import accuracies, histograms
 from oscillations.files import read_json, write_text
 from oscillations.fingerprint import fingerprint
 from oscillations.runs import DATA, load_checkpoint, remove_work, set_up_torch
@@ -23,7 +21,6 @@ from oscillations.training import Trainer, make_trainer
 
 COLUMNS = ["run", "checkpoint_sha256", "code", "eval_bits", "bn", "accuracy"]
 HISTOGRAM_COLUMNS = ["run", "layer", "bits", "scale", "u", "count"]
-BINS_PER_STEP = 20
 
 
 def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
@@ -36,11 +33,11 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
     """Write the accuracies and weight histograms of all trained runs among ``variants``."""
     torch_device = set_up_torch(variants[0].recipe["threads"], device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
-    code = fingerprint("evaluation")
+    code = fingerprint("crossbit")
     known, known_bins = _read(accuracy_file, COLUMNS), _read(histogram_file, HISTOGRAM_COLUMNS)
     known = known[known.code == code]
     about = tensors = None
-    tables, histograms = [], []
+    tables, all_bins = [], []
     for variant in variants:
         for run in variant.runs():
             if not run.record.exists():
@@ -54,15 +51,15 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
                 trainer = _trained(variant, run, about, tensors, torch_device)
                 prefix = {"run": run.name, "checkpoint_sha256": record["checkpoint_sha256"], "code": code}
                 done = record["status"] == "done"
-                mine = pd.DataFrame([prefix | row for row in _accuracies(trainer, done)])
-                bins = pd.DataFrame([{"run": run.name} | row for row in _histograms(trainer)])
+                mine = pd.DataFrame([prefix | row for row in accuracies(trainer, done)])
+                bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)])
                 print(f"{run.name}: evaluated", flush=True)
             tables.append(mine)
-            histograms.append(bins)
+            all_bins.append(bins)
             remove_work(run)
     for file, frames, columns in (
         (accuracy_file, tables, COLUMNS),
-        (histogram_file, histograms, HISTOGRAM_COLUMNS),
+        (histogram_file, all_bins, HISTOGRAM_COLUMNS),
     ):
         filled = [frame for frame in frames if len(frame)]
         whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
@@ -87,40 +84,3 @@ def _trained(
     if trainer.quantizer is not None:
         trainer.quantizer.update()
     return trainer
-
-
-def _accuracies(trainer: Trainer, done: bool) -> list[dict[str, Any]]:
-    """Test accuracy at every evaluation bit, batch-norm statistics kept and re-estimated.
-
-    A network without batch norm has nothing to re-estimate and gives ``keep`` only; a diverged run no number.
-    """
-    model, rows = trainer.model, []
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    for bits in trainer.eval_bits:
-        values = None if bits == LATENT else trainer.quantized_weights(bits)
-        with weights_as(trainer.parameters, values):
-            found = {"keep": accuracy(model, trainer.sets["test"])[0] if done else None}
-            if normed:
-                with reestimated_norms(model, trainer.sets["train"]):
-                    found["reestimate"] = accuracy(model, trainer.sets["test"])[0] if done else None
-        rows += [{"eval_bits": bits, "bn": bn, "accuracy": value} for bn, value in found.items()]
-    return rows
-
-
-def _histograms(trainer: Trainer) -> list[dict[str, Any]]:
-    """Counts of u = w / s at the target bits, per quantized tensor; nothing for the baseline."""
-    quantizer, rows = trainer.quantizer, []
-    if quantizer is None:
-        return rows
-    half = 0.5 / BINS_PER_STEP
-    count = 2 * quantizer.limit * BINS_PER_STEP + 1
-    centres = torch.linspace(-quantizer.limit, quantizer.limit, count)
-    for name, weight, scale in zip(quantizer.names, quantizer.weights, quantizer.scales):
-        edge = quantizer.limit + half
-        counts = torch.histc((weight / scale).float().cpu(), bins=count, min=-edge, max=edge)
-        rows += [
-            {"layer": name, "bits": quantizer.bits, "scale": scale.item(), "u": round(u, 4), "count": int(n)}
-            for u, n in zip(centres.tolist(), counts.tolist())
-            if n
-        ]
-    return rows

@@ -131,6 +131,11 @@ class Study(Strict):
             raise ValueError("eval_bits: must hold 32, and each width once")
         return self
 
+    @property
+    def figure_names(self) -> list[str]:
+        """Figure 1 needs no run; the others are drawn where the study says what they show."""
+        return ["figure1"] + [name for name, spec in self.figures if spec is not None]
+
 
 @dataclass(frozen=True)
 class Run:

@@ -45,17 +45,13 @@ def write_figures(study: Study) -> None:
         "figure5": figure5,
         "figure7": figure7,
     }
-    for name in figure_names(study):
+    for name in study.figure_names:
         figure = makers[name](study)
         for suffix in ("png", "pdf"):
             with replacing(figures_folder(study) / f"{name}.{suffix}") as part:
                 metadata = {"Software": None} if suffix == "png" else {"CreationDate": None}
                 figure.savefig(part, dpi=160, bbox_inches="tight", format=suffix, metadata=metadata)
         plt.close(figure)
-
-
-def figure_names(study: Study) -> list[str]:
-    return ["figure1"] + [name for name, spec in study.figures if spec is not None]
 
 
 def figures_folder(study: Study) -> Path:

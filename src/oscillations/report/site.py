@@ -12,7 +12,7 @@ from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
 from oscillations.report.collect import read_measurements, read_oscillations, results
-from oscillations.report.figures import CAPTIONS, figure_names
+from oscillations.report.figures import CAPTIONS
 from oscillations.report.stats import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from oscillations.report.tables import (
     METHOD_NAMES,
@@ -52,7 +52,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         tables=[_table(study, table, measurements) for table in study.tables],
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
-        figures=[(name, CAPTIONS[name]) for name in figure_names(study)],
+        figures=[(name, CAPTIONS[name]) for name in study.figure_names],
         figures_folder=f"../../figures/{study.study}",
         runs=_runs(variants),
         anchor=anchor,

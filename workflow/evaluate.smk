@@ -1,0 +1,30 @@
+"""
+REQUIRED INPUTS: the records and checkpoints of an experiment's runs, data/<dataset>.json
+OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
+"""
+
+
+rule evaluate:
+    """PTQ and cross-bit accuracy on the test split, batch norm kept and re-estimated; weight histograms."""
+    input:
+        about=f"data/{STUDY.data}.json",
+        tensors=ancient(f"data/{STUDY.data}.safetensors"),
+        records=lambda wildcards: [str(run.record) for run in experiment_runs(wildcards.experiment)],
+        checkpoints=lambda wildcards: [ancient(str(run.checkpoint)) for run in experiment_runs(wildcards.experiment)],
+    output:
+        update(f"results/{STUDY.study}/runs/{{experiment}}/evaluations.csv"),
+        update(f"results/{STUDY.study}/runs/{{experiment}}/histograms.csv"),
+    log:
+        f"logs/{STUDY.study}/evaluate/{{experiment}}.log",
+    benchmark:
+        f"logs/{STUDY.study}/evaluate/{{experiment}}.tsv"
+    wildcard_constraints:
+        experiment="|".join(map(re.escape, STUDY.experiments)),
+    threads: STUDY.threads
+    resources:
+        gpu=GPUS,
+    params:
+        code=fingerprint("crossbit"),
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations evaluate --study {params.study} --experiment {wildcards.experiment} > {log} 2>&1"

@@ -1,0 +1,126 @@
+"""
+REQUIRED INPUTS: records, histories and evaluations of all current runs of the study (whatever this command is
+                 narrowed to), params/published.csv
+OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,claims.csv,claims_evidence.csv,index.html},
+         results/<study>/tables/, figures/<study>/
+
+Nothing here imports torch; every rule runs from what git holds.
+"""
+
+RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
+REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training"}))
+
+
+rule collect:
+    """Every current run at every evaluation, one tidy table."""
+    input:
+        SHOWN_RECORDS,
+        SHOWN_EVALUATIONS,
+    output:
+        f"{RESULTS}/measurements.csv",
+    log:
+        f"logs/{STUDY.study}/collect.log",
+    params:
+        code=fingerprint("report.collect"),
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations collect --study {params.study} > {log} 2>&1"
+
+
+rule oscillations:
+    """Oscillation counts and weight statistics of every epoch, one tidy table."""
+    input:
+        SHOWN_RECORDS,
+        SHOWN_HISTORIES,
+    output:
+        f"{RESULTS}/oscillations.csv",
+    log:
+        f"logs/{STUDY.study}/oscillations.log",
+    params:
+        code=fingerprint("report.collect"),
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations oscillations --study {params.study} > {log} 2>&1"
+
+
+rule tables:
+    """The paper's tables, published beside reproduced, and all published cells in agreement.csv."""
+    input:
+        rules.collect.output,
+        "params/published.csv",
+    output:
+        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=STUDY.tables, suffix=["csv", "md", "tex"]),
+        f"{RESULTS}/agreement.csv",
+    log:
+        f"logs/{STUDY.study}/tables.log",
+    params:
+        code=fingerprint("report.tables"),
+        choices=REPORT_PARAMS,
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations tables --study {params.study} > {log} 2>&1"
+
+
+rule figures:
+    """Every figure as PNG and PDF."""
+    input:
+        rules.collect.output,
+        rules.oscillations.output,
+        SHOWN_EVALUATIONS,
+    output:
+        expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=STUDY.figure_names, suffix=["png", "pdf"]),
+    log:
+        f"logs/{STUDY.study}/figures.log",
+    params:
+        code=fingerprint("report.figures"),
+        choices=REPORT_PARAMS,
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations figures --study {params.study} > {log} 2>&1"
+
+
+rule claims:
+    """A verdict for every claim, with the comparisons behind it."""
+    input:
+        rules.collect.output,
+        rules.oscillations.output,
+    output:
+        f"{RESULTS}/claims.csv",
+        f"{RESULTS}/claims_evidence.csv",
+    log:
+        f"logs/{STUDY.study}/claims.log",
+    params:
+        code=fingerprint("report.claims"),
+        choices=REPORT_PARAMS,
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations claims --study {params.study} > {log} 2>&1"
+
+
+rule site:
+    """The page that shows all of it."""
+    input:
+        rules.tables.output,
+        rules.figures.output,
+        rules.claims.output,
+        "src/oscillations/report/template.html",
+    output:
+        f"{RESULTS}/index.html",
+    log:
+        f"logs/{STUDY.study}/site.log",
+    params:
+        code=fingerprint("report.site"),
+        choices=REPORT_PARAMS,
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations site --study {params.study} > {log} 2>&1"
+
+
+rule report:
+    log:
+        f"logs/{STUDY.study}/report.log",
+    """All of the above from what is there, whatever is stale or missing; trains nothing."""
+    params:
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations report --study {params.study} > {log} 2>&1"
