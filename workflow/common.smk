@@ -22,9 +22,9 @@ os.environ["PYTHONPATH"] = f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
 
 STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
 try:
-    unknown = set(config) - {"study", "only", "seeds", "source"}
+    unknown = set(config) - {"study", "only", "seeds", "source", "device"}
     if unknown:
-        raise InputError(f"--config {unknown.pop()}=...: unknown key; known: study, only, seeds, source")
+        raise InputError(f"--config {unknown.pop()}=...: unknown key; known: study, only, seeds, source, device")
     STUDY, VARIANTS = studies.load(Path(STUDY_FILE))
     CHOSEN = studies.narrow(VARIANTS, config.get("only"), config.get("seeds"))
     if "source" in config and not Path(config["source"]).exists():
@@ -32,11 +32,11 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
-# Where data comes from is no part of a recipe: an environment variable is not compared between runs.
+# Where data comes from and what computes are no part of a recipe: environment variables are not compared.
 if "source" in config:
     os.environ["OSCILLATIONS_SOURCE"] = str(Path(config["source"]).resolve())
-
-GPUS = 1 if Path("/dev/nvidiactl").exists() else 0  # a job takes the device if there is one
+DEVICE = os.environ["OSCILLATIONS_DEVICE"] = config.get("device", "auto")
+GPUS = int(DEVICE == "cuda" or (DEVICE == "auto" and Path("/dev/nvidiactl").exists()))
 
 # Tables show every current run of the study, whatever this command is narrowed to.
 CURRENT = [run for _, run, _ in records.sort_runs(VARIANTS)[0]]

@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
             added.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
             added.add_argument("--seeds", help="seeds, comma-separated")
         if "device" in flags:
-            added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+            default = os.environ.get("OSCILLATIONS_DEVICE", "auto")
+            added.add_argument("--device", choices=["auto", "cpu", "cuda"], default=default)
         return added
 
     fetching = command(fetch)

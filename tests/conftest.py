@@ -1,0 +1,151 @@
+"""Small pieces the tests share: a tiny in-memory dataset, and a scratch copy of the project."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = """\
+study: tiny
+title: A tiny study
+note: For the tests.
+published: miniature
+data: digits
+validation: 300
+seeds: [0, 1]
+training: {lr: 2.0e-3, batch_size: 64, epochs: 3, patience: 5}
+experiments:
+  mlp5-scratch:
+    model: {name: mlp5, width: 16}
+    setting: scratch
+    methods:
+      baseline:
+      qat: {bits: 3}
+      osciquant: {bits: [2, 3], lambda: 1}
+  mlp5-lambda:
+    model: {name: mlp5, width: 16}
+    setting: sweep
+    methods:
+      osciquant: {bits: 3}
+    sweep: {lambda: [0, 2]}
+tables:
+  table1: [mlp5-scratch]
+  table4: [mlp5-lambda]
+figures:
+  figure2:
+    layer: fc2.weight
+    panels: [mlp5-scratch/qat-3bit, mlp5-lambda/osciquant-3bit-lambda0]
+  figure3:
+    panels: [mlp5-scratch/qat-3bit, mlp5-lambda/osciquant-3bit-lambda0]
+  figure5: {experiments: [mlp5-lambda], bits: 3}
+  figure7: {panels: [mlp5-scratch/osciquant-3bit]}
+"""
+
+
+@pytest.fixture
+def blobs():
+    """A dataset of two-dimensional blobs as ``datasets.read`` would return it: learnable, 8x8, four classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(480) % 4
+    centres = torch.randint(40, 215, (4, 64), generator=generator)
+    noise = torch.randint(-40, 40, (480, 64), generator=generator)
+    images = (centres[labels] + noise).clamp(0, 255).to(torch.uint8).view(480, 1, 8, 8)
+    about = {
+        "name": "blobs", "train": 400, "test": 80, "classes": list("abcd"), "image_shape": [1, 8, 8],
+        "mean": [0.5], "std": [0.25],
+    }  # fmt: skip
+    tensors = {
+        "train_images": images[:400], "train_labels": labels[:400],
+        "test_images": images[400:], "test_labels": labels[400:],
+    }  # fmt: skip
+    return about, tensors
+
+
+@pytest.fixture
+def recipe():
+    """A resolved recipe for the blobs; tests change what they are about."""
+    return {
+        "data": "blobs", "validation": 80, "split_seed": 0, "classes": None, "resize": None,
+        "model": {"name": "mlp5", "width": 12}, "quant_layers": ["fc*"], "setting": "scratch", "start_from": None,
+        "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,
+        "training": {"optimizer": "adam", "lr": 2e-3, "batch_size": 32, "epochs": 4, "patience": 3},
+    }  # fmt: skip
+
+
+class Project:
+    """A scratch copy of the project: rules, sources, published numbers and one tiny study."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("src", "workflow"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copy(ROOT / "Snakefile", folder)
+        (folder / "params").mkdir()
+        shutil.copy(ROOT / "params/published.csv", folder / "params")
+        (folder / "params/tiny.yaml").write_text(TINY)
+
+    def start(self, *command: str) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for name in list(environment):
+            if name.startswith(("OSCILLATIONS_", "SNAKEMAKE_")):
+                del environment[name]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate()
+        assert (process.returncode == 0) == ok, output
+        return output
+
+    def cli(self, *arguments: str, ok: bool = True) -> str:
+        return self.run(sys.executable, "-m", "oscillations", *arguments, ok=ok)
+
+    def snakemake(self, *arguments: str, config: str = "", ok: bool = True) -> str:
+        keys = ["--config", "study=tiny", *config.split()]
+        return self.run("snakemake", "--cores", "2", *arguments, *keys, ok=ok)
+
+    def planned(self, *arguments: str, config: str = "") -> dict[str, int]:
+        """Jobs of a dry run by rule; empty if there is nothing to do."""
+        output = self.snakemake("-n", *(arguments or ["all"]), config=config)
+        if "Nothing to be done" in output:
+            return {}
+        table = output.split("Job stats:")[1].split("total")[0].splitlines()
+        rows = [line.split() for line in table]
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory):
+    """A scratch project whose tiny study has run through the real rules; copy it before changing it."""
+    project = Project(tmp_path_factory.mktemp("finished") / "project")
+    project.snakemake("all")
+    return project
+
+
+@pytest.fixture
+def finished(finished_project, tmp_path):
+    """A private copy of the finished project."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished_project.folder, folder)
+    copy = object.__new__(Project)
+    copy.folder = folder
+    return copy

@@ -1,0 +1,117 @@
+"""P1: parameter counts and quantized shares; ResNet-18 against torchvision's."""
+
+import pytest
+import torch
+
+from oscillations import models
+from oscillations.models import library, mlp5, resnet18, vit_tiny
+
+CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
+
+
+def built(spec, shape):
+    model = models.build(spec, shape, 10)
+    patterns = models.find(spec["name"]).QUANTIZED
+    return model, models.quantized_parameters(model, patterns)
+
+
+def count(tensors):
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def share_of_weights(model, quantized):
+    """Quantized share of all tensors named weight, the paper's way of counting."""
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    return 100 * count(quantized.values()) / count(weights)
+
+
+def test_p1_mlp5():
+    model, quantized = built({"name": "mlp5"}, CIFAR)
+    assert count(model.parameters()) == 1_052_426
+    assert count(quantized.values()) == 1_051_136
+
+
+def test_p1_resnet18_cifar():
+    model, quantized = built({"name": "resnet18"}, CIFAR)
+    assert count(model.parameters()) == 11_173_962
+    assert share_of_weights(model, quantized) == pytest.approx(99.957, abs=5e-4)
+    assert len(quantized) == 21
+
+
+@pytest.mark.slow
+def test_p1_vit_tiny():
+    model, quantized = built({"name": "vit-tiny"}, IMAGENET)
+    assert count(model.parameters()) == 5_526_346
+    assert share_of_weights(model, quantized) == pytest.approx(97.178, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_resnet18_is_torchvisions():
+    from torchvision.models import resnet18 as reference
+
+    torch.manual_seed(0)
+    theirs = reference(num_classes=10)
+    ours = models.build({"name": "resnet18", "stem": "imagenet", "stem_maxpool": True}, IMAGENET, 10)
+    models.load_weights(ours, theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        theirs.train(mode)
+        ours.train(mode)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "spec", "shape"),
+    [
+        (mlp5, {"name": "mlp5"}, CIFAR),
+        (resnet18, {"name": "resnet18", "width": 4}, CIFAR),
+        pytest.param(
+            vit_tiny, {"name": "vit-tiny", "depth": 2, "width": 24, "patch_size": 4}, CIFAR, marks=pytest.mark.slow
+        ),
+        pytest.param(library, {"name": "torchvision/squeezenet1_1"}, CIFAR, marks=pytest.mark.slow),
+        pytest.param(library, {"name": "timm/resnet10t"}, CIFAR, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value.get("name") if isinstance(value, dict) else "",
+)
+def test_named_layers_are_the_networks(module, spec, shape):
+    """The names that studies are checked against are those of the built network."""
+    model = models.build(spec, shape, 10)
+    actual = [name for name, layer in model.named_modules() if models.is_matrix_layer(layer)]
+    assert sorted(module.layers(module.Options(**spec))) == sorted(actual)
+
+
+def test_vit_leaves_embedding_and_head_alone():
+    layers = vit_tiny.layers(vit_tiny.Options(name="vit-tiny"))
+    chosen = models.quantized_layers(layers, vit_tiny.QUANTIZED)
+    assert len(chosen) == 48
+    assert "head" not in chosen
+    assert "patch_embed.proj" not in chosen
+
+
+def test_biases_are_quantized_only_when_asked():
+    model = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
+    assert all(name.endswith("weight") for name in models.quantized_parameters(model, ["*"]))
+    assert len(models.quantized_parameters(model, ["*"], biases=True)) == 12
+
+
+def test_unknown_library_model_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        models.build({"name": "torchvision/resnet_18"}, CIFAR, 10)
+
+
+def test_load_weights_reports_everything_that_does_not_fit():
+    model = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 5)
+    other = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
+    weights = model.state_dict()
+    weights["extra"] = weights.pop("fc2.bias")
+    with pytest.raises(ValueError, match=r"missing fc2\.bias; unexpected extra; fc6\.weight is \(5, 8\)"):
+        models.load_weights(other, weights)
+
+
+def test_a_fine_tune_keeps_its_new_head():
+    model = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 5)
+    other = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
+    head = other.fc6.weight.clone()
+    models.load_weights(other, model.state_dict(), head="fc6")
+    assert torch.equal(other.fc6.weight, head)
+    assert torch.equal(other.fc1.weight, model.fc1.weight)
