@@ -51,8 +51,15 @@ SHOWN_EVALUATIONS = [
 ]
 
 # Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
-if workflow.is_main_process and not any(Path(".snakemake/locks").glob("*")):
-    provenance.restore(STUDY.study)
+if workflow.is_main_process:
+    if any(Path(".snakemake/locks").glob("*")):
+        print(
+            "another snakemake is working in this folder: wait until it has ended. If none is running (it was killed, "
+            "say), free the folder with: snakemake --unlock",
+            file=sys.stderr,
+        )
+    else:
+        provenance.restore(STUDY.study)
 
 
 onsuccess:

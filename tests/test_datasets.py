@@ -1,0 +1,277 @@
+"""Datasets: conversion, sources, and everything that can be wrong with an archive."""
+
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oscillations import datasets
+from oscillations.cli import main
+from oscillations.datasets import cifar10, cifar10_jpeg, digits, sources
+from oscillations.errors import InputError
+from oscillations.files import read_json
+
+
+@pytest.fixture(autouse=True)
+def small_cifar(monkeypatch):
+    """Two images per class for training, one for testing: complete, but small."""
+    for module in (cifar10, cifar10_jpeg):
+        monkeypatch.setattr(module, "TRAIN_IMAGES", 20)
+    monkeypatch.setattr(cifar10, "TEST_IMAGES", 10)
+
+
+def pixels(seed):
+    return np.random.RandomState(seed).randint(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def encoded(seed, suffix):
+    out = io.BytesIO()
+    Image.fromarray(pixels(seed)).save(out, {"png": "PNG", "jpg": "JPEG"}[suffix])
+    return out.getvalue()
+
+
+def folder_files(suffix="png", prefix=""):
+    """{path: content} of an image folder."""
+    return {
+        f"{prefix}{split}/{label}/{i:04d}.{suffix}": encoded(100 * place + 10 * (split == "test") + i, suffix)
+        for split, count in (("train", 2), ("test", 1))
+        for place, label in enumerate(cifar10.CLASSES)
+        for i in range(count)
+    }
+
+
+def binary_files():
+    """The canonical form of the same images, four images to a batch."""
+    rows = {"train": [], "test": []}
+    for split, count in (("train", 2), ("test", 1)):
+        for place in range(10):
+            for i in range(count):
+                image = pixels(100 * place + 10 * (split == "test") + i).transpose(2, 0, 1).tobytes()
+                rows[split].append(bytes([place]) + image)
+    batches = {
+        f"cifar-10-batches-bin/data_batch_{b + 1}.bin": b"".join(rows["train"][4 * b : 4 * b + 4]) for b in range(5)
+    }
+    return batches | {"cifar-10-batches-bin/test_batch.bin": b"".join(rows["test"])}
+
+
+def write_folder(path, files):
+    for name, content in files.items():
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return path
+
+
+def write_tar(path, files):
+    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as archive:
+        for name, content in reversed(files.items()):  # order must not matter
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+SOURCES = {
+    "folder": lambda tmp: write_folder(tmp / "images", folder_files()),
+    "zip": lambda tmp: write_zip(tmp / "images.zip", folder_files(prefix="deep/er/")),
+    "tar": lambda tmp: write_tar(tmp / "images.tar", folder_files(prefix="./")),
+    "tar.gz": lambda tmp: write_tar(tmp / "images.tar.gz", folder_files()),
+    "tar.xz": lambda tmp: write_tar(tmp / "images.tar.xz", folder_files()),
+    "tar.bz2": lambda tmp: write_tar(tmp / "images.tar.bz2", folder_files()),
+    "canonical folder": lambda tmp: write_folder(tmp / "canonical", binary_files()),
+    "canonical archive": lambda tmp: write_tar(tmp / "canonical.tar.gz", binary_files()),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_source_gives_the_same_images(kind, tmp_path):
+    images = cifar10.prepare(SOURCES[kind](tmp_path), tmp_path)
+    reference = cifar10.prepare(SOURCES["folder"](tmp_path / "reference"), tmp_path)
+    order = np.argsort(images.train_labels, kind="stable")
+    assert (images.train_images[order] == reference.train_images).all()
+    assert (images.test_images == reference.test_images).all()
+    assert images.train_images.shape == (20, 3, 32, 32)
+    assert np.bincount(images.train_labels).tolist() == [2] * 10
+
+
+def test_jpeg_is_another_dataset(tmp_path):
+    source = write_folder(tmp_path / "images", folder_files("jpg"))
+    with pytest.raises(InputError, match="data: cifar10-jpeg"):
+        cifar10.prepare(source, tmp_path)
+    assert cifar10_jpeg.prepare(source, tmp_path).source == "image folder, JPEG"
+
+
+def test_jpeg_needs_a_source(tmp_path):
+    with pytest.raises(InputError, match="source=PATH"):
+        cifar10_jpeg.prepare(None, tmp_path)
+
+
+def without(files, start):
+    return {name: content for name, content in files.items() if not name.startswith(start)}
+
+
+BAD = {
+    "missing class": (lambda t: write_folder(t / "x", without(folder_files(), "train/cat")), r"train/ has no image of class cat"),
+    "unknown class": (lambda t: write_folder(t / "x", folder_files() | {"train/cow/1.png": encoded(1, "png")}), r"train/cow/1\.png: unknown class 'cow'"),
+    "unreadable image": (lambda t: write_folder(t / "x", folder_files() | {"train/cat/0000.png": b"no image"}), r"train/cat/0000\.png: unreadable image"),
+    "truncated image": (
+        lambda t: write_folder(t / "x", folder_files() | {"train/cat/0000.png": encoded(3, "png")[:900]}), r"train/cat/0000\.png: unreadable image"
+    ),
+    "too few images": (lambda t: write_folder(t / "x", without(folder_files(), "train/cat/0001")), r"train has 19 images, CIFAR-10 has 20"),
+    "zip out of its folder": (lambda t: write_zip(t / "x.zip", {"../evil.png": b""}), r"'\.\./evil\.png' lies outside"),
+    "tar out of its folder": (lambda t: write_tar(t / "x.tar", {"a/../../evil.png": b""}), r"lies outside"),
+    "absolute path": (lambda t: write_tar(t / "x.tar", {"/etc/evil.png": b""}), r"lies outside"),
+    "python form": (lambda t: write_folder(t / "x", {"cifar-10-batches-py/data_batch_1": b"pickle"}), r"Python form, whose pickles are never loaded"),
+    "truncated batch": (lambda t: write_folder(t / "x", binary_files() | {"cifar-10-batches-bin/data_batch_3.bin": b"1234"}), r"data_batch_3\.bin is missing or truncated \(4 bytes\)"),
+    "missing batch": (lambda t: write_folder(t / "x", without(binary_files(), "cifar-10-batches-bin/test")), r"test_batch\.bin is missing or truncated"),
+    "no archive": (lambda t: write_folder(t, {"x.tar.gz": b"garbage"}) / "x.tar.gz", r"not a whole zip or tar archive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_sources_are_refused_by_name(case, tmp_path):
+    make, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        cifar10.prepare(make(tmp_path), tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert not (tmp_path.parent / "evil.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "zip"])
+def test_truncated_archives_are_refused(kind, tmp_path):
+    path = SOURCES[kind](tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="not a whole zip or tar archive"):
+        cifar10.prepare(path, tmp_path)
+
+
+def test_links_in_archives_are_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("train/cat/1.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(InputError, match="is a link"):
+        cifar10.prepare(path, tmp_path)
+
+
+def test_the_canonical_archive_is_checked_by_its_published_md5(tmp_path):
+    archive = write_tar(tmp_path / "x.tar.gz", binary_files()).rename(tmp_path / cifar10.ARCHIVE)
+    with pytest.raises(InputError, match=r"that of the canonical archive is c32a1d4ab5d03f1284b67883e8d87530"):
+        cifar10.prepare(archive, tmp_path)
+
+
+def test_a_missing_source_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fetch", "--data", "cifar10", "--source", "nowhere"]) == 2
+    assert "source=nowhere: no such file or folder" in capsys.readouterr().err
+    assert main(["fetch", "--data", "cifar"]) == 2
+    assert "did you mean 'cifar10'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A file server on this machine; ``/flaky`` fails twice before it gives the file."""
+    content, failures = b"archive" * 1000, {"/flaky": 2}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if failures.get(self.path, 0):
+                failures[self.path] -= 1
+                self.send_error(503)
+            elif self.path == "/gone":
+                self.send_error(404)
+            else:
+                body = content[:100] if self.path == "/truncated" else content
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", content
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize("paths", [["/whole"], ["/flaky"], ["/gone", "/truncated", "/whole"]])
+def test_download_retries_and_goes_on_to_the_next_mirror(server, tmp_path, paths):
+    address, content = server
+    target = tmp_path / "file"
+    sources.download([address + path for path in paths], target, hashlib.md5(content).hexdigest())
+    assert target.read_bytes() == content
+
+
+def test_a_wrong_checksum_leaves_nothing_behind(server, tmp_path):
+    address, _ = server
+    with pytest.raises(InputError, match=r"md5 is .*, published is 0000"):
+        sources.download([f"{address}/whole"], tmp_path / "file", "0000")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_whole_download_is_kept(server, tmp_path):
+    _, content = server
+    target = tmp_path / "file"
+    target.write_bytes(content)
+    sources.download(["http://127.0.0.1:9/none"], target, hashlib.md5(content).hexdigest())
+
+
+def test_digits_become_one_checked_file(tmp_path):
+    datasets.write("digits", tmp_path)
+    _, tensors = datasets.read("digits", tmp_path)
+    assert tensors["train_images"].shape == (1400, 1, 8, 8)
+    assert tensors["test_labels"].bincount().min() >= 30
+    train = tensors["train_images"].float() / 255
+    assert train.mean().item() == pytest.approx(digits.MEAN[0], abs=0.01)
+    assert train.std().item() == pytest.approx(digits.STD[0], abs=0.01)
+    before = (tmp_path / "digits.json").read_bytes()
+    datasets.write("digits", tmp_path)
+    assert (tmp_path / "digits.json").read_bytes() == before, "a second fetch must not look like other data"
+
+
+def test_a_changed_tensor_file_is_refused(tmp_path):
+    datasets.write("digits", tmp_path)
+    file = tmp_path / "digits.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="content differs from the hash"):
+        datasets.read("digits", tmp_path)
+
+
+def test_digits_refuse_a_source(tmp_path):
+    with pytest.raises(InputError, match="no source is needed"):
+        datasets.write("digits", tmp_path, tmp_path)
+
+
+def test_a_dataset_that_was_not_fetched_names_the_command(tmp_path):
+    with pytest.raises(InputError, match="python -m oscillations fetch --data digits"):
+        datasets.read("digits", tmp_path)
+
+
+@pytest.mark.network
+def test_the_canonical_archive_can_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    datasets.write("cifar10", tmp_path)
+    assert read_json(tmp_path / "cifar10.json")["train"] == 50_000

@@ -1,0 +1,234 @@
+"""Studies: strictness, names, narrowing, recipes; and X2, the transcription of the published tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, TINY
+
+from oscillations import study as studies
+from oscillations.cli import main
+from oscillations.errors import InputError
+from oscillations.files import read_json
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the tiny study after a change of its content (a function) or its text (two strings)."""
+
+    def loader(change=None, text=None):
+        source = TINY if text is None else TINY.replace(*text)
+        if change:
+            content = yaml.safe_load(source)
+            change(content)
+            source = yaml.safe_dump(content, sort_keys=False)
+        file = tmp_path / "tiny.yaml"
+        file.write_text(source)
+        return studies.load(file)
+
+    return loader
+
+
+def scratch(content):
+    return content["experiments"]["mlp5-scratch"]
+
+
+BAD = {
+    "misspelt key": (lambda c: c.update(sedes=[0]), r"unknown key 'sedes'; did you mean 'seeds'\?"),
+    "misspelt training key": (
+        lambda c: c["training"].update(batchsize=3), r"training: unknown key 'batchsize'; did you mean 'batch_size'\?"
+    ),
+    "misspelt experiment key": (
+        lambda c: scratch(c).update(methds={}), r"experiments\.mlp5-scratch: unknown key 'methds'; did you mean 'methods'"
+    ),
+    "unknown method": (
+        lambda c: scratch(c)["methods"].update(osciqant={"bits": 3}),
+        r"experiments\.mlp5-scratch\.methods\.osciqant: unknown method 'osciqant'; did you mean 'osciquant'\?",
+    ),
+    "unknown model": (
+        lambda c: scratch(c).update(model={"name": "resnet19"}), r"model\.name: unknown model 'resnet19'; did you mean 'resnet18'"
+    ),
+    "unknown model option": (
+        lambda c: scratch(c).update(model={"name": "mlp5", "widht": 3}), r"model: unknown key 'widht'; did you mean 'width'"
+    ),
+    "model without a name": (lambda c: scratch(c).update(model={}), r"model: name is missing"),
+    "unknown dataset": (lambda c: c.update(data="cifar"), r"data: unknown dataset 'cifar'; did you mean 'cifar10'\?"),
+    "unknown layer": (
+        lambda c: scratch(c).update(quant_layers=["fc7"]), r"quant_layers: 'fc7' matches no layer; did you mean 'fc[1-6]'"
+    ),
+    "unknown regularized layer": (
+        lambda c: scratch(c)["methods"]["osciquant"].update(reg_layers=["conv1"]),
+        r"methods\.osciquant\.reg_layers: 'conv1' matches no layer; did you mean 'fc1'",
+    ),
+    "bits below 2": (lambda c: scratch(c)["methods"].update(qat={"bits": 1}), r"methods\.qat: bits: .*greater than or equal to 2"),
+    "bits not evaluated": (lambda c: scratch(c)["methods"].update(qat={"bits": 5}), r"bits: 5 is not among eval_bits"),
+    "no bits": (lambda c: scratch(c)["methods"].update(qat={"bits": []}), r"methods\.qat\.bits: the list is empty"),
+    "missing bits": (lambda c: scratch(c)["methods"].update(qat={}), r"methods\.qat: bits: this key is missing"),
+    "empty seeds": (lambda c: c.update(seeds=[]), r"seeds: List should have at least 1 item"),
+    "repeated seeds": (lambda c: c.update(seeds=[1, 1]), r"seeds repeat"),
+    "lambda not a number": (
+        lambda c: scratch(c)["methods"]["osciquant"].update({"lambda": "much"}),
+        r"methods\.osciquant: lambda: .*valid number.*'much'",
+    ),
+    "lambda infinite": (
+        lambda c: scratch(c)["methods"]["osciquant"].update({"lambda": float("inf")}), r"lambda: .*finite number"
+    ),
+    "ptq asked to train": (
+        lambda c: scratch(c)["methods"].update(ptq={"bits": 3}), r"methods\.ptq: PTQ trains nothing; it is an evaluation"
+    ),
+    "option of another method": (
+        lambda c: scratch(c)["methods"].update(qat={"bits": 3, "lambda": 1}), r"methods\.qat: unknown key 'lambda'"
+    ),
+    "wrong choice": (
+        lambda c: scratch(c)["methods"].update(qat={"bits": 3, "scale_grad": "flwo"}),
+        r"scale_grad: 'flwo' is not allowed; did you mean 'flow'\?",
+    ),
+    "preset against option": (
+        lambda c: scratch(c)["methods"]["osciquant"].update(preset="paper_text", reg_half=False),
+        r"reg_half: False is not preset paper_text's \(True\); say preset: custom",
+    ),
+    "flow without a gradient": (
+        lambda c: scratch(c)["methods"].update(qat={"bits": 3, "scale_source": "mse"}), r"say scale_grad: detach"
+    ),
+    "wrong eval bits": (lambda c: c.update(eval_bits=[32, 1]), r"eval_bits: 1 is not 2 to 8, nor 32"),
+    "eval bits without latent": (lambda c: c.update(eval_bits=[2, 3]), r"eval_bits: must hold 32"),
+    "nothing left to train on": (lambda c: c.update(validation=1400), r"validation: 1400 of 1400 training images"),
+    "fine-tune from nothing": (lambda c: scratch(c).update(setting="finetune"), r"setting: finetune needs start_from"),
+    "fine-tune from the unknown": (
+        lambda c: scratch(c).update(setting="finetune", start_from="mlp5-scrach"),
+        r"start_from: unknown experiment 'mlp5-scrach'; did you mean 'mlp5-scratch'",
+    ),
+    "unknown class": (lambda c: scratch(c).update(classes=[0, 10]), r"classes: digits has no class number 10"),
+    "table of nothing": (lambda c: c["tables"].update(table1=["x"]), r"tables\.table1: unknown experiment 'x'"),
+    "unknown table": (lambda c: c["tables"].update(table9=["mlp5-scratch"]), r"tables\.table9"),
+    "figure of nothing": (
+        lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),
+        r"figures\.figure7: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
+    ),
+    "another name": (lambda c: c.update(study="other"), r"study: 'other' is not the file's name 'tiny'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_studies_are_refused_by_file_and_key(load, tmp_path, case):
+    change, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        load(change)
+    assert str(tmp_path / "tiny.yaml") in str(error.value)
+
+
+def test_a_repeated_key_is_refused(load):
+    with pytest.raises(InputError, match="key 'seeds' stands twice"):
+        load(text=("seeds: [0, 1]", "seeds: [0, 1]\nseeds: [2]"))
+
+
+def test_broken_yaml_is_refused(load):
+    with pytest.raises(InputError, match="not valid YAML"):
+        load(text=("seeds: [0, 1]", "seeds: [0, 1"))
+
+
+def test_a_missing_study_names_the_nearest():
+    with pytest.raises(InputError, match=r"no such study; did you mean 'quick'\?"):
+        studies.load(ROOT / "params/quik.yaml")
+
+
+def test_the_cli_says_it_in_one_message(capsys):
+    assert main(["check", "--study", str(ROOT / "params/quik.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_names_of_variants(load):
+    _, variants = load()
+    assert [variant.path for variant in variants] == [
+        "mlp5-scratch/baseline", "mlp5-scratch/qat-3bit", "mlp5-scratch/osciquant-ternary",
+        "mlp5-scratch/osciquant-3bit", "mlp5-lambda/osciquant-3bit-lambda0", "mlp5-lambda/osciquant-3bit-lambda2",
+    ]  # fmt: skip
+
+
+def test_sweep_labels(load):
+    def change(content):
+        content["experiments"]["mlp5-lambda"]["sweep"] = {"lambda": [0.25], "lr": [3e-3, 2.5e-4]}
+        content["figures"] = {}
+
+    _, variants = load(change)
+    names = [variant.name for variant in variants if variant.experiment == "mlp5-lambda"]
+    assert names == ["osciquant-3bit-lambda0.25-lr3e-3", "osciquant-3bit-lambda0.25-lr2.5e-4"]
+    assert [variant.recipe["training"]["lr"] for variant in variants[-2:]] == [3e-3, 2.5e-4]
+
+
+def test_a_recipe_holds_everything_resolved(load):
+    _, variants = load()
+    osci = variants[2].recipe
+    assert osci["method"]["reg_reduction"] == "layer_mean"  # from the default preset
+    assert osci["method"]["scale_grad"] == "flow"
+    assert osci["quant_layers"] == ["fc*"]
+    assert json.loads(json.dumps(osci)) == osci
+
+
+def test_narrowing(load):
+    _, variants = load()
+    assert len(studies.narrow(variants, "mlp5-lambda")) == 2
+    assert [v.seeds for v in studies.narrow(variants, "mlp5-scratch/baseline", 1)] == [(1,)]
+    assert [v.seeds for v in studies.narrow(variants, "mlp5-scratch/baseline", "0,1")] == [(0, 1)]
+    with pytest.raises(InputError, match="did you mean 'mlp5-lambda'"):
+        studies.narrow(variants, "mlp5-lamda")
+    with pytest.raises(InputError, match="no seed 7"):
+        studies.narrow(variants, None, "0,7")
+    with pytest.raises(InputError, match="whole numbers"):
+        studies.narrow(variants, None, "one")
+
+
+def test_narrowing_keeps_what_a_fine_tune_starts_from():
+    _, variants = studies.load(ROOT / "params/quick.yaml")
+    kept = studies.narrow(variants, "vit-tiny-finetune/qat-3bit")
+    assert [variant.path for variant in kept] == ["vit-tiny-pretrain/baseline", "vit-tiny-finetune/qat-3bit"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "params").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_study_is_valid(file):
+    study, variants = studies.load(file)
+    assert study.study == file.stem
+    assert len({variant.path for variant in variants}) == len(variants)
+
+
+def test_an_extending_study_replaces_keys():
+    paper, canonical = studies.load(ROOT / "params/paper.yaml")
+    jpeg, other = studies.load(ROOT / "params/paper-jpeg.yaml")
+    assert (paper.data, jpeg.data) == ("cifar10", "cifar10-jpeg")
+    for a, b in zip(canonical, other):
+        assert a.recipe | {"data": None} == b.recipe | {"data": None}
+
+
+def test_the_schema_is_up_to_date():
+    """Mend with: python -m oscillations schema"""
+    assert read_json(ROOT / "params/schema.json") == json.loads(json.dumps(studies.json_schema()))
+
+
+def test_checking_a_study_does_not_import_torch():
+    code = (
+        "import sys; from pathlib import Path; from oscillations import study;"
+        "study.load(Path('params/quick.yaml')); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_x2_transcription_of_the_published_tables():
+    published = pd.read_csv(ROOT / "params/published.csv")
+    assert published.table.value_counts().to_dict() == {"T1": 20, "T2": 20, "T3": 70, "T4": 14, "T5": 10}
+    keys = ["model", "method", "train_bits", "eval_bits"]
+    two, three = published[published.table == "T2"], published[published.table == "T3"]
+    shared = two.merge(three, on=keys, suffixes=("_2", "_3"))
+    assert len(shared) == 20
+    assert (shared.mean_2 == shared.mean_3).all()
+    assert (shared.std_2 == shared.std_3).all()
+
+
+def test_published_vocabulary_is_the_studies():
+    published = pd.read_csv(ROOT / "params/published.csv")
+    assert set(published.model) == {"mlp5", "resnet18", "vit-tiny"}
+    assert set(published.method) == {"baseline", "ptq", "qat", "osciquant"}
+    assert Path(ROOT / "params/published.csv").read_text().count("\n") == 135

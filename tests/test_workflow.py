@@ -1,0 +1,354 @@
+"""The real rules on a tiny study in a scratch directory: what is planned, what is kept, what travels."""
+
+import ast
+import json
+import os
+import shutil
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import ROOT, Project
+
+from oscillations.fingerprint import _parsed, fingerprint
+
+pytestmark = pytest.mark.slow
+
+REPORT = {"collect", "oscillations", "tables", "figures", "claims", "site", "all"}
+FOLLOWS = REPORT | {"evaluate"}
+
+
+def trains(planned):
+    return {rule: count for rule, count in planned.items() if rule.startswith("train_")}
+
+
+def test_a_dry_run_plans_every_variant_once(project):
+    planned = project.planned()
+    assert trains(planned) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
+    assert planned["fetch"] == 1
+    assert planned["evaluate"] == 2
+    assert set(planned) == {"fetch", *trains(planned), *FOLLOWS}
+
+
+def test_a_finished_study_has_everything_and_nothing_to_do(finished):
+    assert finished.planned() == {}
+    results = finished.folder / "results/tiny"
+    measured = pd.read_csv(results / "measurements.csv")
+    assert set(measured.method) == {"baseline", "ptq", "qat", "osciquant"}
+    assert len(measured[measured.split == "test"]) == 6 * 2 * 5
+    assert measured.accuracy.between(0, 100).all()
+    for name in (
+        "oscillations.csv",
+        "agreement.csv",
+        "claims.csv",
+        "index.html",
+        "tables/table1.md",
+        "provenance.json",
+    ):
+        assert (results / name).stat().st_size > 0, name
+    for name in ("figure1", "figure2", "figure3", "figure5", "figure7"):
+        assert (finished.folder / f"figures/tiny/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (finished.folder / f"figures/tiny/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert not list(finished.folder.glob("work/**/*"))
+
+
+def test_a_record_explains_itself(finished):
+    record = json.loads((finished.folder / "results/tiny/runs/mlp5-scratch/qat-3bit/seed1/run.json").read_text())
+    assert record["recipe"]["method"]["bits"] == 3
+    assert record["data"]["name"] == "digits"
+    assert record["split"] == {
+        "train": 1100,
+        "validation": 300,
+        "test": 397,
+        "validation_sha256": record["split"]["validation_sha256"],
+    }
+    assert set(record["validation_accuracy"]) == {"32", "2", "3", "4", "8"}
+    assert record["oscillations_at_best"]["iteration_crossings"] > 0
+    assert record["environment"]["threads"] == 1
+    assert {"fingerprint", "status", "best_epoch", "epochs_run", "checkpoint_sha256", "timing"} <= set(record)
+
+
+def test_jobs_run_side_by_side(finished):
+    records = json.loads((finished.folder / "results/tiny/provenance.json").read_text())
+    spans = {(r["starttime"], r["endtime"]) for path, r in records.items() if path.endswith("run.json")}
+    spans = sorted(spans)
+    assert any(second[0] < first[1] for first, second in zip(spans, spans[1:]))
+
+
+def test_comments_retrain_nothing(finished):
+    finished.edit("src/oscillations/quantizer.py", "@torch.no_grad()", "# a remark\n    @torch.no_grad()")
+    finished.edit("params/tiny.yaml", "seeds: [0, 1]", "seeds: [0, 1]  # a remark")
+    assert finished.planned() == {}
+
+
+def test_arithmetic_of_the_quantizer_is_noticed(finished):
+    finished.edit("src/oscillations/quantizer.py", "torch.floor(u + 0.5)", "torch.floor(u + 0.25)")
+    planned = finished.planned()
+    assert sum(trains(planned).values()) == 6
+    assert set(planned) == {*trains(planned), *FOLLOWS}
+
+
+def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
+    finished.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
+    planned = finished.planned()
+    assert trains(planned) == {"train_mlp5-scratch": 2}
+    assert planned["evaluate"] == 1
+    runs = finished.folder / "results/tiny/runs/mlp5-scratch"
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/run.json")}
+    finished.snakemake("all")
+    changed = {path.parts[-3] for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
+    assert changed == {"osciquant-ternary", "osciquant-3bit"}
+    assert finished.planned() == {}
+
+
+def test_a_new_method_plans_only_its_jobs(finished):
+    (finished.folder / "src/oscillations/methods/halved.py").write_text(
+        '"""A toy."""\n\nfrom oscillations.methods import Method, QuantizedOptions\n\n\n'
+        "class Halved(Method):\n    Options = QuantizedOptions\n\n"
+        "    def after_backward(self, quantizer, grads, progress):\n        for grad in grads:\n            grad.mul_(0.5)\n"
+    )
+    assert finished.planned() == {}
+    finished.edit("params/tiny.yaml", "      qat: {bits: 3}", "      qat: {bits: 3}\n      halved: {bits: 3}")
+    planned = finished.planned()
+    assert trains(planned) == {"train_mlp5-scratch": 1}
+    assert planned["evaluate"] == 1
+    finished.snakemake("all")
+    assert "halved" in set(pd.read_csv(finished.folder / "results/tiny/measurements.csv").method)
+
+
+def test_more_seeds_keep_those_that_are_there(finished):
+    record = finished.folder / "results/tiny/runs/mlp5-scratch/baseline/seed0/run.json"
+    before = record.read_bytes()
+    finished.edit("params/tiny.yaml", "seeds: [0, 1]", "seeds: [0, 1, 2]")
+    assert sum(trains(finished.planned()).values()) == 6
+    finished.snakemake("all")
+    assert record.read_bytes() == before
+    assert (
+        "mlp5-scratch/baseline/seed0: kept"
+        in (finished.folder / "logs/tiny/train/mlp5-scratch/baseline.log").read_text()
+    )
+
+
+def test_two_narrowed_commands_stand_together(project):
+    project.snakemake("all", config="only=mlp5-lambda seeds=0")
+    project.snakemake("all", config="only=mlp5-scratch/qat-3bit seeds=0,1")
+    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv")
+    assert set(measured.variant) == {"osciquant-3bit-lambda0", "osciquant-3bit-lambda2", "qat-3bit"}
+    for config in (
+        "only=mlp5-lambda seeds=0",
+        "only=mlp5-scratch/qat-3bit seeds=0,1",
+        "only=mlp5-scratch/qat-3bit seeds=1",
+    ):
+        assert project.planned(config=config) == {}, config
+
+
+def test_a_clone_without_data_or_weights(finished, tmp_path):
+    """Nothing to do, and `report` makes every table, figure, claim and the site again."""
+    for name in ("data", "checkpoints", ".snakemake", "logs", "figures"):
+        shutil.rmtree(finished.folder / name)
+    site = finished.folder / "results/tiny/index.html"
+    before = site.read_text()
+    site.unlink()
+    finished.snakemake("report")
+    assert site.read_text() == before
+    assert len(list((finished.folder / "figures/tiny").iterdir())) == 10
+    assert finished.planned() == {}
+
+
+def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
+    finished.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
+    output = finished.cli("collect", "--study", "params/tiny.yaml")
+    assert "mlp5-scratch/osciquant-3bit/seed0/run.json: made with another recipe (method)" in output
+    assert "snakemake all --config study=tiny only=mlp5-scratch/osciquant-3bit" in output
+    measured = pd.read_csv(finished.folder / "results/tiny/measurements.csv")
+    assert "osciquant" not in set(measured[measured.experiment == "mlp5-scratch"].method)
+
+
+def test_a_diverged_run_is_shown_and_not_averaged(project):
+    project.edit("params/tiny.yaml", "lr: 2.0e-3", "lr: 1.0e+30")
+    project.snakemake("all", config="only=mlp5-scratch/baseline")
+    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv")
+    assert set(measured.status) == {"diverged"}
+    assert measured.accuracy.isna().all()
+    assert "diverged" in (project.folder / "results/tiny/tables/table1.md").read_text()
+    assert ">diverged<" in (project.folder / "results/tiny/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("qat: {bits: 3}", "qta: {bits: 3}", "params/tiny.yaml: experiments.mlp5-scratch.methods.qta: unknown method 'qta'; did you mean 'qat'?"),
+        ("seeds: [0, 1]", "seeds: []", "params/tiny.yaml: seeds: List should have at least 1 item"),
+        ("lambda: 1}", "lambda: big}", "params/tiny.yaml: experiments.mlp5-scratch.methods.osciquant: lambda:"),
+    ],
+)  # fmt: skip
+def test_a_bad_study_stops_before_any_job(project, old, new, message):
+    project.edit("params/tiny.yaml", old, new)
+    output = project.snakemake("all", ok=False)
+    assert message in output
+    assert not (project.folder / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("source=nowhere", "source=nowhere: no such file or folder"),
+        ("only=mlp5-scrtch", "only=mlp5-scrtch: no such experiment or variant; did you mean 'mlp5-scratch'?"),
+        ("sede=1", "--config sede=...: unknown key"),
+        ("study=tyni", "params/tyni.yaml: no such study; did you mean 'tiny'?"),
+    ],
+)
+def test_bad_command_lines_stop_before_any_job(project, config, message):
+    assert message in project.snakemake("all", config=config, ok=False)
+
+
+def test_a_second_run_is_told_about_the_first(project):
+    project.edit("params/tiny.yaml", "epochs: 3", "epochs: 2000")
+    first = project.start("snakemake", "--cores", "2", "all", "--config", "study=tiny")
+    try:
+        deadline = time.monotonic() + 120
+        while not list(project.folder.glob("work/**/progress.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        output = project.snakemake("all", ok=False)
+        assert "another snakemake is working in this folder" in output
+        assert "--unlock" in output
+        status = project.cli("status", "--study", "params/tiny.yaml")
+        assert "running" in status
+    finally:
+        for child in psutil.Process(first.pid).children(recursive=True):
+            child.kill()
+        first.kill()
+        first.communicate()
+
+
+def test_a_killed_training_loses_nothing_under_snakemake(project, finished_project):
+    """kill -9 of the training process after its first seed: the failed job's outputs are gone, the seed is not."""
+    project.snakemake("data")
+    run = "mlp5-scratch/osciquant-3bit"
+    script = ROOT / "tests/kill_at.py"
+    killed = f"python {script} step 75 train"
+    project.edit("workflow/train.smk", "python -m oscillations train", killed)
+    project.snakemake("all", config=f"only={run}", ok=False)
+    assert (project.folder / f"work/tiny/{run}/seed0/run.json").exists()
+    project.edit("workflow/train.smk", killed, "python -m oscillations train")
+    project.snakemake("all", config=f"only={run}")
+    log = (project.folder / f"logs/tiny/train/{run}.log").read_text()
+    assert f"{run}/seed0: finished before, not in place yet" in log
+    for seed in (0, 1):
+        weights = f"checkpoints/tiny/{run}/seed{seed}.safetensors"
+        assert (project.folder / weights).read_bytes() == (finished_project.folder / weights).read_bytes()
+
+
+def test_the_slurm_profile_plans_the_same_jobs(project, tmp_path):
+    """Without SLURM: the executor only asks whether its programs exist."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo"):
+        (programs / name).write_text("#!/bin/sh\nexit 0\n")
+        (programs / name).chmod(0o755)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{programs}:{path}"
+    try:
+        profile = ["--workflow-profile", "workflow/profiles/slurm"]
+        output = project.run("snakemake", *profile, "-n", "all", "--config", "study=tiny", "device=cuda")
+    finally:
+        os.environ["PATH"] = path
+    assert "train_mlp5-scratch             4" in output
+    assert "gpu=1" in output
+
+
+def test_every_module_with_arithmetic_triggers_some_rule():
+    """DVC trusts Snakemake: a module outside all fingerprints would let a stale file pass as fresh."""
+    package = ROOT / "src/oscillations"
+    modules = {
+        ".".join(p.relative_to(package).with_suffix("").parts).removesuffix(".__init__") for p in package.rglob("*.py")
+    }
+    rules = [m for m in modules if m.startswith(("methods.", "models.", "datasets.", "report."))] + [
+        "training",
+        "crossbit",
+    ]
+    covered, pending = set(), rules
+    while pending:
+        module = pending.pop()
+        if module not in covered:
+            covered.add(module)
+            pending += _parsed(module)[1]
+    # command line, assembly of jobs, and file handling: they change no number
+    assert (
+        modules - covered
+        == {"__init__", "__main__", "cli", "status", "runs", "resume", "evaluation", "provenance", "files"} - covered
+    )
+
+
+def test_fingerprints_ignore_layout_and_see_meaning(tmp_path, monkeypatch):
+    import oscillations.fingerprint as module
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    file = tmp_path / "a.py"
+
+    def of(text):
+        file.write_text(text)
+        module._parsed.cache_clear()
+        return fingerprint("a")
+
+    try:
+        first = of('"""Doc."""\ndef f(x):\n    """Doc."""\n    return x + 1  # why\n')
+        assert of("def f(x):\n    return (x\n            + 1)\n") == first
+        assert of("def f(x):\n    return x + 2\n") != first
+        assert of("def f(x):\n    return x + 1.0\n") != first
+    finally:
+        module._parsed.cache_clear()
+
+
+def test_fingerprint_text_does_not_depend_on_the_python_version():
+    """Fields that only newer Pythons have are empty here and leave no trace."""
+    from oscillations.fingerprint import _meaning
+
+    tree = ast.parse("def f(x: int) -> int:\n    return x\n")
+    assert "type_params" not in _meaning(tree)
+    assert _meaning(tree) == _meaning(ast.parse("def f(x:int)->int: return x"))
+
+
+@pytest.fixture
+def dvc_project(finished):
+    """The finished project as a git and DVC repository with a local remote."""
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, finished.folder)
+    with (finished.folder / ".gitignore").open("a") as file:
+        file.write("/results/tiny/\n/figures/tiny/\n")
+    (finished.folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", finished.folder / ".dvc")
+    shutil.copy(ROOT / ".dvc/.gitignore", finished.folder / ".dvc")
+    stage = (ROOT / "dvc.yaml").read_text().split("  paper-jpeg:")[0].replace("quick", "tiny")
+    (finished.folder / "dvc.yaml").write_text(stage)
+    finished.run("git", "init", "-q")
+    finished.run("git", "config", "user.email", "t@example.org")
+    finished.run("git", "config", "user.name", "t")
+    finished.run("dvc", "remote", "add", "-d", "store", str(finished.folder.parent / "store"))
+    return finished
+
+
+def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path):
+    assert "Nothing to be done" in dvc_project.run("dvc", "repro")  # Snakemake's word, recorded by DVC
+    assert "up to date" in dvc_project.run("dvc", "repro")
+    assert dvc_project.planned() == {}
+    dvc_project.run("git", "add", "-A")
+    dvc_project.run("git", "commit", "-qm", "results")
+    tracked = dvc_project.run("git", "ls-files")
+    assert "dvc.lock" in tracked
+    assert "run.json" not in tracked and ".safetensors" not in tracked
+    dvc_project.run("dvc", "push")
+    clone = object.__new__(Project)
+    clone.folder = tmp_path / "clone"
+    dvc_project.run("git", "clone", "-q", ".", str(clone.folder))
+    clone.run("dvc", "pull")
+    assert clone.planned() == {}
+    assert "up to date" in clone.run("dvc", "repro")
+
+    clone.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
+    assert "tiny" in clone.run("dvc", "status")
+    output = clone.run("dvc", "repro")
+    assert "train_mlp5-scratch             2" in output
+    assert "train_mlp5-lambda" not in output
+    assert "up to date" in clone.run("dvc", "repro")
