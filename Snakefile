@@ -50,4 +50,4 @@ rule data:
 rule runs:
     """Every training the command is narrowed to."""
     input:
-        SHOWN_RECORDS,
+        [str(run.record) for run in REQUESTED],

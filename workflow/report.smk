@@ -116,10 +116,10 @@ rule site:
         "python -m oscillations site --study {params.study} > {log} 2>&1"
 
 
+# All of the above from what is there, whatever is stale or missing; trains nothing.
 rule report:
     log:
         f"logs/{STUDY.study}/report.log",
-    """All of the above from what is there, whatever is stale or missing; trains nothing."""
     params:
         study=STUDY_FILE,
     shell:

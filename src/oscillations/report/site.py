@@ -178,7 +178,8 @@ def _runs(variants: list[Variant]) -> list[dict[str, Any]]:
         for run in variant.runs():
             record = records.get(run)
             folder = f"runs/{run.name}"
-            seed: dict[str, Any] = {"seed": run.seed, "folder": folder, "state": stale.get(run) or "not run"}
+            empty = dict.fromkeys(("best", "best_epoch", "epochs", "wall", "where"), "")
+            seed = empty | {"seed": run.seed, "folder": folder, "state": stale.get(run) or "not run"}
             if record:
                 seed |= {
                     "state": record["status"],

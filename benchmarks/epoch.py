@@ -1,0 +1,79 @@
+"""An epoch of MLP5 on CIFAR-10's shape against two obvious loops: python benchmarks/epoch.py [--threads 2]
+
+``dataloader``: PIL image, ToTensor, Normalize per item, DataLoader with 2 workers, autograd parametrization.
+``preloaded``: normalised float tensors in memory, the same autograd. Ours counts oscillations; they do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+import torch
+from common import MEAN, STD, alternate, our_trainer, ratio, report, stand_in
+from naive import NaiveTrainer, image_loader
+
+from oscillations import models
+from oscillations.batches import split_indices
+
+MODEL = {"name": "mlp5"}
+OURS = {"fp": "fp", "qat": "qat flow", "osciquant": "osciquant official_code"}
+
+
+def our_epoch(method, data):
+    trainer = our_trainer(OURS[method], data, MODEL)
+    trainer.end_epoch = lambda: setattr(trainer.progress, "step", 0)  # training only, as in the other loops
+    return lambda: trainer.finish_epoch(lambda trainer: None)
+
+
+def naive_epoch(method, batches):
+    torch.manual_seed(0)
+    trainer = NaiveTrainer(models.build(MODEL, (3, 32, 32), 10), method)
+
+    def run():
+        for x, y in batches():
+            trainer.step(x, y)
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    about, tensors = stand_in()
+    train = split_indices(50_000, 10_000, 0)[0]
+    images, labels = tensors["train_images"][train], tensors["train_labels"][train]
+    loader = image_loader(images.permute(0, 2, 3, 1).numpy(), labels.numpy(), MEAN, STD, 128)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    ready = (images.float() / 255 - mean) / std
+
+    def preloaded():
+        order = torch.randperm(len(labels))
+        for indices in order.split(128):
+            yield ready[indices], labels[indices]
+
+    candidates = {}
+    for method in OURS:
+        candidates[f"{method}|ours"] = our_epoch(method, (about, tensors))
+        candidates[f"{method}|preloaded"] = naive_epoch(method, preloaded)
+        candidates[f"{method}|dataloader"] = naive_epoch(method, lambda: loader)
+    times = alternate(candidates, options.rounds, warmup=1)
+    rows = [
+        {
+            "method": method,
+            "form": form,
+            "median_s": round(statistics.median(times[f"{method}|{form}"]), 2),
+            "ratio_to_ours": round(ratio(times, f"{method}|{form}", f"{method}|ours"), 2),
+            "rounds": options.rounds,
+        }
+        for method, form in (key.split("|") for key in candidates)
+    ]
+    report("epoch.csv", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The obvious way to write the same training, for comparison: autograd through a parametrized quantizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+class RoundSTE(torch.autograd.Function):
+    """Rounding with the identity as gradient."""
+
+    @staticmethod
+    def forward(ctx, u):
+        return torch.round(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class FakeQuantize(nn.Module):
+    """q(w) of Eq. 1-2 as a parametrization that can be switched off."""
+
+    def __init__(self, bits: int, detach: bool):
+        super().__init__()
+        self.limit, self.detach, self.enabled = 2 ** (bits - 1) - 1, detach, True
+
+    def quantize(self, weight):
+        scale = weight.abs().max() / self.limit
+        if self.detach:
+            scale = scale.detach()
+        return RoundSTE.apply(weight / scale) * scale
+
+    def forward(self, weight):
+        return self.quantize(weight) if self.enabled else weight
+
+
+class NaiveTrainer:
+    """One network, one method ("fp", "qat", "osciquant"), one optimizer step at a time."""
+
+    def __init__(
+        self, model: nn.Module, method: str, *, bits: int = 3, detach: bool = False, lam: float = 1.0, mean=True
+    ):
+        self.model, self.method, self.lam, self.mean = model, method, lam, mean
+        self.layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        if method != "fp":
+            for layer in self.layers:
+                quantizer = FakeQuantize(bits, detach)
+                quantizer.enabled = method == "qat"
+                parametrize.register_parametrization(layer, "weight", quantizer)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(x), y)
+        if self.method == "osciquant":
+            loss = loss + self.lam * sum(self.penalty(layer) for layer in self.layers)
+        loss.backward()
+        self.optimizer.step()
+
+    def penalty(self, layer):
+        quantizer, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+        difference = quantizer.quantize(weight) ** 2 - weight**2
+        return difference.mean() if self.mean else 0.5 * difference.sum()
+
+
+def image_loader(images: np.ndarray, labels: np.ndarray, mean, std, batch_size: int):
+    """torchvision's way: PIL image, ToTensor, Normalize per item; a DataLoader with two workers."""
+    from PIL import Image
+    from torchvision import transforms
+    from torchvision.datasets import VisionDataset
+
+    class Images(VisionDataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, index):
+            return self.transform(Image.fromarray(images[index])), int(labels[index])
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    dataset = Images(root=".", transform=transform)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=2)

@@ -1,0 +1,91 @@
+"""The lock, environment.yml, the README's commands and the style: what a fresh clone relies on.
+
+``python tests/test_environment.py`` writes environment.yml from the lock.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = """\
+# Python from conda-forge, everything else by pip, with the pins of requirements.lock.
+# Written by: python tests/test_environment.py
+name: oscillations
+channels:
+  - conda-forge
+dependencies:
+  - python=3.12
+  - pip
+  - pip:
+"""
+
+
+def pins():
+    """Requirements of the lock with their markers, without hashes."""
+    lock = (ROOT / "requirements.lock").read_text()
+    return [line.removesuffix(" \\").strip() for line in lock.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+
+
+def environment():
+    return HEADER + "".join(f'      - "{pin}"\n' for pin in pins())
+
+
+def test_environment_has_the_pins_of_the_lock():
+    assert (ROOT / "environment.yml").read_text() == environment()
+
+
+def test_every_pin_is_hashed_and_no_index_is_named():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert all("==" in pin for pin in pins())
+    assert lock.count("--hash=sha256:") >= len(pins())
+    assert "://" not in lock
+
+
+def test_the_lock_holds_all_direct_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
+    locked = {re.split(r"[=\[ ]", pin)[0].lower() for pin in pins()}
+    assert {re.split(r"[>=<\[]", name)[0].lower() for name in direct} <= locked
+
+
+def test_ci_runs_the_readmes_test_command():
+    commands = re.findall(r"^python3 -m venv .* pytest$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 1
+    assert "requirements.lock" in commands[0]
+
+
+def test_relative_links_in_the_documents_exist():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."], ["ruff", "format", "--check", "."],
+        ["snakefmt", "--check", "-l", "120", "Snakefile", "workflow"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)  # fmt: skip
+def test_style(command):
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_snakemake_lint_has_only_its_conda_hint():
+    program = Path(sys.executable).parent / "snakemake"
+    done = subprocess.run([program, "--lint"], cwd=ROOT, capture_output=True, text=True)
+    hints = re.findall(r"^    \* (.*):$", done.stdout + done.stderr, re.MULTILINE)
+    assert set(hints) == {"Specify a conda environment or container for each rule."}
+
+
+if __name__ == "__main__":
+    (ROOT / "environment.yml").write_text(environment())
