@@ -116,7 +116,7 @@ def figures(options: argparse.Namespace) -> None:
     """Draw the study's figures as PNG and PDF."""
     from oscillations.report import figures as module
 
-    module.write_figures(studies.load(options.study)[0])
+    module.write_figures(*studies.load(options.study))
 
 
 def claims(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ from oscillations.bits import LATENT, largest_code
 from oscillations.files import replacing
 from oscillations.report.collect import read_measurements, read_oscillations, results
 from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label
-from oscillations.study import Study
+from oscillations.study import Study, Variant
 
 CAPTIONS = {
     "figure1": "One quantized weight under QAT: it cannot rest at its target and oscillates around the threshold "
@@ -32,13 +33,16 @@ CAPTIONS = {
     "figure5": "Test accuracy over learning rate and λ (mean over seeds).",
     "figure7": "Validation accuracy at every bit width while training. Line: mean over seeds, band: their range.",
 }
+DPI = 160
+Recipes = dict[str, dict[str, Any]]  # resolved recipe by experiment/variant
 RED, GREY = "#c0392b", "#7f8c8d"
 
 
-def write_figures(study: Study) -> None:
+def write_figures(study: Study, variants: list[Variant]) -> None:
     """Draw figure 1 and every figure the study asks for."""
+    recipes = {variant.path: variant.recipe for variant in variants}
     sns.set_theme(style="ticks", context="paper", font_scale=1.05, rc={"pdf.fonttype": 42, "svg.hashsalt": "0"})
-    makers: dict[str, Callable[[Study], Figure]] = {
+    makers: dict[str, Callable[[Study, Recipes], Figure]] = {
         "figure1": figure1,
         "figure2": figure2,
         "figure3": figure3,
@@ -46,11 +50,11 @@ def write_figures(study: Study) -> None:
         "figure7": figure7,
     }
     for name in study.figure_names:
-        figure = makers[name](study)
+        figure = makers[name](study, recipes)
         for suffix in ("png", "pdf"):
             with replacing(figures_folder(study) / f"{name}.{suffix}") as part:
                 metadata = {"Software": None} if suffix == "png" else {"CreationDate": None}
-                figure.savefig(part, dpi=160, bbox_inches="tight", format=suffix, metadata=metadata)
+                figure.savefig(part, dpi=DPI, bbox_inches="tight", format=suffix, metadata=metadata)
         plt.close(figure)
 
 
@@ -58,30 +62,25 @@ def figures_folder(study: Study) -> Path:
     return Path("figures", study.study)
 
 
-def panel_title(path: str, measurements: pd.DataFrame) -> str:
-    """'OsciQuant 3-bit, λ = 1' for an experiment/variant."""
-    rows = measurements[(measurements.experiment + "/" + measurements.variant) == path]
-    if rows.empty:
-        return path.split("/")[1]
-    first = rows[rows.method != "ptq"].iloc[0]
-    parts = [METHOD_NAMES.get(first.method, first.method)]
-    if first.train_bits != LATENT:
-        parts.append(bits_label(first.train_bits))
-    title = " ".join(parts)
-    return title if pd.isna(first["lambda"]) else f"{title}, λ = {first['lambda']:g}"
+def panel_title(recipe: dict[str, Any]) -> str:
+    """'OsciQuant 3-bit, λ = 1'."""
+    method = recipe["method"]
+    title = METHOD_NAMES.get(method["name"], method["name"])
+    if "bits" in method:
+        title += f" {bits_label(method['bits'])}"
+    return f"{title}, λ = {method['lambda']:g}" if "lambda" in method else title
+
+
+def model_name(recipe: dict[str, Any]) -> str:
+    return MODEL_NAMES.get(recipe["model"]["name"], recipe["model"]["name"])
 
 
 def not_run(axes: Axes) -> None:
     axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color=GREY, style="italic")
-    axes.set(xticks=[], yticks=[])
+    axes.axis("off")
 
 
-def model_name(path: str, measurements: pd.DataFrame) -> str:
-    rows = measurements[(measurements.experiment + "/" + measurements.variant) == path]
-    return MODEL_NAMES.get(rows.iloc[0].model, rows.iloc[0].model) if len(rows) else ""
-
-
-def figure1(study: Study) -> Figure:
+def figure1(study: Study, recipes: Recipes) -> Figure:
     model, w = toy.FIGURE1, toy.figure1_trajectory()
     epochs = np.arange(len(w))
     figure, axes = plt.subplots(figsize=(7, 3.6))
@@ -95,8 +94,9 @@ def figure1(study: Study) -> Figure:
     ):
         axes.quiver(
             epochs + shift, w, np.zeros_like(w), gradient, angles="xy", scale_units="xy", scale=2.2, width=0.0032,
-            color=color, label=label, zorder=2,
+            color=color, zorder=2,
         )  # fmt: skip
+        axes.plot([], [], color=color, marker="^", ms=5, lw=1.6, label=label)
     axes.scatter([], [], c="#2980b9", s=26, label="w, quantized to 0")
     axes.scatter([], [], c="#e67e22", s=26, label="w, quantized to 1")
     axes.set(xlabel="Epoch", ylabel="W value", ylim=(0, 1), xlim=(-0.6, 19.6), title="QAT oscillating")
@@ -106,19 +106,19 @@ def figure1(study: Study) -> Figure:
     return figure
 
 
-def _panels(count: int, rows: int = 1, height: float = 2.5) -> tuple[Figure, np.ndarray]:
+def _panels(count: int, rows: int = 1, height: float = 2.5, width: float = 2.6) -> tuple[Figure, np.ndarray]:
     figure, axes = plt.subplots(
-        rows, count, figsize=(2.6 * count + 0.6, height * rows), squeeze=False, sharex="col", sharey="row",
+        rows, count, figsize=(width * count + 0.6, height * rows), squeeze=False, sharex="col", sharey="row",
         layout="constrained",
     )  # fmt: skip
     return figure, axes
 
 
-def figure2(study: Study) -> Figure:
+def figure2(study: Study, recipes: Recipes) -> Figure:
     spec, measurements = study.figures.figure2, read_measurements(study)
     figure, grid = _panels(len(spec.panels))
     for letter, path, axes in zip("abcdefgh", spec.panels, grid[0]):
-        axes.set_title(f"({letter}) {panel_title(path, measurements)}", fontsize="medium")
+        axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
         experiment = path.split("/")[0]
         bins = pd.read_csv(file) if (file := _histograms(study, experiment)).exists() else pd.DataFrame()
         known = set(measurements[measurements.experiment == experiment].run.str.split("/runs/").str[1])
@@ -134,9 +134,9 @@ def figure2(study: Study) -> Figure:
         limit = largest_code(bits)
         for threshold in np.arange(-limit, limit) + 0.5:
             axes.axvline(threshold, color=RED, ls="--", lw=0.7)
-        axes.set(xlabel="w / s", xlim=(-limit - 0.15, limit + 0.15), xticks=range(-limit, limit + 1))
-    grid[0][0].set_ylabel("density")
-    figure.suptitle(f"Weights of {spec.layer} in {model_name(spec.panels[0], measurements)}", fontsize="medium")
+        axes.set(xlabel="w / s", yscale="log", xlim=(-limit - 0.15, limit + 0.15), xticks=range(-limit, limit + 1))
+    grid[0][0].set_ylabel("density (log scale)")
+    figure.suptitle(f"Weights of {spec.layer} in {model_name(recipes[spec.panels[0]])}", fontsize="medium")
     sns.despine(figure)
     return figure
 
@@ -157,12 +157,11 @@ def _runs(oscillations: pd.DataFrame, path: str) -> pd.DataFrame:
     return oscillations[(oscillations.experiment + "/" + oscillations.variant) == path]
 
 
-def figure3(study: Study) -> Figure:
-    spec, measurements = study.figures.figure3, read_measurements(study)
-    oscillations = read_oscillations(study)
+def figure3(study: Study, recipes: Recipes) -> Figure:
+    spec, oscillations = study.figures.figure3, read_oscillations(study)
     figure, grid = _panels(len(spec.panels), rows=2, height=2.1)
     for letter, path, column in zip("abcdefgh", spec.panels, grid.T):
-        column[0].set_title(f"({letter}) {panel_title(path, measurements)}", fontsize="medium")
+        column[0].set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
         runs = _runs(oscillations, path)
         if runs.empty:
             not_run(column[0])
@@ -178,13 +177,13 @@ def figure3(study: Study) -> Figure:
     for row, label in zip(grid, ("% of weights\n(per epoch)", "% of weights\n(per step)")):
         row[0].set_ylabel(label)
         row[0].set_ylim(bottom=0)
-    model = model_name(spec.panels[0], measurements)
+    model = model_name(recipes[spec.panels[0]])
     figure.suptitle(f"Weights of {model} that oscillate (change back)", fontsize="medium")
     sns.despine(figure)
     return figure
 
 
-def figure5(study: Study) -> Figure:
+def figure5(study: Study, recipes: Recipes) -> Figure:
     spec, measurements = study.figures.figure5, read_measurements(study)
     tests = measurements[
         measurements.experiment.isin(spec.experiments) & (measurements.split == "test") & (measurements.bn == "keep")
@@ -208,26 +207,26 @@ def figure5(study: Study) -> Figure:
     return figure
 
 
-def figure7(study: Study) -> Figure:
-    spec, measurements = study.figures.figure7, read_measurements(study)
-    oscillations = read_oscillations(study)
-    figure, grid = _panels(len(spec.panels), height=3.0)
+def figure7(study: Study, recipes: Recipes) -> Figure:
+    spec, oscillations = study.figures.figure7, read_oscillations(study)
+    figure, grid = _panels(len(spec.panels), height=3.0, width=4.0)
     colors = dict(zip(study.eval_bits, sns.color_palette("colorblind", len(study.eval_bits))))
     for letter, path, axes in zip("abcdefgh", spec.panels, grid[0]):
-        axes.set_title(f"({letter}) {panel_title(path, measurements)}", fontsize="medium")
+        axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
         runs = _runs(oscillations, path)
         if runs.empty:
             not_run(axes)
             continue
-        for bits, color in colors.items():
+        for bits, color in sorted(colors.items()):  # FP32 last and dashed: 8 bits lie under it
             target = bits == runs.train_bits.iloc[0]
             style = {"lw": 2.2 if target else 1.1, "label": bits_label(bits) + (" (target)" if target else "")}
+            style["ls"] = "--" if bits == LATENT else "-"
             _band(axes, runs, f"val_acc_{bits}", color=color, **style)
         axes.set(xlabel="Epoch", ylim=(0, 100) if runs.val_acc_32.max() > 60 else (0, None))
     grid[0][0].set_ylabel("validation accuracy (%)")
     handles = next((axes.get_legend_handles_labels() for axes in grid[0] if axes.lines), ([], []))
     if handles[0]:
         figure.legend(*handles, loc="outside right center", frameon=False)
-    figure.suptitle(model_name(spec.panels[0], measurements), fontsize="medium")
+    figure.suptitle(model_name(recipes[spec.panels[0]]), fontsize="medium")
     sns.despine(figure)
     return figure

@@ -12,7 +12,7 @@ from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
 from oscillations.report.collect import read_measurements, read_oscillations, results
-from oscillations.report.figures import CAPTIONS
+from oscillations.report.figures import CAPTIONS, DPI, figures_folder
 from oscillations.report.stats import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from oscillations.report.tables import (
     METHOD_NAMES,
@@ -52,12 +52,18 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         tables=[_table(study, table, measurements) for table in study.tables],
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
-        figures=[(name, CAPTIONS[name]) for name in study.figure_names],
+        figures=[(name, CAPTIONS[name], _width(study, name)) for name in study.figure_names],
         figures_folder=f"../../figures/{study.study}",
         runs=_runs(variants),
         anchor=anchor,
     )
     write_text(results(study) / "index.html", page)
+
+
+def _width(study: Study, name: str) -> int:
+    """Pixels on the page, so that all figures have letters of one size (a PNG's width stands in its header)."""
+    header = (figures_folder(study) / f"{name}.png").read_bytes()[:24]
+    return round(int.from_bytes(header[16:20], "big") * 100 / DPI)
 
 
 def _claims(study: Study) -> list[dict[str, Any]]:
