@@ -78,6 +78,12 @@ def recipe():
     }  # fmt: skip
 
 
+def job_counts(output: str) -> dict[str, int]:
+    """Jobs by rule, from the table that Snakemake prints."""
+    rows = [line.split() for line in output.split("Job stats:")[1].split("\ntotal")[0].splitlines()]
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+
 class Project:
     """A scratch copy of the project: rules, sources, published numbers and one tiny study."""
 
@@ -86,6 +92,7 @@ class Project:
         for name in ("src", "workflow"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copy(ROOT / "Snakefile", folder)
+        (folder / "profiles").symlink_to("workflow/profiles")
         (folder / "params").mkdir()
         shutil.copy(ROOT / "params/published.csv", folder / "params")
         (folder / "params/tiny.yaml").write_text(TINY)
@@ -117,9 +124,7 @@ class Project:
         output = self.snakemake("-n", *(arguments or ["all"]), config=config)
         if "Nothing to be done" in output:
             return {}
-        table = output.split("Job stats:")[1].split("total")[0].splitlines()
-        rows = [line.split() for line in table]
-        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+        return job_counts(output)
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file

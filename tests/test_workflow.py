@@ -9,7 +9,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, Project, job_counts
 
 from oscillations.fingerprint import _parsed, fingerprint
 
@@ -124,10 +124,8 @@ def test_more_seeds_keep_those_that_are_there(finished):
     assert sum(trains(finished.planned()).values()) == 6
     finished.snakemake("all")
     assert record.read_bytes() == before
-    assert (
-        "mlp5-scratch/baseline/seed0: kept"
-        in (finished.folder / "logs/tiny/train/mlp5-scratch/baseline.log").read_text()
-    )
+    log = (finished.folder / "logs/tiny/train/mlp5-scratch/baseline.log").read_text()
+    assert "mlp5-scratch/baseline/seed0: kept" in log
 
 
 def test_two_narrowed_commands_stand_together(project):
@@ -254,7 +252,7 @@ def test_the_slurm_profile_plans_the_same_jobs(project, tmp_path):
         output = project.run("snakemake", *profile, "-n", "all", "--config", "study=tiny", "device=cuda")
     finally:
         os.environ["PATH"] = path
-    assert "train_mlp5-scratch             4" in output
+    assert trains(job_counts(output)) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
     assert "gpu=1" in output
 
 
@@ -275,10 +273,8 @@ def test_every_module_with_arithmetic_triggers_some_rule():
             covered.add(module)
             pending += _parsed(module)[1]
     # command line, assembly of jobs, and file handling: they change no number
-    assert (
-        modules - covered
-        == {"__init__", "__main__", "cli", "status", "runs", "resume", "evaluation", "provenance", "files"} - covered
-    )
+    without = {"__init__", "__main__", "cli", "status", "runs", "resume", "evaluation", "provenance", "report"}
+    assert modules - covered == without
 
 
 def test_fingerprints_ignore_layout_and_see_meaning(tmp_path, monkeypatch):
@@ -349,6 +345,5 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     clone.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     assert "tiny" in clone.run("dvc", "status")
     output = clone.run("dvc", "repro")
-    assert "train_mlp5-scratch             2" in output
-    assert "train_mlp5-lambda" not in output
+    assert trains(job_counts(output)) == {"train_mlp5-scratch": 2}
     assert "up to date" in clone.run("dvc", "repro")

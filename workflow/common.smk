@@ -39,7 +39,8 @@ DEVICE = os.environ["OSCILLATIONS_DEVICE"] = config.get("device", "auto")
 GPUS = int(DEVICE == "cuda" or (DEVICE == "auto" and Path("/dev/nvidiactl").exists()))
 
 # Tables show every current run of the study, whatever this command is narrowed to.
-CURRENT = [run for _, run, _ in records.sort_runs(VARIANTS)[0]]
+FOUND, STALE = records.sort_runs(VARIANTS)
+CURRENT = [run for _, run, _ in FOUND]
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
 SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in set(REQUESTED + CURRENT)]
 SHOWN_RECORDS = [str(run.record) for run in SHOWN]
@@ -49,6 +50,11 @@ SHOWN_EVALUATIONS = [
     for experiment in dict.fromkeys(run.experiment for run in SHOWN)
     for name in ("evaluations.csv", "histograms.csv")
 ]
+
+# The age of the dataset counts only if its content is not what runs were made from.
+DATASET = [f"data/{STUDY.data}.json", f"data/{STUDY.data}.safetensors"]
+if records.OTHER_DATA not in STALE.values():
+    DATASET = [ancient(file) for file in DATASET]
 
 # Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
 if workflow.is_main_process:

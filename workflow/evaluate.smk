@@ -7,8 +7,7 @@ OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
 rule evaluate:
     """PTQ and cross-bit accuracy on the test split, batch norm kept and re-estimated; weight histograms."""
     input:
-        about=f"data/{STUDY.data}.json",
-        tensors=ancient(f"data/{STUDY.data}.safetensors"),
+        data=DATASET,
         records=lambda wildcards: [str(run.record) for run in experiment_runs(wildcards.experiment)],
         checkpoints=lambda wildcards: [ancient(str(run.checkpoint)) for run in experiment_runs(wildcards.experiment)],
     output:

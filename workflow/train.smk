@@ -15,8 +15,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         name:
             f"train_{experiment}"
         input:
-            about=f"data/{STUDY.data}.json",
-            tensors=ancient(f"data/{STUDY.data}.safetensors"),
+            data=DATASET,
             start=lambda wildcards, variants=variants: start_files(variants[wildcards.variant]),
         output:
             update(

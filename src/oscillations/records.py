@@ -8,6 +8,7 @@ from typing import Any
 from oscillations.files import read_json
 from oscillations.study import Run, Variant
 
+OTHER_DATA = "made from other data"
 IDENTITY = ("run", "seed", "recipe", "fingerprint", "data_sha256", "start_sha256")
 
 
@@ -28,7 +29,7 @@ def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | N
         return "made by other code"
     about = Path("data", f"{variant.recipe['data']}.json")
     if about.exists() and read_json(about)["sha256"] != record["data_sha256"]:
-        return "made from other data"
+        return OTHER_DATA
     parent = variant.parent(run.seed)
     if parent is not None and parent.record.exists():
         start = read_json(parent.record)["checkpoint_sha256"]
