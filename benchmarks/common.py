@@ -72,7 +72,7 @@ def machine() -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    return f"{model}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    return f"{model}, torch {torch.__version__}"
 
 
 def report(file: str, rows: list[dict]) -> None:

@@ -1,4 +1,4 @@
-"""An epoch of MLP5 on CIFAR-10's shape against two obvious loops: python benchmarks/epoch.py [--threads 2]
+"""An epoch of MLP5 on CIFAR-10's shape against two obvious loops: python benchmarks/epoch.py [--threads 1 2]
 
 ``dataloader``: PIL image, ToTensor, Normalize per item, DataLoader with 2 workers, autograd parametrization.
 ``preloaded``: normalised float tensors in memory, the same autograd. Ours counts oscillations; they do not.
@@ -37,13 +37,9 @@ def naive_epoch(method, batches):
     return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+def measure(threads: int, rounds: int) -> list[dict]:
+    """Rows of all loops, each round taking them in turn."""
+    torch.set_num_threads(threads)
     about, tensors = stand_in()
     train = split_indices(50_000, 10_000, 0)[0]
     images, labels = tensors["train_images"][train], tensors["train_labels"][train]
@@ -61,18 +57,27 @@ def main():
         candidates[f"{method}|ours"] = our_epoch(method, (about, tensors))
         candidates[f"{method}|preloaded"] = naive_epoch(method, preloaded)
         candidates[f"{method}|dataloader"] = naive_epoch(method, lambda: loader)
-    times = alternate(candidates, options.rounds, warmup=1)
-    rows = [
+    times = alternate(candidates, rounds, warmup=1)
+    return [
         {
             "method": method,
             "form": form,
+            "threads": threads,
             "median_s": round(statistics.median(times[f"{method}|{form}"]), 2),
             "ratio_to_ours": round(ratio(times, f"{method}|{form}", f"{method}|ours"), 2),
-            "rounds": options.rounds,
+            "rounds": rounds,
         }
         for method, form in (key.split("|") for key in candidates)
     ]
-    report("epoch.csv", rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    report("epoch.csv", [row for threads in options.threads for row in measure(threads, options.rounds)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost of one training step relative to full precision: python benchmarks/steps.py [--threads 2]
+"""Cost of one training step relative to full precision: python benchmarks/steps.py [--threads 1 2]
 
 MLP5 on CIFAR-10's shape, batch 128, counters off unless named; in turn, medians of the ratios of one run.
 ``naive`` is the same method through autograd and torch.nn.utils.parametrize.
@@ -51,33 +51,37 @@ def naive(method, data):
     return run
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=30)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+def measure(threads: int, rounds: int) -> list[dict]:
+    """Rows of all candidates, each round taking them in turn."""
+    torch.set_num_threads(threads)
     data = stand_in(20_000)
     candidates = {f"{method}|ours": ours(our_trainer(method, data, MODEL)) for method in METHODS}
     counted = our_trainer("osciquant official_code", data, MODEL)
     candidates["osciquant official_code, counting|ours"] = ours(counted, counting=True)
     candidates |= {f"{method}|naive": naive(method, data) for method in METHODS}
-    times = alternate(candidates, options.rounds)
-    rows = []
-    for key in candidates:
-        method, form = key.split("|")
-        rows.append(
-            {
-                "model": "mlp5",
-                "batch_size": 128,
-                "method": method,
-                "form": form,
-                "median_ms": round(1e3 * statistics.median(times[key]) / STEPS, 2),
-                "ratio_to_fp": round(ratio(times, key, "fp|ours"), 3),
-                "rounds": options.rounds,
-            }
-        )
+    times = alternate(candidates, rounds)
+    return [
+        {
+            "model": "mlp5",
+            "batch_size": 128,
+            "threads": threads,
+            "method": key.split("|")[0],
+            "form": key.split("|")[1],
+            "median_ms": round(1e3 * statistics.median(times[key]) / STEPS, 2),
+            "ratio_to_fp": round(ratio(times, key, "fp|ours"), 3),
+            "rounds": rounds,
+        }
+        for key in candidates
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    torch.set_flush_denormal(True)
+    rows = [row for threads in options.threads for row in measure(threads, options.rounds)]
     report("steps.csv", rows)
 
 

@@ -153,13 +153,13 @@ def oscillating(counts, epochs=5):
     """Histories of runs from {(method, lambda): share of weights that oscillate per epoch}."""
     rows = []
     for (method, lam), share in counts.items():
-        experiment = "resnet18-scratch" if method == "qat" else "resnet18-lambda"
+        experiment = "mlp5-scratch" if method == "qat" else "mlp5-lambda"
         variant = "qat-3bit" if method == "qat" else f"osciquant-3bit-lambda{lam:g}"
         for seed in range(3):
             for epoch in range(1, epochs + 1 + seed):
                 rows.append(
                     {
-                        "experiment": experiment, "variant": variant, "model": "resnet18", "method": method,
+                        "experiment": experiment, "variant": variant, "model": "mlp5", "method": method,
                         "train_bits": 3, "lambda": lam, "lr": 1e-3, "seed": seed, "epoch": epoch, "steps_per_epoch": 10,
                         "weights": 1000, "epoch_nagel": 1000 * share + seed,
                         "iteration_nagel": 10_000 * share + seed,

@@ -59,6 +59,14 @@ def test_ci_runs_the_readmes_test_command():
     assert "requirements.lock" in commands[0]
 
 
+def test_the_readmes_method_is_the_real_one():
+    """The example is QAT as it stands in its file, without docstring."""
+    snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    source = (ROOT / "src/oscillations/methods/qat.py").read_text()
+    for line in filter(None, (line.strip() for line in snippet.splitlines())):
+        assert line in source, line
+
+
 def test_relative_links_in_the_documents_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import time
 
@@ -51,6 +52,19 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
         assert (finished.folder / f"figures/tiny/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (finished.folder / f"figures/tiny/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert not list(finished.folder.glob("work/**/*"))
+
+
+def test_every_link_of_the_site_leads_somewhere(finished):
+    page = (finished.folder / "results/tiny/index.html").read_text()
+    links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        else:
+            assert (finished.folder / "results/tiny" / link).resolve().exists(), link
+    assert not [link for link in links if "://" in link], "the page opens without a network"
 
 
 def test_a_record_explains_itself(finished):

@@ -188,7 +188,7 @@ def figure5(study: Study, recipes: Recipes) -> Figure:
     tests = measurements[
         measurements.experiment.isin(spec.experiments) & (measurements.split == "test") & (measurements.bn == "keep")
         & (measurements.method == "osciquant") & (measurements.train_bits == spec.bits)
-        & (measurements.eval_bits == spec.bits) & (measurements.status == "done")
+        & (measurements.eval_bits == spec.bits) & (measurements.status == "done") & (measurements["lambda"] > 0)
     ]  # fmt: skip
     figure, axes = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
     if tests.empty:

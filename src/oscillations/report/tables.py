@@ -69,6 +69,8 @@ def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.Data
     if table in ("table1", "table2", "table4"):  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
+    if table == "table4":  # the main experiment's lambda is one point of the sweep
+        found = found[found.method == "osciquant"]
     found = found.assign(setting={"table1": "scratch", "table4": "sweep"}.get(table, "finetune"))
     if table != "table4":
         found["lambda"] = float("nan")
