@@ -13,7 +13,6 @@ from oscillations.files import write_text
 from oscillations.records import sort_runs
 from oscillations.report.collect import read_measurements, read_oscillations, results
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder
-from oscillations.report.stats import CONTRADICTED, INCONCLUSIVE, NOT_RUN, SUPPORTED
 from oscillations.report.tables import (
     METHOD_NAMES,
     MODEL_NAMES,
@@ -48,7 +47,6 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         study=study,
         relation=RELATION[study.published],
         claims=_claims(study),
-        verdicts=[SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN],
         tables=[_table(study, table, measurements) for table in study.tables],
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
