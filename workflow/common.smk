@@ -3,7 +3,6 @@ What all rules share: the checked study, the variants this command is narrowed t
 """
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -11,32 +10,18 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
-from oscillations import provenance, records
+from oscillations import launch, provenance, records
 from oscillations import study as studies
 from oscillations.errors import InputError
 from oscillations.fingerprint import fingerprint
 
-# Rules call "python -m oscillations": the same interpreter and the same source as this file, installed or not.
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-os.environ["PYTHONPATH"] = f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-
 STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
 try:
-    unknown = set(config) - {"study", "only", "seeds", "source", "device"}
-    if unknown:
-        raise InputError(f"--config {unknown.pop()}=...: unknown key; known: study, only, seeds, source, device")
+    GPUS = launch.prepare(config)
     STUDY, VARIANTS = studies.load(Path(STUDY_FILE))
     CHOSEN = studies.narrow(VARIANTS, config.get("only"), config.get("seeds"))
-    if "source" in config and not Path(config["source"]).exists():
-        raise InputError(f"source={config['source']}: no such file or folder")
 except InputError as error:
     raise WorkflowError(str(error))
-
-# Where data comes from and what computes are no part of a recipe: environment variables are not compared.
-if "source" in config:
-    os.environ["OSCILLATIONS_SOURCE"] = str(Path(config["source"]).resolve())
-DEVICE = os.environ["OSCILLATIONS_DEVICE"] = config.get("device", "auto")
-GPUS = int(DEVICE == "cuda" or (DEVICE == "auto" and Path("/dev/nvidiactl").exists()))
 
 # Tables show every current run of the study, whatever this command is narrowed to.
 FOUND, STALE = records.sort_runs(VARIANTS)

@@ -1,0 +1,41 @@
+"""What the jobs of a workflow inherit from the command that starts it, by environment variables.
+
+Where data comes from and what computes are no part of a recipe: Snakemake compares params between runs, but not
+the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from oscillations.errors import InputError, did_you_mean
+
+KEYS = ("study", "only", "seeds", "source", "device")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def prepare(config: dict) -> int:
+    """Check ``--config`` and set the jobs' environment; returns the GPUs a training job asks for.
+
+    Jobs call ``python -m oscillations`` with this interpreter and this source, installed or not.
+    """
+    for key in config:
+        if key not in KEYS:
+            raise InputError(f"--config {key}=...: unknown key; {did_you_mean(key, KEYS)}")
+    device = config.get("device", "auto")
+    if device not in DEVICES:
+        raise InputError(f"device={device}: {did_you_mean(device, DEVICES)}")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "OSCILLATIONS_DEVICE": device,
+    }
+    if "source" in config:
+        source = Path(config["source"])
+        if not source.exists():
+            raise InputError(f"source={source}: no such file or folder")
+        environment["OSCILLATIONS_SOURCE"] = str(source.resolve())
+    os.environ.update(environment)
+    return int(device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()))
