@@ -109,6 +109,10 @@ BAD = {
         lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),
         r"figures\.figure7: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
     ),
+    "one variant twice": (lambda c: scratch(c)["methods"].update(qat={"bits": [3, 3]}), r"qat-3bit stands for two variants"),
+    "empty sweep": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": []}), r"sweep\.lambda: List should have at least 1 item"),
+    "learning rate below zero": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": [1.0], "lr": [-1.0]}), r"sweep: lr: .*greater than 0"),
+    "figure of an unknown layer": (lambda c: c["figures"]["figure2"].update(layer="fc9.weight"), r"figures\.figure2\.layer: 'fc9' matches no layer; did you mean"),
     "another name": (lambda c: c.update(study="other"), r"study: 'other' is not the file's name 'tiny'"),
 }  # fmt: skip
 

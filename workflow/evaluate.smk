@@ -1,5 +1,5 @@
 """
-REQUIRED INPUTS: the records and checkpoints of an experiment's runs, data/<dataset>.json
+REQUIRED INPUTS: the records of an experiment's runs (each vouches for its checkpoint by hash), data/<dataset>.json
 OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
 """
 
@@ -9,7 +9,6 @@ rule evaluate:
     input:
         data=DATASET,
         records=lambda wildcards: [str(run.record) for run in experiment_runs(wildcards.experiment)],
-        checkpoints=lambda wildcards: [ancient(str(run.checkpoint)) for run in experiment_runs(wildcards.experiment)],
     output:
         update(f"results/{STUDY.study}/runs/{{experiment}}/evaluations.csv"),
         update(f"results/{STUDY.study}/runs/{{experiment}}/histograms.csv"),

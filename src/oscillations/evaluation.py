@@ -1,6 +1,7 @@
 """Evaluation of checkpoints: PTQ of the baseline and cross-bit accuracy of everything else, on the test split.
 
-All runs of an experiment are evaluated in one process. Rows whose checkpoint and code are unchanged are kept.
+All runs of an experiment are evaluated in one process. Rows whose run, checkpoint and code are unchanged are kept,
+without their weights.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import torch
 
 from oscillations import datasets
 from oscillations.crossbit import accuracies, histograms
-from oscillations.files import read_json, write_text
-from oscillations.fingerprint import fingerprint
+from oscillations.files import write_text
+from oscillations.records import evaluation_key, sort_runs
 from oscillations.runs import DATA, load_checkpoint, remove_work, set_up_torch
 from oscillations.study import Run, Variant
 from oscillations.training import Trainer, make_trainer
 
-COLUMNS = ["run", "checkpoint_sha256", "code", "eval_bits", "bn", "accuracy"]
-HISTOGRAM_COLUMNS = ["run", "layer", "bits", "scale", "u", "count"]
+COLUMNS = ["run", "key", "eval_bits", "bn", "accuracy"]
+HISTOGRAM_COLUMNS = ["run", "key", "layer", "bits", "scale", "u", "count"]
 
 
 def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
@@ -30,44 +31,41 @@ def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
 
 
 def evaluate(study: str, experiment: str, variants: list[Variant], device: str = "auto") -> None:
-    """Write the accuracies and weight histograms of all trained runs among ``variants``."""
+    """Write the accuracies and weight histograms of all current runs among ``variants``."""
     torch_device = set_up_torch(variants[0].recipe["threads"], device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
-    code = fingerprint("crossbit")
     known, known_bins = _read(accuracy_file, COLUMNS), _read(histogram_file, HISTOGRAM_COLUMNS)
-    known = known[known.code == code]
     about = tensors = None
     tables, all_bins = [], []
-    for variant in variants:
-        for run in variant.runs():
-            if not run.record.exists():
-                continue
-            record = read_json(run.record)
-            mine = known[(known.run == run.name) & (known.checkpoint_sha256 == record["checkpoint_sha256"])]
-            bins = known_bins[known_bins.run == run.name]
-            if mine.empty:
-                if about is None:
-                    about, tensors = datasets.read(variant.recipe["data"], DATA)
-                trainer = _trained(variant, run, about, tensors, torch_device)
-                prefix = {"run": run.name, "checkpoint_sha256": record["checkpoint_sha256"], "code": code}
-                done = record["status"] == "done"
-                mine = pd.DataFrame([prefix | row for row in accuracies(trainer, done)])
-                bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)])
-                print(f"{run.name}: evaluated", flush=True)
-            tables.append(mine)
-            all_bins.append(bins)
+    for variant, run, record in sort_runs(variants)[0]:
+        key = evaluation_key(record)
+        mine, bins = known[known.key == key], known_bins[known_bins.key == key]
+        if mine.empty or (bins.empty and "bits" in variant.recipe["method"]):
+            if about is None:
+                about, tensors = datasets.read(variant.recipe["data"], DATA)
+            trainer = _trained(variant, run, about, tensors, torch_device)
+            prefix = {"run": run.name, "key": key}
+            mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
+            bins = pd.DataFrame([prefix | row for row in histograms(trainer)])
+            print(f"{run.name}: evaluated", flush=True)
+        tables.append(mine)
+        all_bins.append(bins)
+        if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)
-    for file, frames, columns in (
-        (accuracy_file, tables, COLUMNS),
-        (histogram_file, all_bins, HISTOGRAM_COLUMNS),
-    ):
-        filled = [frame for frame in frames if len(frame)]
-        whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
-        write_text(file, whole[columns].to_csv(index=False, lineterminator="\n"))
+    _write(histogram_file, all_bins, HISTOGRAM_COLUMNS)
+    _write(accuracy_file, tables, COLUMNS)
+
+
+def _write(file: Path, frames: list[pd.DataFrame], columns: list[str]) -> None:
+    filled = [frame for frame in frames if len(frame)]
+    whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
+    write_text(file, whole[columns].to_csv(index=False, lineterminator="\n"))
 
 
 def _read(file: Path, columns: list[str]) -> pd.DataFrame:
-    return pd.read_csv(file, dtype={"code": str}) if file.exists() else pd.DataFrame(columns=columns)
+    """A table of an earlier evaluation; one without keys is of no use."""
+    found = pd.read_csv(file, dtype={"key": str}) if file.exists() else pd.DataFrame(columns=columns)
+    return found if "key" in found else pd.DataFrame(columns=columns)
 
 
 def _trained(

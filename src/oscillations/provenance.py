@@ -49,6 +49,6 @@ def restore(study: str) -> None:
     if not file.exists():
         return
     for output, record in json.loads(file.read_text()).items():
-        target, text = _record_path(output), json.dumps(record)
-        if not target.exists() or json.loads(target.read_text()) != record:
-            write_text(target, text)
+        target = _record_path(output)
+        if not target.exists():  # a record that is there may be newer
+            write_text(target, json.dumps(record))

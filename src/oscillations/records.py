@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oscillations.files import read_json
+from oscillations.files import canonical_json, read_json, sha256
+from oscillations.fingerprint import fingerprint
 from oscillations.study import Run, Variant
 
 OTHER_DATA = "made from other data"
@@ -15,6 +16,12 @@ IDENTITY = ("run", "seed", "recipe", "fingerprint", "data_sha256", "start_sha256
 def is_current(record: Path, identity: dict[str, Any]) -> bool:
     """Whether the file is a record of exactly this run: recipe, code, data and start weights."""
     return record.exists() and all(read_json(record).get(key) == identity[key] for key in IDENTITY)
+
+
+def evaluation_key(record: dict[str, Any]) -> str:
+    """Names what an evaluation belongs to: the run's identity, its checkpoint, and the code that evaluates."""
+    about = {key: record[key] for key in (*IDENTITY, "checkpoint_sha256")} | {"code": fingerprint("crossbit")}
+    return sha256(canonical_json(about).encode())[:16]
 
 
 def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | None:
@@ -41,14 +48,18 @@ def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | N
 def sort_runs(variants: list[Variant]) -> tuple[list[tuple[Variant, Run, dict]], dict[Run, str]]:
     """All current runs of a study with their records, and the stale ones with the reason."""
     current, stale = [], {}
-    for variant in variants:
+    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):  # parents first
         for run in variant.runs():
             if not run.record.exists():
                 continue
             record = read_json(run.record)
+            parent = variant.parent(run.seed)
             why = stale_because(record, variant, run)
+            if why is None and parent in stale:
+                why = f"started from {parent.name}, which is stale"
             if why is None:
                 current.append((variant, run, record))
             else:
                 stale[run] = why
-    return current, stale
+    order = {run: place for place, run in enumerate(run for variant in variants for run in variant.runs())}
+    return sorted(current, key=lambda entry: order[entry[1]]), stale

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from oscillations.training import Trainer, make_trainer
 
 DATA = Path("data")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
-FILES = ("run.json", "history.csv", "layers.csv")
+FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
 
 
 class Interrupted(Exception):
@@ -78,18 +79,22 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0) -
         identity = run_identity(variant, run, about)
         if is_current(run.record, identity) and _whole(run.checkpoint, run.record):
             print(f"{run.name}: kept", flush=True)
-        elif is_current(run.work / "run.json", identity):
+        elif is_current(run.work / "run.json", identity) and _whole(
+            run.work / "model.safetensors", run.work / "run.json"
+        ):
             print(f"{run.name}: finished before, not in place yet", flush=True)
         else:
             _make(variant, run, identity, about, tensors, torch_device, stop, save_every)
     for run in variant.runs():
-        if (run.work / "run.json").exists():
+        if is_current(run.work / "run.json", run_identity(variant, run, about)):
             _put_in_place(run)
 
 
 def run_identity(variant: Variant, run: Run, about: dict[str, Any]) -> dict[str, Any]:
     """What makes a run this run: a record with another identity is not its result."""
     parent = variant.parent(run.seed)
+    if parent is not None and not parent.record.exists():
+        raise InputError(f"{parent.record}: {run.name} starts from {parent.name}, which has not been trained yet")
     return {
         "run": run.name,
         "seed": run.seed,
@@ -120,6 +125,7 @@ def _make(
         variant.recipe, run.seed, about, tensors, device, None if parent is None else load_checkpoint(parent)
     )
     run.work.mkdir(parents=True, exist_ok=True)
+    (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
     resume_file = run.work / "resume"
     elapsed, interruptions = _resume(trainer, resume_file, identity, run.name)
     started = time.monotonic()
@@ -127,7 +133,7 @@ def _make(
 
     def save() -> None:
         spent = elapsed + time.monotonic() - started
-        plain = {"identity": identity, "elapsed": spent, "interruptions": interruptions}
+        plain = {"identity": identity, "device": device.type, "elapsed": spent, "interruptions": interruptions}
         resume.save(resume_file, trainer.state(), plain)
 
     def after_step(trainer: Trainer) -> None:
@@ -154,8 +160,9 @@ def _resume(trainer: Trainer, file: Path, identity: dict[str, Any], name: str) -
         print(f"{name}: starting", flush=True)
         return 0.0, 0
     loaded = resume.load(file)
-    if loaded is None or loaded[1]["identity"] != identity:
-        why = "damaged" if loaded is None else "of another recipe, code or data"
+    device = trainer.loss_sum.device.type
+    if loaded is None or loaded[1]["identity"] != identity or loaded[1]["device"] != device:
+        why = "damaged" if loaded is None else "of another recipe, code, data or device"
         print(f"{name}: {file} is {why}; starting again", flush=True)
         return 0.0, 0
     state, plain = loaded
@@ -226,7 +233,7 @@ def _csv(rows: list[dict[str, Any]], first: list[str]) -> bytes:
 
 def _put_in_place(run: Run) -> None:
     """Copy a finished run from its work folder to its declared paths."""
-    targets = {name: run.folder / name for name in FILES} | {"model.safetensors": run.checkpoint}
+    targets = {"model.safetensors": run.checkpoint} | {name: run.folder / name for name in FILES}
     for name, target in targets.items():
         with replacing(target) as part:
             shutil.copyfile(run.work / name, part)
@@ -234,8 +241,6 @@ def _put_in_place(run: Run) -> None:
 
 def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
     """The weights of a finished run, checked against its record."""
-    if not run.record.exists():
-        raise InputError(f"{run.record}: {run.name} has not been trained yet")
     if not _whole(run.checkpoint, run.record):
         raise InputError(
             f"{run.checkpoint}: missing, or not the checkpoint that {run.record} vouches for; "
@@ -248,7 +253,7 @@ def remove_work(run: Run) -> None:
     """Delete the work folder of a run that is in place."""
     shutil.rmtree(run.work, ignore_errors=True)
     for parent in list(run.work.parents)[:3]:
-        if parent.is_dir() and not any(parent.iterdir()):
+        with suppress(OSError):  # not empty: other runs are at work
             parent.rmdir()
 
 

@@ -53,7 +53,7 @@ class Experiment(Strict):
     methods: dict[str, dict[str, Any] | None] = Field(
         description="method name -> its options; bits may be a list", min_length=1
     )
-    sweep: dict[Literal["lambda", "lr"], list[float]] = Field(
+    sweep: dict[Literal["lambda", "lr"], Annotated[list[float], Field(min_length=1)]] = Field(
         {}, description="values that replace an option, one variant each"
     )
     training: TrainingChange = TrainingChange()
@@ -117,6 +117,9 @@ class Study(Strict):
     tables: dict[Literal["table1", "table2", "table3", "table4"], list[str]] = Field({})
     figures: Figures = Figures()
     claims: Claims = Claims()
+    fitted: list[tuple[str, str, int]] = Field(
+        [], description="published cells (model, method, eval_bits) that a free choice was fitted to"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -234,9 +237,10 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
     """The checked study in ``path`` and its variants, in the file's order. Raises InputError."""
     content = read_yaml(path)
     if base := content.get("extends"):
-        content = read_yaml(path.with_name(f"{base}.yaml")) | content
-        if content["extends"] != base or "extends" in read_yaml(path.with_name(f"{base}.yaml")):
+        whole = read_yaml(path.with_name(f"{base}.yaml"))
+        if "extends" in whole:
             raise InputError(f"{path}: extends: {base} extends another study; one level is the limit")
+        content = whole | content
     study: Study = parse(Study, content, str(path))
     if study.study != path.stem:
         raise InputError(f"{path}: study: {study.study!r} is not the file's name {path.stem!r}")
@@ -250,7 +254,17 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
         for name, experiment in study.experiments.items()
         for variant in _variants(study, name, experiment, f"{path}: experiments.{name}")
     ]
-    _check_references(study, {variant.path for variant in variants}, path)
+    paths = [variant.path for variant in variants]
+    for variant in variants:
+        if paths.count(variant.path) > 1:
+            raise InputError(f"{path}: experiments.{variant.experiment}: {variant.name} stands for two variants")
+        parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
+    _check_references(study, set(paths), path)
+    if study.figures.figure2:
+        shown = next(variant.recipe for variant in variants if variant.path == study.figures.figure2.panels[0])
+        model = models.find(shown["model"]["name"])
+        layers = model.layers(model.Options(**shown["model"]))
+        _check_patterns([study.figures.figure2.layer.removesuffix(".weight")], layers, f"{path}: figures.figure2.layer")
     return study, variants
 
 
@@ -352,6 +366,8 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
         raise InputError(f"{where}.start_from: unknown experiment {start!r}; {did_you_mean(start, study.experiments)}")
     if "baseline" not in parent.methods or parent.sweep or parent.start_from:
         raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
+    if parent.model != experiment.model or parent.resize != experiment.resize:
+        raise InputError(f"{where}.start_from: {start} trains another model or image size")
     missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
     if missing:
         raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")

@@ -36,7 +36,8 @@ def prepare(source: Path | None, downloads: Path) -> Images:
     if any(name.startswith("data_batch_") and not name.endswith(".bin") for name in batches):
         raise InputError(f"{source}: this is CIFAR-10's Python form, whose pickles are never loaded; take {ARCHIVE}")
     if any(name in batches for name in BATCHES):
-        return _binary(batches, source)
+        verified = source.is_file() and file_hash(source, "md5") == MD5
+        return _binary(batches, source, "canonical archive" if verified else "binary form, not verified by md5")
     splits, suffixes = image_folder(iter(files), source, CLASSES, IMAGE_SHAPE)
     if suffixes & {".jpg", ".jpeg"}:
         raise InputError(f"{source}: JPEG changes the pixels; such a copy is another dataset: data: cifar10-jpeg")
@@ -52,7 +53,7 @@ def complete(splits: dict, source: Path, kind: str) -> Images:
     return Images(*splits["train"], *splits["test"], kind)
 
 
-def _binary(batches: dict[str, bytes], source: Path) -> Images:
+def _binary(batches: dict[str, bytes], source: Path, kind: str) -> Images:
     """Records of 1 label byte and 3,072 pixel bytes, channel by channel."""
     arrays = []
     for name in BATCHES:
@@ -65,4 +66,4 @@ def _binary(batches: dict[str, bytes], source: Path) -> Images:
         split: (np.ascontiguousarray(rows[:, 1:]).reshape(-1, *IMAGE_SHAPE), rows[:, 0].astype(np.int64))
         for split, rows in (("train", train), ("test", test))
     }
-    return complete(splits, source, "canonical binary form")
+    return complete(splits, source, kind)

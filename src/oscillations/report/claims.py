@@ -28,7 +28,7 @@ from oscillations.report.stats import (
     t_interval,
     within,
 )
-from oscillations.report.tables import MODEL_NAMES, bits_label
+from oscillations.report.tables import MODEL_NAMES, bits_label, read_published
 from oscillations.study import Study
 
 TOST = 0.90  # a 90 % interval inside the margin is equivalence at the 5 % level
@@ -80,9 +80,14 @@ class Accuracies:
         self.all = tests
 
     def groups(self) -> list[tuple[str, str, str]]:
-        """(experiment, model, setting) of the main tables, in their order."""
-        columns = ["experiment", "model", "setting"]
-        return list(self.table[columns].drop_duplicates().itertuples(index=False, name=None))
+        """(experiment, model, setting) of all that tables 1 and 2 publish; no experiment where none has run."""
+        published = read_published()
+        published = published[published.table.isin(["table1", "table2"])]
+        groups = []
+        for model, setting in published[["model", "setting"]].drop_duplicates().itertuples(index=False, name=None):
+            mine = self.table[(self.table.model == model) & (self.table.setting == setting)]
+            groups += [(name, model, setting) for name in mine.experiment.unique()] or [("", model, setting)]
+        return groups
 
     def of(self, experiment: str, method: str, train_bits: int, eval_bits: int) -> pd.DataFrame:
         """accuracy and run by seed; empty if not run."""
@@ -291,8 +296,8 @@ def write_claims(study: Study) -> None:
     for claim in evaluate_claims(study, read_measurements(study), read_oscillations(study)):
         deciding = claim.deciding()
         interval = deciding.interval if deciding else Interval(0, math.nan, math.nan, math.nan)
-        counted = [c for c in claim.comparisons if c.verdict != NOT_RUN]
-        agree = sum(c.verdict == SUPPORTED for c in counted)
+        run = sum(c.verdict != NOT_RUN for c in claim.comparisons)
+        agree = sum(c.verdict == SUPPORTED for c in claim.comparisons)
         summary.append(
             {
                 "claim": claim.name,
@@ -303,7 +308,8 @@ def write_claims(study: Study) -> None:
                 "low": interval.low,
                 "high": interval.high,
                 "supported": agree,
-                "comparisons": len(counted),
+                "run": run,
+                "comparisons": len(claim.comparisons),
                 "evidence": deciding.text if deciding else "",
             }
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from oscillations.bits import LATENT
 from oscillations.files import write_text
-from oscillations.records import sort_runs
+from oscillations.records import evaluation_key, sort_runs
 from oscillations.study import Study, Variant
 
 MEASUREMENTS = [
@@ -30,7 +30,9 @@ def read_measurements(study: Study) -> pd.DataFrame:
 
 
 def read_oscillations(study: Study) -> pd.DataFrame:
-    return pd.read_csv(results(study) / "oscillations.csv")
+    """Every epoch of the runs that did not diverge."""
+    table = pd.read_csv(results(study) / "oscillations.csv")
+    return table[table.status == "done"]
 
 
 def collect(study: Study, variants: list[Variant]) -> None:
@@ -52,9 +54,10 @@ def collect(study: Study, variants: list[Variant]) -> None:
         for bits, accuracy in record["validation_accuracy"].items():
             rows.append(about | _evaluation(about, int(bits), "keep", "validation", accuracy))
         tests = evaluations[run.experiment]
+        key = evaluation_key(record)
         tests = tests[tests.run == run.name]
         for row in tests.itertuples():
-            if row.checkpoint_sha256 == record["checkpoint_sha256"]:
+            if row.key == key:
                 rows.append(about | _evaluation(about, row.eval_bits, row.bn, "test", row.accuracy))
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
     write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -123,6 +126,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
             "lambda": method.get("lambda"),
             "lr": variant.recipe["training"]["lr"],
             "seed": run.seed,
+            "status": record["status"],
             "steps_per_epoch": record["steps_per_epoch"],
         }
         for place, (key, value) in enumerate(about.items()):
@@ -146,5 +150,5 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
                     weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
                     frame[column] = weighted.to_numpy() / frame["weights"]
         frames.append(frame)
-    table = pd.concat(frames) if frames else pd.DataFrame(columns=["experiment", "variant", "seed", "epoch"])
+    table = pd.concat(frames) if frames else pd.DataFrame(columns=["experiment", "variant", "seed", "epoch", "status"])
     write_text(results(study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))

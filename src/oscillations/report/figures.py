@@ -121,7 +121,11 @@ def figure2(study: Study, recipes: Recipes) -> Figure:
         axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
         experiment = path.split("/")[0]
         bins = pd.read_csv(file) if (file := _histograms(study, experiment)).exists() else pd.DataFrame()
-        known = set(measurements[measurements.experiment == experiment].run.str.split("/runs/").str[1])
+        known = set(
+            measurements[(measurements.experiment == experiment) & (measurements.status == "done")]
+            .run.str.split("/runs/")
+            .str[1]
+        )
         if len(bins):
             bins = bins[(bins.layer == spec.layer) & bins.run.str.startswith(f"{path}/") & bins.run.isin(known)]
         if bins.empty:

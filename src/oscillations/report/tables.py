@@ -158,7 +158,11 @@ def agreement_cells(study: Study, measurements: pd.DataFrame) -> pd.DataFrame:
     tables = [table_cells(study, table, measurements) for table in sorted(read_published().table.unique())]
     cells = pd.concat([table for table in tables if len(table)])
     cells = cells[cells.published_mean.notna()].copy()
-    cells["fitted"] = False
+    fitted = [tuple(cell) for cell in study.fitted]
+    cells["fitted"] = [(*key, bits) in fitted for *key, bits in cells[["model", "method", "eval_bits"]].to_numpy()]
+    cells["relation"] = study.published
+    if study.published == "miniature":  # other data and other models: nothing to lie inside of
+        cells["inside"] = None
     return cells[
         [
             "table",
@@ -171,6 +175,7 @@ def agreement_cells(study: Study, measurements: pd.DataFrame) -> pd.DataFrame:
             "difference",
             "inside",
             "fitted",
+            "relation",
             "runs",
         ]
     ]
