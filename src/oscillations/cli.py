@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     def command(function, *flags: str) -> argparse.ArgumentParser:
         added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         added.set_defaults(run=function)
-        added.add_argument("--study", type=Path, default=Path("params/quick.yaml"), help="study file")
+        added.add_argument("--study", type=study_file, default=study_file("quick"), help="study file or name")
         if "narrow" in flags:
             added.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
             added.add_argument("--seeds", help="seeds, comma-separated")
@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     schema_parser = command(schema)
     schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
+
+
+def study_file(value: str) -> Path:
+    """``quick`` and ``params/quick.yaml`` name the same study."""
+    return Path(value) if value.endswith(".yaml") else Path(f"params/{value}.yaml")
 
 
 def fetch(options: argparse.Namespace) -> None:

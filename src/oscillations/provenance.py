@@ -34,13 +34,17 @@ def _output(record: Path) -> str:
 
 
 def save(study: str) -> None:
-    """Copy the records of the study's outputs that exist into its results."""
-    found = {}
+    """Copy the records of the study's outputs into its results.
+
+    What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
+    """
+    file = Path("results", study, "provenance.json")
+    found = json.loads(file.read_text()) if file.exists() else {}
     for record in METADATA.rglob("*"):
         if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
             found[output] = json.loads(record.read_text())
     if found:
-        write_json(Path("results", study, "provenance.json"), found)
+        write_json(file, found)
 
 
 def restore(study: str) -> None:
