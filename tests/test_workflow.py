@@ -155,7 +155,7 @@ def test_two_narrowed_commands_stand_together(project):
         assert project.planned(config=config) == {}, config
 
 
-def test_a_clone_without_data_or_weights(finished, tmp_path):
+def test_a_clone_without_data_or_weights(finished):
     """Nothing to do, and `report` makes every table, figure, claim and the site again."""
     for name in ("data", "checkpoints", ".snakemake", "logs", "figures"):
         shutil.rmtree(finished.folder / name)

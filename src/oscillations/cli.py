@@ -81,7 +81,8 @@ def train(options: argparse.Namespace) -> int:
         for variant in studies.narrow(variants, options.only, options.seeds):
             runs.train(variant, device=options.device, save_every=options.save_every)
     except runs.Interrupted as stop:
-        return runs.exit_code(stop)
+        print(stop, file=sys.stderr)
+        return 143  # as a process ended by SIGTERM
     return 0
 
 

@@ -14,7 +14,6 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -289,9 +288,3 @@ def git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {}
-
-
-def exit_code(stop: Interrupted) -> int:
-    """The conventional exit code of a stopped job, with its message on stderr."""
-    print(stop, file=sys.stderr)
-    return 143

@@ -156,16 +156,23 @@ def _c3(accuracies: Accuracies) -> Claim:
     return claim
 
 
-def _c4(accuracies: Accuracies, study: Study) -> Claim:
-    margin = study.claims.near_baseline
-    claim = Claim("C4", f"OsciQuant at FP32 and 8 bits stays within {margin:g} points below the FP baseline.")
+def _add_near_baseline(
+    claim: Claim, accuracies: Accuracies, trained_at: tuple[int, ...], evaluated_at: tuple[int, ...], margin: float
+) -> None:
+    """OsciQuant loses no more than ``margin`` points to the FP baseline, for every pair of bit widths."""
     for experiment, model, setting in accuracies.groups():
         baseline = accuracies.of(experiment, "baseline", LATENT, LATENT)
-        for trained in (2, 3, 4):
-            for bits in (LATENT, 8):
+        for trained in trained_at:
+            for bits in evaluated_at:
                 values, runs = _difference(accuracies.of(experiment, "osciquant", trained, bits), baseline)
                 text = f"{_named(model, setting)}, trained {bits_label(trained)}, at {bits_label(bits)}: "
                 claim.add(f"{text}minus baseline > -{margin:g}", values, lambda i: above(i, -margin), runs)
+
+
+def _c4(accuracies: Accuracies, study: Study) -> Claim:
+    margin = study.claims.near_baseline
+    claim = Claim("C4", f"OsciQuant at FP32 and 8 bits stays within {margin:g} points below the FP baseline.")
+    _add_near_baseline(claim, accuracies, (2, 3, 4), (LATENT, 8), margin)
     return claim
 
 
@@ -192,13 +199,7 @@ def _c6(accuracies: Accuracies, study: Study) -> Claim:
     claim = Claim(
         "C6", f"OsciQuant trained at 3 or 4 bits is good at both (within {margin:g} points below the FP baseline)."
     )
-    for experiment, model, setting in accuracies.groups():
-        baseline = accuracies.of(experiment, "baseline", LATENT, LATENT)
-        for trained in (3, 4):
-            for bits in (3, 4):
-                values, runs = _difference(accuracies.of(experiment, "osciquant", trained, bits), baseline)
-                text = f"{_named(model, setting)}, trained {bits_label(trained)}, at {bits_label(bits)}: "
-                claim.add(f"{text}minus baseline > -{margin:g}", values, lambda i: above(i, -margin), runs)
+    _add_near_baseline(claim, accuracies, (3, 4), (3, 4), margin)
     return claim
 
 
