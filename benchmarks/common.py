@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
+from oscillations.batches import image_sets
 from oscillations.datasets import cifar10
 from oscillations.training import Trainer, make_trainer
 
+CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent / "results"
 MEAN, STD = list(cifar10.MEAN), list(cifar10.STD)
 RECIPE = {
     "validation": 10_000, "split_seed": 0, "classes": None, "resize": None, "eval_bits": [32],
-    "training": {"lr": 3e-3, "batch_size": 128, "epochs": 100, "patience": 10},
+    "training": {"lr": 3e-3, "batch_size": 128, "precision": "fp32", "epochs": 100, "patience": 10},
 }  # fmt: skip
 METHODS = {
     "fp": {"name": "baseline"},
@@ -47,7 +49,8 @@ def stand_in(images: int = 50_000) -> tuple[dict, dict]:
 def our_trainer(method: str, data: tuple[dict, dict], model: dict, batch_size: int = 128) -> Trainer:
     recipe = RECIPE | {"model": model, "method": METHODS[method], "quant_layers": ["*"]}
     recipe["training"] = recipe["training"] | {"batch_size": batch_size}
-    return make_trainer(recipe, 0, *data, torch.device("cpu"))
+    about, tensors = data
+    return make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
 
 
 def alternate(candidates: dict[str, callable], rounds: int, warmup: int = 2) -> dict[str, list[float]]:

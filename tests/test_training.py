@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oscillations import resume
+from oscillations.batches import image_sets
 from oscillations.training import Trainer, make_trainer
 
 METHODS = [
@@ -26,11 +27,14 @@ METHODS = [
 
 
 def trainer(recipe, blobs, seed=0, **changes) -> Trainer:
-    return make_trainer(recipe | changes, seed, *blobs, torch.device("cpu"))
+    recipe, (about, tensors), cpu = recipe | changes, blobs, torch.device("cpu")
+    return make_trainer(recipe, seed, about, image_sets(about, tensors, recipe, cpu), cpu)
 
 
 def run(made, after_step=lambda trainer: None):
-    made.run(after_step, lambda trainer: None)
+    for epoch_ended in made.steps():
+        if not epoch_ended:
+            after_step(made)
     return made
 
 
@@ -136,9 +140,8 @@ def test_history_counts_what_the_codes_did(recipe, blobs):
     """Counters over a run equal a recount from the recorded codes of every step and epoch."""
     made = trainer(recipe, blobs, method={"name": "qat", "bits": 3})
     steps, epochs = [made.quantizer.codes.clone()], [made.quantizer.codes.clone()]
-    made.run(
-        lambda t: steps.append(t.quantizer.codes.clone()), lambda t: epochs.append(t.quantizer.codes.clone())
-    )  # fmt: skip
+    for epoch_ended in made.steps():
+        (epochs if epoch_ended else steps).append(made.quantizer.codes.clone())
     last = made.progress.history[-1]
     for level, codes in (("iteration", steps), ("epoch", epochs)):
         changes = torch.stack(codes).short().diff(dim=0)

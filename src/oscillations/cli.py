@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from oscillations import study as studies
-from oscillations.errors import InputError, did_you_mean
+from oscillations.errors import InputError, Interrupted, did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     training = command(train, "narrow", "device")
     training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
+    training.add_argument("--at-once", type=int, help="runs that take turns (default: all seeds on a GPU, else 1)")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
@@ -79,8 +80,8 @@ def train(options: argparse.Namespace) -> int:
     _, variants = studies.load(options.study)
     try:
         for variant in studies.narrow(variants, options.only, options.seeds):
-            runs.train(variant, device=options.device, save_every=options.save_every)
-    except runs.Interrupted as stop:
+            runs.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
+    except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 143  # as a process ended by SIGTERM
     return 0

@@ -2,8 +2,8 @@
 
 A change of a weight's code is an *oscillation* if its direction is opposite to the weight's previous change.
 Per weight the state is 6 bytes: the last code, the place in the present alternating run (with its direction
-as sign) and the running frequency. Only weights whose code changed are touched, so a tick costs little more
-than one comparison of two int8 tensors.
+as sign) and the running frequency. What a change means depends on the run's state and the change's direction
+alone, so it is looked up: seven states, two directions, fourteen transitions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 TOTALS = ("crossings", "levels", "nagel", "corrected", "trips")
+RUN_STATES = range(-3, 4)  # place in an alternating run: 0 before any change, 1 first change, then 2, 3, 2, 3 ...
+REBASE_AFTER = 256  # ticks between rescalings of the frequency, before (1 - m)^-n can overflow float32
 
-# Place in an alternating run: 0 before any change, 1 first change, then 2, 3, 2, 3 ... (even, odd).
-_REBASE_AFTER = 256  # ticks between rescalings of the frequency, before (1 - m)^-n can overflow float32
+
+def transition(run: int, direction: int) -> tuple[int, dict[str, int]]:
+    """The next state of a run after a change, and what the change adds to each total but ``levels``."""
+    opposite = direction * run < 0
+    place = (3 if abs(run) == 2 else 2) if opposite else 1
+    corrected = 2 if opposite and abs(run) == 1 else int(opposite)  # the run's first crossing counts too
+    return direction * place, {"crossings": 1, "nagel": opposite, "corrected": corrected, "trips": place == 2}
 
 
-def nonzero(mask: Tensor) -> Tensor:
-    """Indices of the True entries of a 1-D mask. On the CPU by numpy, five times faster than torch here."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().flatten()
+_TRANSITIONS = [transition(run, direction) for run in RUN_STATES for direction in (-1, 1)]
+NEXT_RUN = np.array([run for run, _ in _TRANSITIONS], dtype=np.int8)
+COUNTS = np.array([[adds.get(total, 0) for total in TOTALS] for _, adds in _TRANSITIONS], dtype=np.int16)
+LEVELS, NAGEL = TOTALS.index("levels"), TOTALS.index("nagel")
 
 
 class OscillationCounter:
@@ -37,6 +43,7 @@ class OscillationCounter:
     * ``trips`` = there-and-back pairs, sum of floor(length / 2)
 
     ``momentum`` is m of f_t = m o_t + (1 - m) f_{t-1}. ``timeout`` ends a run after that many quiet ticks.
+    On the CPU a tick touches only the weights that changed; on a device it is dense, so that nothing waits.
     """
 
     def __init__(
@@ -44,47 +51,64 @@ class OscillationCounter:
         dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
         device = codes.device
-        self.momentum, self.timeout = momentum, timeout
+        self.sizes, self.momentum, self.timeout = sizes, momentum, timeout
         self.codes = codes.clone()
         self.run = torch.zeros_like(codes)
         self.totals = torch.zeros(len(TOTALS), len(sizes), dtype=torch.int64, device=device)
         self.ticks = 0
-        self._ends = torch.tensor(sizes, device=device).cumsum(0)
+        self.sees_values = device.type == "cpu"  #: as the quantizer's
         self._scaled_frequency = torch.zeros(codes.shape, dtype=dtype, device=device)
         self._since_rebase = 0
+        self._next_run, self._counts = (torch.from_numpy(table).to(device) for table in (NEXT_RUN, COUNTS))
         self._last_change = torch.zeros(codes.shape, dtype=torch.int32, device=device) if timeout else None
 
     def tick(self, codes: Tensor) -> None:
         """Compare with the codes of the previous tick and count."""
         self.ticks += 1
         self._since_rebase += 1
-        at = nonzero(codes != self.codes)
-        if len(at):
-            self._count(at, codes.index_select(0, at))
-        if self._since_rebase == _REBASE_AFTER:
+        weight = self.momentum * (1 - self.momentum) ** -self._since_rebase
+        if self.sees_values:
+            self._count_changed(codes.numpy(), weight)
+        else:
+            self._count_all(codes, weight)
+        if self._since_rebase == REBASE_AFTER:
             self._scaled_frequency.mul_((1 - self.momentum) ** self._since_rebase)
             self._since_rebase = 0
 
-    def _count(self, at: Tensor, new: Tensor) -> None:
-        """Count the weights ``at`` (sorted), whose codes have become ``new``."""
-        change = new.short() - self.codes.index_select(0, at).short()
-        direction, run = change.sign().to(torch.int8), self.run.index_select(0, at)
+    def _count_changed(self, codes: np.ndarray, weight: float) -> None:
+        """Count on the CPU, by numpy: on the few weights that changed its calls cost a third of torch's."""
+        old, run, frequency = self.codes.numpy(), self.run.numpy(), self._scaled_frequency.numpy()
+        at = differing(codes, old)
+        new = codes.take(at)
+        change = new.astype(np.int16) - old.take(at)
         if self._last_change is not None:
-            run[self.ticks - self._last_change[at] > self.timeout] = 0
-            self._last_change[at] = self.ticks
-        opposite = direction * run < 0
-        place = torch.where(opposite, torch.where(run.abs() == 2, 3, 2), 1).to(torch.int8)
-        corrected = opposite.short() + (opposite & (run.abs() == 1)).short()
-        counts = [torch.ones_like(change), change.abs(), opposite.short(), corrected, (place == 2).short()]
-        counts = torch.stack(counts)
-        ends = torch.searchsorted(at, self._ends).tolist()
-        for tensor, (start, end) in enumerate(zip([0, *ends], ends)):
-            self.totals[:, tensor] += counts[:, start:end].sum(1)
-        self.codes.index_copy_(0, at, new)
-        self.run.index_copy_(0, at, direction * place)
-        oscillated = at[opposite]
-        weight = self.momentum * (1 - self.momentum) ** -self._since_rebase
-        self._scaled_frequency.index_add_(0, oscillated, self._scaled_frequency.new_full(oscillated.shape, weight))
+            last_change = self._last_change.numpy()
+            run[at[self.ticks - last_change[at] > self.timeout]] = 0
+            last_change[at] = self.ticks
+        kind = 2 * (run.take(at) + 3) + (change > 0)
+        old[at] = new
+        run[at] = NEXT_RUN.take(kind)
+        frequency[at] += (weight * COUNTS[:, NAGEL]).astype(frequency.dtype).take(kind)
+        ends = np.searchsorted(at, np.cumsum(self.sizes)).tolist()
+        tensors = [slice(start, end) for start, end in zip([0, *ends], ends)]
+        happened = np.stack([np.bincount(kind[part], minlength=len(COUNTS)) for part in tensors])
+        self.totals.numpy()[:] += (happened @ COUNTS).T
+        self.totals.numpy()[LEVELS] += [np.abs(change[part]).sum(dtype=np.int64) for part in tensors]
+
+    def _count_all(self, codes: Tensor, weight: float) -> None:
+        """Count without reading any value on the host: the same table, looked up for every weight."""
+        change = codes.short() - self.codes
+        moved = change != 0
+        if self._last_change is not None:
+            self.run.masked_fill_(moved & (self.ticks - self._last_change > self.timeout), 0)
+            self._last_change.masked_fill_(moved, self.ticks)
+        kind = (2 * (self.run + 3) + (change > 0)).int()
+        counts = self._counts[kind].mul_(moved[:, None])
+        counts[:, LEVELS] = change.abs()
+        self._scaled_frequency.add_(counts[:, NAGEL], alpha=weight)
+        self.run.copy_(torch.where(moved, self._next_run[kind], self.run))
+        self.codes.copy_(codes)
+        self.totals += torch.stack([part.sum(0) for part in counts.split(self.sizes)]).T
 
     def frequency(self) -> Tensor:
         """Exponential moving average of oscillations per tick, for every weight."""
@@ -108,3 +132,16 @@ class OscillationCounter:
         self.ticks, self._since_rebase = state["ticks"].tolist()
         if self._last_change is not None:
             self._last_change.copy_(state["last_change"])
+
+
+def differing(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two int8 arrays differ, in order: where their 8-byte words differ, then which bytes do.
+
+    Most words agree, so this takes two thirds of the time of comparing every byte.
+    """
+    whole = len(a) // 8 * 8
+    words_a, words_b = a[:whole].view(np.uint64), b[:whole].view(np.uint64)
+    words = np.flatnonzero(words_a != words_b)
+    bytes_ = np.flatnonzero((words_a.take(words) ^ words_b.take(words)).view(np.int8).astype(bool))
+    tail = whole + np.flatnonzero(a[whole:] != b[whole:])
+    return np.concatenate([8 * words.take(bytes_ >> 3) + (bytes_ & 7), tail])

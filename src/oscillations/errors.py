@@ -10,6 +10,10 @@ class InputError(Exception):
     """Something in a study, a source or a file is wrong; the message names it and what would be right."""
 
 
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: the state is saved."""
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' with the nearest known value, else the list of all."""
     known = [str(value) for value in known]

@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 
 from oscillations import datasets
+from oscillations.batches import ImageSet, image_sets
 from oscillations.crossbit import accuracies, histograms
+from oscillations.device import set_up_torch
 from oscillations.files import write_text
 from oscillations.records import evaluation_key, sort_runs
-from oscillations.runs import DATA, load_checkpoint, remove_work, set_up_torch
+from oscillations.runs import DATA, load_checkpoint, remove_work
 from oscillations.study import Run, Variant
 from oscillations.training import Trainer, make_trainer
 
@@ -32,10 +34,10 @@ def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
 
 def evaluate(study: str, experiment: str, variants: list[Variant], device: str = "auto") -> None:
     """Write the accuracies and weight histograms of all current runs among ``variants``."""
-    torch_device = set_up_torch(variants[0].recipe["threads"], device)
+    torch_device = set_up_torch(variants[0].recipe, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = _read(accuracy_file, COLUMNS), _read(histogram_file, HISTOGRAM_COLUMNS)
-    about = tensors = None
+    about = sets = None
     tables, all_bins = [], []
     for variant, run, record in sort_runs(variants)[0]:
         key = evaluation_key(record)
@@ -43,7 +45,8 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
         if mine.empty or (bins.empty and "bits" in variant.recipe["method"]):
             if about is None:
                 about, tensors = datasets.read(variant.recipe["data"], DATA)
-            trainer = _trained(variant, run, about, tensors, torch_device)
+                sets = image_sets(about, tensors, variant.recipe, torch_device)  # the same for a whole experiment
+            trainer = _trained(variant, run, about, sets, torch_device)
             prefix = {"run": run.name, "key": key}
             mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
             bins = pd.DataFrame([prefix | row for row in histograms(trainer)])
@@ -69,12 +72,12 @@ def _read(file: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _trained(
-    variant: Variant, run: Run, about: dict[str, Any], tensors: dict[str, torch.Tensor], device: torch.device
+    variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
 ) -> Trainer:
     """A trainer that holds the run's checkpoint, its quantizer set up as at the start of training."""
     parent = variant.parent(run.seed)
     start = None if parent is None else load_checkpoint(parent)
-    trainer = make_trainer(variant.recipe, run.seed, about, tensors, device, start)
+    trainer = make_trainer(variant.recipe, run.seed, about, sets, device, start)
     weights = load_checkpoint(run)
     with torch.no_grad():
         for key, value in trainer.model.state_dict().items():

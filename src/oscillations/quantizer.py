@@ -6,6 +6,7 @@ integer code ``k = round(w / s)``, quantized weight ``q = s k``, error ``e = q -
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +52,9 @@ class WeightQuantizer:
     """Quantizes all weight tensors of a network at once, into buffers made once.
 
     ``weights`` are the latent tensors by name, read where they lie. After :meth:`update`, ``codes`` (int8, all
-    tensors flattened one after another), ``quantized`` (one tensor per weight) and ``scales`` belong to the
-    weights' present values. The engine calls it once after every optimizer step, so that the next forward
-    pass, the gradients and the counters all share one pass over the weights.
+    tensors one after another, each in its memory order), ``quantized`` (one tensor per weight) and ``scales``
+    belong to the weights' present values. The engine calls it once after every optimizer step, so that the
+    next forward pass, the gradients and the counters all share one pass over the weights.
 
     ``scale_source``: ``dynamic_max`` (Eq. 2 at every update), ``frozen_max`` (Eq. 2 of the initial weights)
     or ``mse``. The last two clamp the codes.
@@ -69,38 +70,38 @@ class WeightQuantizer:
         weights = self.weights
         self.sizes = [w.numel() for w in weights]
         self.codes = torch.empty(sum(self.sizes), dtype=torch.int8, device=weights[0].device)
-        self._codes = [c.view(w.shape) for c, w in zip(self.codes.split(self.sizes), weights)]
+        self._codes = [c.as_strided(w.shape, w.stride()) for c, w in zip(self.codes.split(self.sizes), weights)]
         self.quantized = [torch.empty_like(w) for w in weights]
-        self._scratch = [torch.empty_like(w) for w in weights]
-        self.scales: list[Tensor] = [torch.ones((), device=w.device, dtype=w.dtype) for w in weights]
-        self._row_max: list[Tensor] = [w.new_zeros(len(w)) for w in weights]
-        if scale_source == "frozen_max":
-            self.scales = [max_scale(w, bits) for w in weights]
+        self.scales = [max_scale(w, bits) for w in weights]
+        self._row_max: list[Tensor] = []
+        self.sees_values = self.codes.device.type == "cpu"  #: reading a value here makes no device wait
 
     @torch.no_grad()
     def update(self) -> None:
         """Recompute scales, codes and quantized weights from the latent weights."""
-        for i, weight in enumerate(self.weights):
-            if self.scale_source == "dynamic_max":
-                rows = torch.abs(weight, out=self._scratch[i]).view(len(weight), -1)
-                self._row_max[i] = torch.amax(rows, dim=1)
-                largest = self._row_max[i].amax()
-                self.scales[i] = torch.where(largest > 0, largest / self.limit, torch.ones_like(largest))
-            elif self.scale_source == "mse":
-                self.scales[i] = mse_scale(weight, self.bits)
-            code = torch.div(weight, self.scales[i], out=self.quantized[i])
+        if self.scale_source == "dynamic_max":
+            self._row_max = [max_of_rows(w) for w in self.weights]
+            largest = torch.stack([rows.amax() for rows in self._row_max])
+            self.scales = (largest / self.limit).masked_fill_(largest == 0, 1).unbind()
+        elif self.scale_source == "mse":
+            self.scales = [mse_scale(w, self.bits) for w in self.weights]
+        for weight, scale, quantized, codes in zip(self.weights, self.scales, self.quantized, self._codes):
+            torch.div(weight, scale, out=quantized)
             if self.tie == "half_even":
-                code.round_()
+                quantized.round_()
             else:
-                code.add_(0.5).floor_()
+                quantized.add_(0.5).floor_()
             if self.scale_source != "dynamic_max":
-                code.clamp_(-self.limit, self.limit)
-            self._codes[i].copy_(code)
-            code.mul_(self.scales[i])
+                quantized.clamp_(-self.limit, self.limit)
+            codes.copy_(quantized)
+            quantized.mul_(scale)
 
-    def error(self, i: int) -> Tensor:
-        """e = q - w of tensor ``i``, in a buffer that the next call for ``i`` overwrites."""
-        return torch.sub(self.quantized[i], self.weights[i], out=self._scratch[i])
+    def error(self, i: int, out: Tensor | None = None) -> Tensor:
+        """e = q - w of tensor ``i``.
+
+        After the backward pass it may take the place of q (``out=self.quantized[i]``), which is faster.
+        """
+        return torch.sub(self.quantized[i], self.weights[i], out=out)
 
     @torch.no_grad()
     def add_scale_gradient(self, i: int, grad: Tensor, upstream: Tensor, error: Tensor, factor: float = 1.0) -> None:
@@ -108,14 +109,41 @@ class WeightQuantizer:
 
         With j = argmax|w| and sigma = sign(w_j), dq_i/dw_j holds an extra sigma (q_i - w_i) / (Q s), so entry
         j receives sigma / (Q s) * sum_i upstream_i e_i; several equal maxima share it evenly, as autograd's
-        ``amax`` does. The maxima are looked for only in the rows that hold them: scanning the whole tensor
-        would cost as much as quantizing it.
+        ``amax`` does. On the CPU the maxima are looked for only in the rows that hold them, since scanning a
+        tensor costs as much as quantizing it; elsewhere choosing rows would make the host wait for the device.
         """
-        product = torch.dot(upstream.reshape(-1), error.view(-1))
-        through_scale = product * (factor / self.limit) / self.scales[i]
-        weight, grad = self.weights[i].view(len(error), -1), grad.view(len(error), -1)
-        largest = self._row_max[i].amax()
-        rows = torch.nonzero(self._row_max[i] == largest).flatten()
-        peaks = weight[rows] * (weight[rows].abs() == largest)  # +-max|w| at the maxima, 0 elsewhere
-        signs = peaks.sign()
-        grad.index_add_(0, rows, signs * (through_scale / signs.abs().sum().clamp_min(1)))
+        product, scale = torch.dot(memory_order(upstream), memory_order(error)), self.scales[i]
+        weight, row_max = self.weights[i], self._row_max[i]
+        if self.sees_values:
+            through_scale = product.item() * factor / (self.limit * scale.item())
+            add_at_maxima(grad.numpy(), weight.numpy(), row_max.numpy(), through_scale)
+        else:
+            at_max = weight.abs() == row_max.amax()
+            through_scale = product * factor / (self.limit * scale)
+            grad.add_(weight.sgn().mul_(at_max).mul_(through_scale / at_max.sum()))
+
+
+def add_at_maxima(grad: np.ndarray, weight: np.ndarray, row_max: np.ndarray, amount: float) -> None:
+    """Add ``amount`` times the weight's sign where |w| is largest, shared evenly by equal maxima."""
+    largest = row_max.max()
+    rows = np.flatnonzero(row_max == largest).tolist()
+    maxima = [np.abs(weight[row]) == largest for row in rows]
+    share = amount / max(sum(np.count_nonzero(at_max) for at_max in maxima), 1)  # none among NaN
+    for row, at_max in zip(rows, maxima):
+        grad[row] += share * np.sign(weight[row]) * at_max
+
+
+def max_of_rows(weight: Tensor) -> Tensor:
+    """Largest |w| of every row (output channel), without a copy of the weights."""
+    rows = by_rows(weight)
+    return torch.maximum(rows.amax(1), rows.amin(1).neg_())
+
+
+def by_rows(tensor: Tensor) -> Tensor:
+    """``[rows, entries]``, each row in the order it lies in, so that a channels-last tensor is not copied."""
+    return (tensor.movedim(1, -1) if tensor.dim() > 2 else tensor).reshape(len(tensor), -1)
+
+
+def memory_order(tensor: Tensor) -> Tensor:
+    """All entries as one dimension, in the order they lie in."""
+    return (tensor.movedim(1, -1) if tensor.dim() > 2 else tensor).reshape(-1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import platform
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oscillations import datasets, resume
-from oscillations.batches import split_indices
-from oscillations.errors import InputError
+from oscillations.batches import ImageSet, image_sets, split_indices
+from oscillations.device import in_turns, set_up_torch
+from oscillations.errors import InputError, Interrupted
 from oscillations.files import file_hash, read_json, replacing, sha256, write_bytes, write_json
 from oscillations.records import is_current
 from oscillations.study import Run, Variant
@@ -35,10 +37,6 @@ from oscillations.training import Trainer, make_trainer
 DATA = Path("data")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
 FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C: the state is saved."""
 
 
 class StopSignal:
@@ -53,27 +51,17 @@ class StopSignal:
         self.number = number
 
 
-def set_up_torch(threads: int, device: str = "auto") -> torch.device:
-    """Fix all that decides bits: threads, denormals, deterministic kernels. Returns the device."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # Adam's moments of unused weights decay into denormals, which are slow
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    return torch.device(device)
-
-
-def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0) -> None:
+def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int | None = None) -> None:
     """Make every seed of a variant that is not there yet, then put all into place.
 
-    ``save_every``: seconds between resume files. Raises Interrupted after SIGTERM or SIGINT.
+    ``save_every``: seconds between resume files. ``at_once``: runs that take turns, step by step; all on a GPU
+    unless said otherwise, where their kernels fill it together, and one on the CPU. Raises Interrupted after
+    SIGTERM or SIGINT.
     """
     stop = StopSignal()
-    torch_device = set_up_torch(variant.recipe["threads"], device)
+    torch_device = set_up_torch(variant.recipe, device)
     about, tensors = datasets.read(variant.recipe["data"], DATA)
+    missing: list[tuple[Run, dict[str, Any]]] = []
     for run in variant.runs():
         identity = run_identity(variant, run, about)
         if is_current(run.record, identity) and _whole(run.checkpoint, run.record):
@@ -83,7 +71,12 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0) -
         ):
             print(f"{run.name}: finished before, not in place yet", flush=True)
         else:
-            _make(variant, run, identity, about, tensors, torch_device, stop, save_every)
+            missing.append((run, identity))
+    if missing:
+        at_once = min(at_once or (len(missing) if torch_device.type == "cuda" else 1), len(missing))
+        sets = image_sets(about, tensors, variant.recipe, torch_device)
+        job = Job(variant, about, sets, torch_device, stop, save_every, at_once)
+        in_turns([_make(job, run, identity) for run, identity in missing], at_once, torch_device)
     for run in variant.runs():
         if is_current(run.work / "run.json", run_identity(variant, run, about)):
             _put_in_place(run)
@@ -108,48 +101,52 @@ def _whole(checkpoint: Path, record: Path) -> bool:
     return checkpoint.exists() and file_hash(checkpoint) == read_json(record)["checkpoint_sha256"]
 
 
-def _make(
-    variant: Variant,
-    run: Run,
-    identity: dict[str, Any],
-    about: dict[str, Any],
-    tensors: dict[str, torch.Tensor],
-    device: torch.device,
-    stop: StopSignal,
-    save_every: float,
-) -> None:
-    """Train one run, from its resume file if there is a good one, and write its files to the work folder."""
-    parent = variant.parent(run.seed)
-    trainer = make_trainer(
-        variant.recipe, run.seed, about, tensors, device, None if parent is None else load_checkpoint(parent)
-    )
+@dataclass(frozen=True)
+class Job:
+    """What the runs of one training job share."""
+
+    variant: Variant
+    about: dict[str, Any]
+    sets: dict[str, ImageSet]
+    device: torch.device
+    stop: StopSignal
+    save_every: float
+    at_once: int
+
+
+def _make(job: Job, run: Run, identity: dict[str, Any]) -> Iterator[None]:
+    """Train one run, from its resume file if there is a good one, and write its files to the work folder.
+
+    Yields after every step and every epoch, so that several runs can take turns.
+    """
+    parent = job.variant.parent(run.seed)
+    start = None if parent is None else load_checkpoint(parent)
+    trainer = make_trainer(job.variant.recipe, run.seed, job.about, job.sets, job.device, start)
     run.work.mkdir(parents=True, exist_ok=True)
     (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
     resume_file = run.work / "resume"
     elapsed, interruptions = _resume(trainer, resume_file, identity, run.name)
-    started = time.monotonic()
-    saved = started
+    started = saved = time.monotonic()
+
+    def spent() -> float:
+        return elapsed + time.monotonic() - started
 
     def save() -> None:
-        spent = elapsed + time.monotonic() - started
-        plain = {"identity": identity, "device": device.type, "elapsed": spent, "interruptions": interruptions}
-        resume.save(resume_file, trainer.state(), plain)
+        plain = {"device": job.device.type, "elapsed": spent(), "interruptions": interruptions}
+        resume.save(resume_file, trainer.state(), {"identity": identity} | plain)
 
-    def after_step(trainer: Trainer) -> None:
-        nonlocal saved
-        if stop.number:
+    for epoch_ended in trainer.steps():
+        if epoch_ended:
+            _report(trainer, run, spent())
+        elif job.stop.number:
             save()
             raise Interrupted(f"{run.name}: saved in epoch {trainer.progress.epoch + 1}")
-        if time.monotonic() - saved >= save_every:
+        elif time.monotonic() - saved >= job.save_every:
             save()
             saved = time.monotonic()
-
-    def after_epoch(trainer: Trainer) -> None:
-        _report(trainer, run, elapsed + time.monotonic() - started)
-
-    trainer.run(after_step, after_epoch)
-    spent = elapsed + time.monotonic() - started
-    _write_run(trainer, run, identity, about, {"wall_s": round(spent, 3), "interruptions": interruptions})
+        yield
+    timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
+    _write_run(trainer, run, identity, job.about, timing)
     resume_file.unlink(missing_ok=True)
 
 
@@ -215,7 +212,7 @@ def _write_run(
         "validation_accuracy": {key[8:]: value for key, value in best.items() if key.startswith("val_acc_")},
         "oscillations_at_best": {key: value for key, value in best.items() if key.startswith(kinds)},
         "checkpoint_sha256": file_hash(work / "model.safetensors"),
-        "environment": environment(trainer.loss_sum.device, recipe["threads"]),
+        "environment": environment(trainer.loss_sum.device, recipe),
         "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
     write_json(work / "run.json", record)
@@ -256,14 +253,14 @@ def remove_work(run: Run) -> None:
             parent.rmdir()
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
+def environment(device: torch.device, recipe: dict[str, Any]) -> dict[str, Any]:
     """Where and with what a run was made."""
     return {
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "dtype": "float32",
-        "threads": threads,
+        "dtype": {"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16"}[recipe["training"]["precision"]],
+        "threads": recipe["threads"],
         "platform": platform.platform(),
         "git": git_state(),
     }

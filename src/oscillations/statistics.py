@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oscillations.bits import largest_code
+
 NEAR = 0.05  #: a weight is "near" a threshold if it lies within this share of a step from it
 
 
@@ -28,7 +30,7 @@ def grid_statistics(weight: Tensor, quantized: Tensor, scale: Tensor, bits: int)
     outwards. ``level_shares``: share per level from the lowest to the highest code.
     """
     u = (weight.detach() / scale).double()
-    limit = 2 ** (bits - 1) - 1
+    limit = largest_code(bits)
     codes = (quantized / scale).round().long()
     shares = torch.bincount(codes.flatten() + limit, minlength=2 * limit + 1).double() / u.numel()
     error = (quantized - weight.detach()).double()

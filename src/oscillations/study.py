@@ -32,6 +32,9 @@ class Training(Strict):
     optimizer: Literal["adam"] = Field("adam", description="torch defaults beside the learning rate")
     lr: PositiveFloat = Field(description="constant learning rate")
     batch_size: PositiveInt
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of matrix products: float32, TF32 where the GPU has it, or bfloat16 in training only"
+    )
     epochs: PositiveInt = Field(description="at most so many")
     patience: PositiveInt = Field(description="stop after so many epochs without improvement")
 
@@ -41,6 +44,7 @@ class TrainingChange(Strict):
 
     lr: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
     epochs: PositiveInt | None = None
     patience: PositiveInt | None = None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 
 from oscillations import methods, models
 from oscillations.accuracy import accuracy, reestimated_norms, weights_as
-from oscillations.batches import ImageSet, image_sets
+from oscillations.batches import ImageSet
 from oscillations.bits import LATENT
 from oscillations.counters import TOTALS, OscillationCounter
+from oscillations.device import random_state, set_random_state
 from oscillations.methods import Method
+from oscillations.optimizer import Adam
 from oscillations.quantizer import WeightQuantizer, quantize
 from oscillations.statistics import grid_statistics, weight_statistics
 
@@ -59,7 +62,8 @@ class Trainer:
         self.eval_bits = recipe["eval_bits"]
         self.parameters = list(parameters.values())
         self.names = list(parameters)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=training["lr"], fused=True)
+        self.optimizer = Adam(model.parameters(), lr=training["lr"])
+        self.half_precision = training["precision"] == "bf16"
         self.batch_size, self.epochs, self.patience = (
             training["batch_size"], training["epochs"], training["patience"],
         )  # fmt: skip
@@ -87,7 +91,8 @@ class Trainer:
         quantizer, method = self.quantizer, self.method
         values = None if quantizer is None else method.forward_weights(quantizer)
         with weights_as(self.parameters, values):
-            loss = F.cross_entropy(self.model(x), y)
+            with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
+                loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
             loss.backward()
         if quantizer is not None:
@@ -104,25 +109,25 @@ class Trainer:
 
     # -- the run -------------------------------------------------------------------------------------------
 
-    def run(self, after_step: Callable[[Trainer], None], after_epoch: Callable[[Trainer], None]) -> None:
-        """Train until early stopping, the last epoch or divergence. The callbacks may save, or raise."""
-        while self.progress.status == "running":
-            self.finish_epoch(after_step)
-            after_epoch(self)
+    def steps(self) -> Iterator[bool]:
+        """Train until early stopping, the last epoch or divergence.
 
-    def finish_epoch(self, after_step: Callable[[Trainer], None]) -> None:
-        """Make the remaining steps of the epoch in progress and its evaluation."""
+        Yields False after every optimizer step and True after every epoch's evaluation; between any two, the
+        run can be saved and left.
+        """
         progress, train = self.progress, self.sets["train"]
-        order = train.order(self.seed, progress.epoch)
-        self.model.train()
-        while progress.step < self.steps_per_epoch:
-            start = progress.step * self.batch_size
-            self.loss_sum += self.step(*train.batch(order[start : start + self.batch_size]))
-            if self.quantizer is not None:
-                self.counters["iteration"].tick(self.quantizer.codes)
-            progress.step += 1
-            after_step(self)
-        self.end_epoch()
+        while progress.status == "running":
+            order = train.order(self.seed, progress.epoch)
+            self.model.train()
+            while progress.step < self.steps_per_epoch:
+                start = progress.step * self.batch_size
+                self.loss_sum += self.step(*train.batch(order[start : start + self.batch_size]))
+                if self.quantizer is not None:
+                    self.counters["iteration"].tick(self.quantizer.codes)
+                progress.step += 1
+                yield False
+            self.end_epoch()
+            yield True
 
     def end_epoch(self) -> None:
         """Evaluate, log, keep the best weights, and decide whether to go on."""
@@ -212,16 +217,13 @@ class Trainer:
         """Everything a resumed run needs, as named tensors."""
         state = {f"model/{key}": value for key, value in self.model.state_dict().items()}
         state |= {f"best/{key}": value for key, value in self.best.items()}
-        for i, slots in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer/{i}/{key}": value for key, value in slots.items()}
+        state |= {f"optimizer/{key}": value for key, value in self.optimizer.state().items()}
         if self.quantizer is not None:
             for level, counter in self.counters.items():
                 state |= {f"counter/{level}/{key}": value for key, value in counter.state().items()}
         state |= {f"method/{key}": value for key, value in self.method.state().items()}
         state["loss_sum"] = self.loss_sum
-        state["random"] = torch.get_rng_state()
-        if self.loss_sum.is_cuda:
-            state["random_cuda"] = torch.cuda.get_rng_state()
+        state |= {f"random/{key}": value for key, value in random_state(self.loss_sum.is_cuda).items()}
         text = json.dumps(vars(self.progress)).encode()
         state["progress"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return state
@@ -238,36 +240,30 @@ class Trainer:
             for key, value in self.model.state_dict().items():
                 value.copy_(state[f"model/{key}"])
         self.best = {key: value.to(device) for key, value in under("best/").items()}
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in under("optimizer/").items():
-            index, slot = key.split("/")
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": slots})
+        self.optimizer.load_state(under("optimizer/"))
         if self.quantizer is not None:
             for level, counter in self.counters.items():
                 counter.load_state(under(f"counter/{level}/"))
             self.quantizer.update()
         self.method.load_state({key: value.to(device) for key, value in under("method/").items()})
         self.loss_sum.copy_(state["loss_sum"])
-        torch.set_rng_state(state["random"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
+        set_random_state(under("random/"))
 
 
 def make_trainer(
     recipe: dict[str, Any],
     seed: int,
     about: dict[str, Any],
-    tensors: dict[str, Tensor],
+    sets: dict[str, ImageSet],
     device: torch.device,
     pretrained: dict[str, Tensor] | None = None,
 ) -> Trainer:
     """The trainer of one run, ready to start: seeded, built, and filled from ``pretrained`` weights if given.
 
-    ``about`` and ``tensors`` are what :func:`oscillations.datasets.read` returns. A fine-tune keeps its own,
-    new head. The same seed gives every method the same initial weights and the same order of the data.
+    ``about`` describes the dataset (:func:`oscillations.datasets.read`), ``sets`` are its images on the device
+    (:func:`oscillations.batches.image_sets`), which runs of one recipe share. A fine-tune keeps its own, new
+    head. The same seed gives every method the same initial weights and the same order of the data.
     """
-    sets = image_sets(about, tensors, recipe, device)
     classes = about["classes"] if recipe["classes"] is None else recipe["classes"]
     channels, height, width = about["image_shape"]
     if recipe["resize"]:
@@ -276,7 +272,7 @@ def make_trainer(
     model = models.build(recipe["model"], (channels, height, width), len(classes))
     if pretrained is not None:
         models.load_weights(model, pretrained, head=models.find(recipe["model"]["name"]).HEAD)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs too
     options = dict(recipe["method"])
     found = methods.find(options.pop("name"))
     method = found(found.Options(**options))

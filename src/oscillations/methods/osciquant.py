@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from oscillations.errors import did_you_mean
 from oscillations.methods import Method, QuantizedOptions
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class OsciQuantOptions(QuantizedOptions):
     def _fill_from_preset(cls, options: Any) -> Any:
         options = dict(options)
         preset = options.get("preset", "official_code")
+        if preset not in (known := [*PRESETS, "custom"]):
+            raise ValueError(f"preset: unknown preset {preset!r}; {did_you_mean(str(preset), known)}")
         for key, value in PRESETS.get(preset, {}).items():
             if options.setdefault(key, value) != value:
                 raise ValueError(f"{key}: {options[key]} is not preset {preset}'s ({value}); say preset: custom")
@@ -64,6 +67,7 @@ class OsciQuant(Method):
     def __init__(self, options):
         super().__init__(options)
         self._mean_square: list[Tensor] = []
+        self._coefficients: list[float] = []
 
     def forward_weights(self, quantizer):
         return quantizer.quantized if self.options.train_forward == "fake_quant" else None
@@ -71,12 +75,11 @@ class OsciQuant(Method):
     def after_backward(self, quantizer, grads, progress):
         strength, flow = self.strength(progress), self.options.scale_grad == "flow"
         curvatures = self._curvatures(grads)
-        coefficients = self._coefficients(quantizer)
-        for i, grad in enumerate(grads):
+        for i, (grad, coefficient) in enumerate(zip(grads, self.coefficients(quantizer))):
             error = quantizer.error(i)
             if flow and self.options.train_forward == "fake_quant":
                 quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)
-            factor = 2 * strength * coefficients[i]
+            factor = 2 * strength * coefficient
             if factor == 0:
                 continue
             if curvatures:
@@ -88,7 +91,7 @@ class OsciQuant(Method):
     def penalty(self, quantizer, progress):
         if self.options.reg_when == "train_only":
             return None
-        tensors = zip(self._coefficients(quantizer), quantizer.quantized, quantizer.weights)
+        tensors = zip(self.coefficients(quantizer), quantizer.quantized, quantizer.weights)
         return self.strength(progress) * sum(c * (q.square() - w.square()).sum() for c, q, w in tensors)
 
     def strength(self, progress: float) -> float:
@@ -100,20 +103,22 @@ class OsciQuant(Method):
         }
         return self.options.lambda_ * schedule[self.options.lambda_schedule]
 
-    def _coefficients(self, quantizer: WeightQuantizer) -> list[float]:
+    def coefficients(self, quantizer: WeightQuantizer) -> list[float]:
         """What multiplies sum_i (q_i^2 - w_i^2) of each tensor: 0 where it is not regularized."""
-        regularized = [
-            any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in self.options.reg_layers)
-            for name in quantizer.names
-        ]
-        half = 0.5 if self.options.reg_half else 1.0
-        total = sum(size for size, chosen in zip(quantizer.sizes, regularized) if chosen)
-        divisors = {
-            "sum": [1] * len(regularized),
-            "layer_mean": quantizer.sizes,
-            "global_mean": [total] * len(regularized),
-        }[self.options.reg_reduction]
-        return [half / divisor if chosen else 0.0 for divisor, chosen in zip(divisors, regularized)]
+        if not self._coefficients:
+            regularized = [
+                any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in self.options.reg_layers)
+                for name in quantizer.names
+            ]
+            total = sum(size for size, chosen in zip(quantizer.sizes, regularized) if chosen)
+            divisors = {
+                "sum": [1] * len(regularized),
+                "layer_mean": quantizer.sizes,
+                "global_mean": [total] * len(regularized),
+            }[self.options.reg_reduction]
+            half = 0.5 if self.options.reg_half else 1.0
+            self._coefficients = [half / divisor if chosen else 0.0 for divisor, chosen in zip(divisors, regularized)]
+        return self._coefficients
 
     def _curvatures(self, grads: list[Tensor]) -> list[Tensor]:
         if self.options.reg_curvature == "identity":

@@ -21,4 +21,5 @@ class QAT(Method):
     def after_backward(self, quantizer, grads, progress):
         if self.options.scale_grad == "flow":
             for i, grad in enumerate(grads):
-                quantizer.add_scale_gradient(i, grad, upstream=grad, error=quantizer.error(i))
+                error = quantizer.error(i, out=quantizer.quantized[i])
+                quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)

@@ -18,7 +18,6 @@ MEASUREMENTS = [
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
 ]  # fmt: skip
-TOTALS = ("crossings", "levels", "nagel", "corrected", "trips")
 
 
 def results(study: Study) -> Path:
@@ -133,11 +132,9 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
             frame.insert(place, key, value)
         for column in history.filter(regex="^val_acc_"):
             frame[column] = history[column]
-        if "iteration_nagel" in history and len(history):
-            for level in ("iteration", "epoch"):
-                for kind in TOTALS:
-                    counts = history[f"{level}_{kind}"]
-                    frame[f"{level}_{kind}"] = counts.diff().fillna(counts).astype(int)
+        if len(history):
+            for column, counts in history.filter(regex="^(iteration|epoch)_").items():
+                frame[column] = counts.diff().fillna(counts).astype(int)
             for column in history.filter(regex="^frequency_"):
                 frame[column] = history[column]
         if len(layers):
