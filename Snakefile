@@ -37,7 +37,6 @@ rule all:
     """Runs and report of the study, narrowed by only= and seeds=."""
     default_target: True
     input:
-        SHOWN_RECORDS,
         rules.site.output,
 
 

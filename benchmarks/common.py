@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from oscillations.batches import image_sets
+from oscillations.batches import ImageSet, image_sets
 from oscillations.datasets import cifar10
 from oscillations.training import Trainer, make_trainer
 
@@ -21,36 +21,51 @@ RECIPE = {
     "validation": 10_000, "split_seed": 0, "classes": None, "resize": None, "eval_bits": [32],
     "training": {"lr": 3e-3, "batch_size": 128, "precision": "fp32", "epochs": 100, "patience": 10},
 }  # fmt: skip
+
+#: name -> what a table says of it, and its options in a study
 METHODS = {
-    "fp": {"name": "baseline"},
-    "qat detach": {"name": "qat", "bits": 3, "scale_grad": "detach"},
-    "qat flow": {"name": "qat", "bits": 3},
-    "osciquant official_code": {"name": "osciquant", "bits": 3, "lambda": 1.0},
-    "osciquant paper_text": {"name": "osciquant", "bits": 3, "lambda": 1e-3, "preset": "paper_text"},
-}
+    "fp": ({"method": "fp", "scale_gradient": ""}, {"name": "baseline"}),
+    "qat detach": ({"method": "qat", "scale_gradient": "detach"}, {"name": "qat", "bits": 3, "scale_grad": "detach"}),
+    "qat flow": ({"method": "qat", "scale_gradient": "flow"}, {"name": "qat", "bits": 3}),
+    "osciquant official_code": (
+        {"method": "osciquant", "scale_gradient": "flow"}, {"name": "osciquant", "bits": 3, "lambda": 1.0},
+    ),
+    "osciquant paper_text": (
+        {"method": "osciquant", "scale_gradient": "detach"},
+        {"name": "osciquant", "bits": 3, "lambda": 1e-3, "preset": "paper_text"},
+    ),
+}  # fmt: skip
 
 
-def stand_in(images: int = 50_000) -> tuple[dict, dict]:
-    """Random images of CIFAR-10's shape: a step costs the same."""
+def stand_in(images: int = 50_000, dataset=cifar10) -> tuple[dict, dict]:
+    """Random images of a dataset's shape: a step costs the same."""
     generator = torch.Generator().manual_seed(0)
+    shape, classes = tuple(dataset.IMAGE_SHAPE), len(dataset.CLASSES)
     about = {
-        "train": images, "test": 100, "classes": cifar10.CLASSES, "image_shape": cifar10.IMAGE_SHAPE,
-        "mean": MEAN, "std": STD,
+        "train": images, "test": 100, "classes": dataset.CLASSES, "image_shape": shape,
+        "mean": list(dataset.MEAN), "std": list(dataset.STD),
     }  # fmt: skip
     tensors = {
-        "train_images": torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator),
-        "train_labels": torch.randint(0, 10, (images,), generator=generator),
-        "test_images": torch.zeros(100, 3, 32, 32, dtype=torch.uint8),
+        "train_images": torch.randint(0, 256, (images, *shape), dtype=torch.uint8, generator=generator),
+        "train_labels": torch.randint(0, classes, (images,), generator=generator),
+        "test_images": torch.zeros(100, *shape, dtype=torch.uint8),
         "test_labels": torch.zeros(100, dtype=torch.int64),
     }
     return about, tensors
 
 
-def our_trainer(method: str, data: tuple[dict, dict], model: dict, batch_size: int = 128) -> Trainer:
-    recipe = RECIPE | {"model": model, "method": METHODS[method], "quant_layers": ["*"]}
+def our_trainer(method: dict, data: tuple[dict, dict], model: dict, batch_size: int = 128) -> Trainer:
+    """A trainer of this project; ``method`` holds its name and options."""
+    recipe = RECIPE | {"model": model, "method": method, "quant_layers": ["*"]}
     recipe["training"] = recipe["training"] | {"batch_size": batch_size}
     about, tensors = data
     return make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
+
+
+def input_pipeline(images: ImageSet, batch_size: int):
+    """Gathering and normalising one batch."""
+    order = images.order(0, 0)
+    return lambda: images.batch(order[:batch_size])
 
 
 def alternate(candidates: dict[str, callable], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
@@ -75,7 +90,8 @@ def machine() -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    return f"{model}, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}{gpu}, torch {torch.__version__}"
 
 
 def report(file: str, rows: list[dict]) -> None:

@@ -38,19 +38,58 @@ class FakeQuantize(nn.Module):
         return self.quantize(weight) if self.enabled else weight
 
 
+def with_torchao(layer: nn.Module, bits: int) -> nn.Module:
+    """The layer with torchao's QAT fake quantizer on its weight (symmetric, one scale per output channel)."""
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+    from torchao.quantization.quant_primitives import TorchAODType
+
+    class Quantize(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = IntxFakeQuantizer(IntxFakeQuantizeConfig(TorchAODType[f"INT{bits}"], "per_channel"))
+
+        def forward(self, weight):
+            return self.inner(weight.flatten(1)).view_as(weight)
+
+    parametrize.register_parametrization(layer, "weight", Quantize())
+    return layer
+
+
+def with_brevitas(layer: nn.Module, bits: int) -> nn.Module:
+    """Brevitas's layer of the same shape, its weight quantizer per tensor with a scale from the largest weight."""
+    from brevitas import nn as quantized
+    from brevitas.quant import Int8WeightPerTensorFloat
+
+    options = {"weight_quant": Int8WeightPerTensorFloat, "weight_bit_width": bits, "bias": layer.bias is not None}
+    if isinstance(layer, nn.Linear):
+        return quantized.QuantLinear(layer.in_features, layer.out_features, **options)
+    shape = {key: getattr(layer, key) for key in ("in_channels", "out_channels", "kernel_size", "stride", "padding")}
+    return quantized.QuantConv2d(**shape, **options)
+
+
 class NaiveTrainer:
-    """One network, one method ("fp", "qat", "osciquant"), one optimizer step at a time."""
+    """One network, one method ("fp", "qat", "osciquant"), one optimizer step at a time.
+
+    ``form`` is who quantizes in QAT: the parametrization above ("naive"), "torchao" or "brevitas".
+    """
 
     def __init__(
-        self, model: nn.Module, method: str, *, bits: int = 3, detach: bool = False, lam: float = 1.0, mean=True
-    ):
+        self, model: nn.Module, method: str, *, form: str = "naive", bits: int = 3, detach: bool = False,
+        lam: float = 1.0, mean: bool = True,
+    ):  # fmt: skip
         self.model, self.method, self.lam, self.mean = model, method, lam, mean
         self.layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        if method != "fp":
+        if method != "fp" and form == "naive":
             for layer in self.layers:
                 quantizer = FakeQuantize(bits, detach)
                 quantizer.enabled = method == "qat"
                 parametrize.register_parametrization(layer, "weight", quantizer)
+        elif method != "fp":
+            replace = {"torchao": with_torchao, "brevitas": with_brevitas}[form]
+            for name, layer in list(model.named_modules()):
+                if layer in self.layers:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, replace(layer, bits))
         self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
     def step(self, x, y):
@@ -67,8 +106,8 @@ class NaiveTrainer:
         return difference.mean() if self.mean else 0.5 * difference.sum()
 
 
-def image_loader(images: np.ndarray, labels: np.ndarray, mean, std, batch_size: int):
-    """torchvision's way: PIL image, ToTensor, Normalize per item; a DataLoader with two workers."""
+def image_loader(images: np.ndarray, labels: np.ndarray, mean, std, batch_size: int, workers: int):
+    """torchvision's way: PIL image, ToTensor, Normalize per item; a DataLoader with ``workers`` processes."""
     from PIL import Image
     from torchvision import transforms
     from torchvision.datasets import VisionDataset
@@ -82,4 +121,4 @@ def image_loader(images: np.ndarray, labels: np.ndarray, mean, std, batch_size: 
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     dataset = Images(root=".", transform=transform)
-    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=2)
+    return torch.utils.data.DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=workers)

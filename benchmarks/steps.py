@@ -1,78 +1,120 @@
 """Cost of one training step relative to full precision: python benchmarks/steps.py [--threads 1 2]
 
-MLP5 on CIFAR-10's shape, batch 128, counters off unless named; in turn, medians of the ratios of one run.
-``naive`` is the same method through autograd and torch.nn.utils.parametrize.
+Counters off. In turn, medians of the ratios of one run. ``ours`` against the same method through autograd and
+torch.nn.utils.parametrize (``naive``), and against the fake quantizers of torchao and Brevitas where they are
+installed (``pip install -e .[bench]``). The rows of method ``floor`` are parts timed alone at the same shapes.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from importlib.util import find_spec
 
 import torch
-from common import METHODS, alternate, our_trainer, ratio, report, stand_in
+from common import METHODS, alternate, input_pipeline, our_trainer, ratio, report, stand_in
 from naive import NaiveTrainer
 
 from oscillations import models
+from oscillations.device import set_up_torch
+from oscillations.quantizer import largest_code
 
-MODEL = {"name": "mlp5"}
-STEPS = 10  # per measurement
+LIBRARIES = [library for library in ("torchao", "brevitas") if find_spec(library)]
 
 
-def ours(trainer, counting=False):
-    train = trainer.sets["train"]
+def repeat(step, train, batch_size: int, steps: int):
+    """A function that makes ``steps`` steps on batches of ``train``."""
     order = train.order(0, 0)
 
     def run():
-        for i in range(STEPS):
-            trainer.step(*train.batch(order[i * 128 : (i + 1) * 128]))
-            if counting:
-                trainer.counters["iteration"].tick(trainer.quantizer.codes)
+        for i in range(steps):
+            step(*train.batch(order[i * batch_size : (i + 1) * batch_size]))
 
     return run
 
 
-def naive(method, data):
-    name = METHODS[method]
+def naive_step(method: str, model: dict, form: str):
+    about, options = METHODS[method]
     torch.manual_seed(0)
-    model = models.build(MODEL, (3, 32, 32), 10)
-    detach = "detach" in method or "paper_text" in method
-    trainer = NaiveTrainer(
-        model, {"baseline": "fp"}.get(name["name"], name["name"]), detach=detach, lam=name.get("lambda", 0.0),
-        mean="official" in method,
-    )  # fmt: skip
-    train = our_trainer("fp", data, MODEL).sets["train"]
-    order = train.order(0, 0)
-
-    def run():
-        for i in range(STEPS):
-            trainer.step(*train.batch(order[i * 128 : (i + 1) * 128]))
-
-    return run
+    network = models.build(model, (3, 32, 32), 10)
+    return NaiveTrainer(
+        network, about["method"], form=form, detach=about["scale_gradient"] == "detach",
+        lam=options.get("lambda", 0.0), mean="official" in method,
+    ).step  # fmt: skip
 
 
-def measure(threads: int, rounds: int) -> list[dict]:
+def floors(trainer, batch_size: int):
+    """Parts of an MLP's step timed alone: its matrix products, a fused Adam step, and one quantizing pass."""
+    layers = [module for module in trainer.model if isinstance(module, torch.nn.Linear)]
+    weights = [layer.weight.detach().clone() for layer in layers]
+    inputs = [torch.randn(batch_size, w.shape[1]) for w in weights]
+    grads = [torch.randn(batch_size, w.shape[0]) for w in weights]
+    parameters = [p.detach().clone().requires_grad_() for p in trainer.model.parameters()]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    adam = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    codes = [torch.empty(w.shape, dtype=torch.int8) for w in weights]
+    quantized = [torch.empty_like(w) for w in weights]
+
+    def products():
+        for i, (x, w, grad) in enumerate(zip(inputs, weights, grads)):
+            x @ w.t()
+            grad.t() @ x
+            if i:  # the images need no gradient
+                grad @ w
+
+    def quantize():
+        for w, q, c in zip(weights, quantized, codes):
+            low, high = torch.aminmax(w)
+            scale = torch.maximum(high, -low) / largest_code(3)
+            c.copy_(torch.div(w, scale, out=q).round_())
+            q.mul_(scale)
+
+    return {"matrix products": products, "fused adam": adam.step, "aminmax and one quantizing pass": quantize}
+
+
+def measure(model: dict, batch_size: int, threads: int, rounds: int, steps: int) -> list[dict]:
     """Rows of all candidates, each round taking them in turn."""
-    torch.set_num_threads(threads)
-    data = stand_in(20_000)
-    candidates = {f"{method}|ours": ours(our_trainer(method, data, MODEL)) for method in METHODS}
-    counted = our_trainer("osciquant official_code", data, MODEL)
-    candidates["osciquant official_code, counting|ours"] = ours(counted, counting=True)
-    candidates |= {f"{method}|naive": naive(method, data) for method in METHODS}
+    set_up_torch({"threads": threads}, "cpu")
+    data = stand_in(10_000 + steps * batch_size)
+    candidates, abouts = {}, {}
+
+    def add(about: dict, form: str, run) -> None:
+        key = len(candidates)
+        candidates[key], abouts[key] = run, about | {"form": form}
+
+    for method, (about, options) in METHODS.items():
+        trainer = our_trainer(options, data, model, batch_size)
+        about = about | {"preset": method.partition(" ")[2] if "osci" in method else ""}
+        add(about, "ours", repeat(trainer.step, trainer.sets["train"], batch_size, steps))
+        step = naive_step(method, model, "naive")
+        add(about, "naive", repeat(step, trainer.sets["train"], batch_size, steps))
+    for library in LIBRARIES:
+        about = METHODS["qat detach" if library == "torchao" else "qat flow"][0] | {"preset": ""}
+        step = naive_step("qat flow", model, library)
+        add(about, library, repeat(step, trainer.sets["train"], batch_size, steps))
+    alone = {"input pipeline": input_pipeline(trainer.sets["train"], batch_size)}
+    if model["name"] == "mlp5":
+        alone |= floors(our_trainer(METHODS["fp"][1], data, model, batch_size), batch_size)
+    for name, part in alone.items():
+        add(
+            {"method": "floor", "scale_gradient": "", "preset": ""},
+            name,
+            lambda part=part: [part() for _ in range(steps)],
+        )
     times = alternate(candidates, rounds)
-    return [
-        {
-            "model": "mlp5",
-            "batch_size": 128,
-            "threads": threads,
-            "method": key.split("|")[0],
-            "form": key.split("|")[1],
-            "median_ms": round(1e3 * statistics.median(times[key]) / STEPS, 2),
-            "ratio_to_fp": round(ratio(times, key, "fp|ours"), 3),
-            "rounds": rounds,
-        }
-        for key in candidates
-    ]
+    fp = 1e3 * statistics.median(times[0]) / steps
+    rows = []
+    for key, about in abouts.items():
+        median = 1e3 * statistics.median(times[key]) / steps
+        rows.append(
+            {"model": model["name"], "batch_size": batch_size, "threads": threads} | about
+            | {
+                "median_ms": round(median, 3), "ratio_to_fp": round(ratio(times, key, 0), 3),
+                "overhead_ms": round(median - fp, 3) if about["method"] != "floor" else "", "rounds": rounds,
+            }
+        )  # fmt: skip
+    return rows
 
 
 def main():
@@ -80,8 +122,11 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    torch.set_flush_denormal(True)
-    rows = [row for threads in options.threads for row in measure(threads, options.rounds)]
+    rows = []
+    for threads in options.threads:
+        rows += measure({"name": "mlp5"}, 128, threads, options.rounds, steps=10)
+    # batch 32: a step of 128 images takes seconds on a CPU, and the overhead does not depend on it
+    rows += measure({"name": "resnet18"}, 32, max(options.threads), max(options.rounds // 4, 3), steps=1)
     report("steps.csv", rows)
 
 

@@ -130,3 +130,29 @@ def test_state_round_trip():
         resumed.tick(torch.tensor([sequence[t] for sequence in sequences], dtype=torch.int8))
     for key, value in whole.state().items():
         assert torch.equal(value, resumed.state()[key]), key
+
+
+@pytest.mark.parametrize("timeout", [None, 3])
+def test_the_dense_form_counts_the_same(timeout):
+    """What runs on a device, where no value may be read, against the form that touches changed weights only."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [5, 1, 130, 64]  # no multiple of the eight codes that are compared at once
+    codes = torch.randint(-127, 128, (300, sum(sizes)), dtype=torch.int8, generator=generator)
+    codes[:, 10:] = codes[0, 10:] + torch.randint(0, 2, (300, 190), dtype=torch.int8, generator=generator)
+    sparse, dense = (OscillationCounter(codes[0], sizes, timeout=timeout) for _ in range(2))
+    dense.sees_values = False
+    for row in codes[1:]:
+        sparse.tick(row)
+        dense.tick(row)
+    for key, value in sparse.state().items():
+        if key == "frequency":
+            torch.testing.assert_close(dense.state()[key], value, rtol=1e-5, atol=1e-9)
+        else:
+            assert torch.equal(dense.state()[key], value), key
+    assert sparse.totals[:, 0].tolist()[1] > 5 * 299  # jumps of more than one level, up to 254
+
+
+def test_the_state_is_six_bytes_a_weight():
+    counter = OscillationCounter(torch.zeros(1000, dtype=torch.int8), [1000])
+    state = [value for value in counter.state().values() if len(value) == 1000]
+    assert sum(value.element_size() for value in state) == 6

@@ -1,12 +1,15 @@
 """The engine: early stopping (X1), determinism, resuming, divergence, and what is logged."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oscillations import resume
 from oscillations.batches import image_sets
+from oscillations.optimizer import Adam
 from oscillations.training import Trainer, make_trainer
 
 METHODS = [
@@ -211,3 +214,72 @@ def test_resume_file_detects_damage(tmp_path):
 def test_progress_survives_json(recipe, blobs):
     made = run(trainer(recipe, blobs, method=METHODS[4]))
     assert json.loads(json.dumps(vars(made.progress))) == vars(made.progress)
+
+
+def test_adam_is_torchs_bit_for_bit(recipe, blobs):
+    made = trainer(recipe, blobs)
+    copy = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
+    twin = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
+    twin.load_state_dict(copy.state_dict())
+    ours, torchs = Adam(copy.parameters(), lr=2e-3), torch.optim.Adam(twin.parameters(), lr=2e-3, fused=True)
+    for x, y in list(made.sets["train"].batches(32)) * 3:
+        for network, optimizer in ((copy, ours), (twin, torchs)):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x.flatten(1)), y).backward()
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), twin.parameters()))
+    slots = [torchs.state[p]["exp_avg_sq"] for p in twin.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(ours.mean_squares, slots))
+
+
+def test_adam_leaves_parameters_without_a_gradient_alone():
+    used, unused = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer = Adam([unused, used], lr=0.1)
+    used.sum().backward()
+    optimizer.step()
+    assert unused.tolist() == [1, 1, 1]
+    assert used.tolist() == pytest.approx([0.9] * 3)
+    assert [step.item() for step in optimizer.steps] == [0, 1]
+
+
+@pytest.mark.parametrize("method", METHODS[:7], ids=str)
+def test_a_step_reads_no_value_on_the_host(recipe, blobs, method):
+    """On a device, reading a value makes the host wait for everything queued before it."""
+
+    class Recorded(TorchDispatchMode):
+        names: ClassVar[set] = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.add(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    made = trainer(recipe, blobs, method=method)
+    if made.quantizer is not None:
+        for part in (made.quantizer, *made.counters.values()):
+            part.sees_values = False
+    steps = made.steps()
+    with Recorded() as recorded:
+        next(steps)
+    assert {"mm", "_fused_adam_"} <= recorded.names
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item"}
+    assert not recorded.names & waiting
+
+
+@pytest.mark.parametrize("method", METHODS[1:5], ids=str)
+def test_the_form_for_devices_trains_the_same(recipe, blobs, method):
+    """Up to rounding: the factor of the scale's gradient is a double on the CPU and a float on a device."""
+    here, there = (trainer(recipe, blobs, method=method) for _ in range(2))
+    for part in (there.quantizer, *there.counters.values()):
+        part.sees_values = False
+    for _, _, _ in zip(here.steps(), there.steps(), range(10)):
+        for a, b in zip(here.model.parameters(), there.model.parameters()):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert torch.equal(here.counters["iteration"].totals, there.counters["iteration"].totals)
+
+
+def test_bfloat16_changes_the_products_and_not_the_weights_type(recipe, blobs):
+    full = run(trainer(recipe, blobs))
+    half = run(trainer(recipe, blobs, training=recipe["training"] | {"precision": "bf16"}))
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert half.progress.history[-1]["train_loss"] != full.progress.history[-1]["train_loss"]
+    assert half.progress.history[-1]["train_loss"] == pytest.approx(full.progress.history[-1]["train_loss"], rel=0.2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
-from oscillations import launch, provenance, records
+from oscillations import cost, launch, provenance, records
 from oscillations import study as studies
 from oscillations.errors import InputError
 from oscillations.fingerprint import fingerprint
@@ -27,9 +27,8 @@ except InputError as error:
 FOUND, STALE = records.sort_runs(VARIANTS)
 CURRENT = [run for _, run, _ in FOUND]
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
-SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in set(REQUESTED + CURRENT)]
-SHOWN_RECORDS = [str(run.record) for run in SHOWN]
-SHOWN_HISTORIES = [str(run.folder / name) for run in SHOWN for name in ("history.csv", "layers.csv")]
+_SHOWN = set(REQUESTED + CURRENT)
+SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in _SHOWN]
 SHOWN_EVALUATIONS = [
     f"results/{STUDY.study}/runs/{experiment}/{name}"
     for experiment in dict.fromkeys(run.experiment for run in SHOWN)

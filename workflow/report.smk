@@ -1,6 +1,6 @@
 """
 REQUIRED INPUTS: records, histories and evaluations of all current runs of the study (whatever this command is
-                 narrowed to), params/published.csv
+                 narrowed to), params/published.csv, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,claims.csv,claims_evidence.csv,index.html},
          results/<study>/tables/, figures/<study>/
 
@@ -8,18 +8,20 @@ Nothing here imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
+COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training"}))
 
 
 rule collect:
     """Every current run at every evaluation, one tidy table."""
     input:
-        SHOWN_RECORDS,
-        SHOWN_EVALUATIONS,
+        SHOWN_EVALUATIONS,  # made anew whenever a record is
     output:
         f"{RESULTS}/measurements.csv",
     log:
-        f"logs/{STUDY.study}/collect.log",
+        f"logs/{STUDY.study}/report/collect.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/collect.tsv"
     params:
         code=fingerprint("report.collect"),
         study=STUDY_FILE,
@@ -30,12 +32,13 @@ rule collect:
 rule oscillations:
     """Oscillation counts and weight statistics of every epoch, one tidy table."""
     input:
-        SHOWN_RECORDS,
-        SHOWN_HISTORIES,
+        SHOWN_EVALUATIONS,
     output:
         f"{RESULTS}/oscillations.csv",
     log:
-        f"logs/{STUDY.study}/oscillations.log",
+        f"logs/{STUDY.study}/report/oscillations.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/oscillations.tsv"
     params:
         code=fingerprint("report.collect"),
         study=STUDY_FILE,
@@ -52,7 +55,9 @@ rule tables:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=STUDY.tables, suffix=["csv", "md", "tex"]),
         f"{RESULTS}/agreement.csv",
     log:
-        f"logs/{STUDY.study}/tables.log",
+        f"logs/{STUDY.study}/report/tables.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/tables.tsv"
     params:
         code=fingerprint("report.tables"),
         choices=REPORT_PARAMS,
@@ -70,7 +75,9 @@ rule figures:
     output:
         expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=STUDY.figure_names, suffix=["png", "pdf"]),
     log:
-        f"logs/{STUDY.study}/figures.log",
+        f"logs/{STUDY.study}/report/figures.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/figures.tsv"
     params:
         code=fingerprint("report.figures"),
         choices=REPORT_PARAMS,
@@ -88,7 +95,9 @@ rule claims:
         f"{RESULTS}/claims.csv",
         f"{RESULTS}/claims_evidence.csv",
     log:
-        f"logs/{STUDY.study}/claims.log",
+        f"logs/{STUDY.study}/report/claims.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/claims.tsv"
     params:
         code=fingerprint("report.claims"),
         choices=REPORT_PARAMS,
@@ -104,10 +113,13 @@ rule site:
         rules.figures.output,
         rules.claims.output,
         "src/oscillations/report/template.html",
+        COST,
     output:
         f"{RESULTS}/index.html",
     log:
-        f"logs/{STUDY.study}/site.log",
+        f"logs/{STUDY.study}/report/site.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/site.tsv"
     params:
         code=fingerprint("report.site"),
         choices=REPORT_PARAMS,

@@ -155,11 +155,14 @@ def status(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Validate a study and print its run list."""
+    """Validate a study; print its run list and what it is predicted to cost."""
+    from oscillations import cost
+
     study, variants = studies.load(options.study)
     chosen = studies.narrow(variants, options.only, options.seeds)
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
+    cost.print_costs(cost.predict(study, chosen))
     runs = sum(len(variant.seeds) for variant in chosen)
     print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs on {study.data}")
 

@@ -6,6 +6,7 @@ without their weights.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = _read(accuracy_file, COLUMNS), _read(histogram_file, HISTOGRAM_COLUMNS)
     about = sets = None
-    tables, all_bins = [], []
+    tables, all_bins, evaluated, seconds = [], [], 0, 0.0
     for variant, run, record in sort_runs(variants)[0]:
         key = evaluation_key(record)
         mine, bins = known[known.key == key], known_bins[known_bins.key == key]
@@ -46,10 +47,12 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
             if about is None:
                 about, tensors = datasets.read(variant.recipe["data"], DATA)
                 sets = image_sets(about, tensors, variant.recipe, torch_device)  # the same for a whole experiment
+            started = time.monotonic()
             trainer = _trained(variant, run, about, sets, torch_device)
             prefix = {"run": run.name, "key": key}
             mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
             bins = pd.DataFrame([prefix | row for row in histograms(trainer)])
+            evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)
         tables.append(mine)
         all_bins.append(bins)
@@ -57,6 +60,7 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
             remove_work(run)
     _write(histogram_file, all_bins, HISTOGRAM_COLUMNS)
     _write(accuracy_file, tables, COLUMNS)
+    print(f"{experiment}: {evaluated} runs evaluated in {seconds:.2f} s")
 
 
 def _write(file: Path, frames: list[pd.DataFrame], columns: list[str]) -> None:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from statistics import mean
 
+from oscillations import cost
+from oscillations.cost import Cost
 from oscillations.files import read_json
 from oscillations.records import sort_runs
 from oscillations.study import Run, Study, Variant
@@ -14,7 +16,7 @@ FRESH = 120  # seconds without a sign of life after which a run counts as interr
 
 
 def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
-    """One line per experiment, the runs in progress, and an estimate from the finished runs' wall times."""
+    """One line per experiment, the runs in progress, the time left, and the predicted cost of the whole."""
     current, stale = sort_runs(variants)
     done = {run: record for _, run, record in current}
     waiting = {run for variant in variants for run in variant.runs()} - set(done)
@@ -39,29 +41,46 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
     for run, why in stale.items():
         print(f"  stale: {run.name}: {why}")
     left = waiting - finished_in_work
-    seconds = estimate_seconds(left, done, active)
+    costs = cost.predict(study, variants)
+    seconds = estimate_seconds(left, done, active, seconds_per_run(study, costs))
     if not left:
         print("  nothing left")
     elif seconds is None:
-        print("  no estimate yet: no run of any experiment has finished")
+        print("  no estimate yet: no run has finished, and the steps were not measured")
     else:
         print(f"  about {seconds / 60 / jobs:.0f} minutes left with {jobs} job(s) at a time")
+    cost.print_costs(costs)
 
 
 def _progress(run: Run) -> Path:
     return run.work / "progress.json"
 
 
-def estimate_seconds(left: set[Run], done: dict[Run, dict], active: dict[Run, dict]) -> float | None:
-    """Sum over the runs left: the mean wall time of finished runs of the same experiment, else of all."""
-    if not done:
-        return None
+def seconds_per_run(study: Study, costs: list[Cost]) -> dict[str, float]:
+    """Predicted wall seconds of one run on the CPU, by experiment."""
+    return {
+        cost.experiment: 3600 * cost.core_hours / cost.runs / study.threads
+        for cost in costs
+        if cost.core_hours is not None
+    }
+
+
+def estimate_seconds(
+    left: set[Run], done: dict[Run, dict], active: dict[Run, dict], predicted: dict[str, float]
+) -> float | None:
+    """Sum over the runs left: the mean wall time of the experiment's finished runs, else the predicted one.
+
+    Experiments with neither take the mean of all finished runs; None if there is none.
+    """
     by_experiment: dict[str, list[float]] = {}
     for run, record in done.items():
         by_experiment.setdefault(run.experiment, []).append(record["timing"]["wall_s"])
-    everywhere = mean(seconds for times in by_experiment.values() for seconds in times)
+    known = predicted | {experiment: mean(times) for experiment, times in by_experiment.items()}
+    everywhere = [seconds for times in by_experiment.values() for seconds in times]
     total = 0.0
     for run in left:
-        expected = mean(by_experiment.get(run.experiment, [everywhere]))
+        if run.experiment not in known and not everywhere:
+            return None
+        expected = known[run.experiment] if run.experiment in known else mean(everywhere)
         total += max(0.0, expected - active.get(run, {"wall_s": 0.0})["wall_s"])
     return total

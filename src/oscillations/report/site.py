@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from oscillations import cost
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
@@ -52,6 +53,8 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         statistics=_statistics(oscillations),
         figures=[(name, CAPTIONS[name], _width(study, name)) for name in study.figure_names],
         figures_folder=f"../../figures/{study.study}",
+        costs=_costs(study, variants),
+        machines=cost.machines(),
         runs=_runs(variants),
         anchor=anchor,
     )
@@ -169,6 +172,25 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
                 "n": str(len(group)),
             }
         )
+    return rows
+
+
+def _costs(study: Study, variants: list[Variant]) -> list[dict[str, str]]:
+    """Predicted hours of every experiment beside what its finished runs took."""
+    current, _ = sort_runs(variants)
+    rows = []
+    for predicted in cost.predict(study, variants):
+        records = [record for _, run, record in current if run.experiment == predicted.experiment]
+        hours = {"cpu": 0.0, "gpu": 0.0}
+        for record in records:
+            environment, timing = record["environment"], record["timing"]
+            on_cpu = environment["device"] == "cpu"
+            seconds = timing["wall_s"] * (environment["threads"] if on_cpu else 1) / timing["at_once"]
+            hours["cpu" if on_cpu else "gpu"] += seconds / 3600
+        spent = ", ".join(
+            f"{value:.2f} {kind}" for kind, value in zip(("core-hours", "GPU-hours"), hours.values()) if value
+        )
+        rows.append(predicted.row() | {"finished runs": str(len(records)), "they took": spent or ""})
     return rows
 
 

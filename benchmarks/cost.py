@@ -1,0 +1,129 @@
+"""Seconds per training step and per evaluated image of a study's workloads.
+
+    python benchmarks/cost.py [--study NAME ...]
+    python benchmarks/cost.py --check STUDY
+
+``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads (``oscillations.cost``)
+are measured once, counters on, taking turns within a model; the image time is that of one evaluation bit. The second
+form sets the prediction against the wall times of the study's finished runs (benchmarks/results/cost_check.csv).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from common import RESULTS, alternate, report, stand_in
+from steps import repeat
+
+from oscillations import cost, datasets
+from oscillations import study as studies
+from oscillations.accuracy import accuracy
+from oscillations.batches import image_sets
+from oscillations.device import set_up_torch
+from oscillations.records import sort_runs
+from oscillations.training import make_trainer
+
+IMAGES = 500  # evaluated at once
+
+
+def measure(variants: list, rounds: int, steps: int) -> list[dict]:
+    """Rows of the distinct workloads of one model."""
+    candidates, abouts = {}, {}
+    for variant in variants:
+        recipe = variant.recipe
+        device = set_up_torch(recipe)
+        batch_size, module = recipe["training"]["batch_size"], datasets.find(recipe["data"])
+        about, tensors = stand_in(IMAGES + steps * batch_size, module)
+        recipe = recipe | {"validation": IMAGES, "classes": None}
+        trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, device), device)
+        key = cost.workload(variant.recipe)
+        candidates |= {
+            f"step {key}": repeat(counted(trainer), trainer.sets["train"], batch_size, steps),
+            f"image {key}": evaluating(trainer),
+        }
+        abouts[key] = {
+            "model": recipe["model"]["name"], "image": "x".join(map(str, about["image_shape"])),
+            "batch_size": batch_size, "method": recipe["method"]["name"],
+            "scale_gradient": recipe["method"].get("scale_grad", ""), "threads": recipe["threads"],
+            "device_kind": device.type,
+        }  # fmt: skip
+    times = alternate(candidates, rounds)
+    return [
+        about
+        | {
+            "step_ms": round(1e3 * statistics.median(times[f"step {key}"]) / steps, 3),
+            "image_ms": round(1e3 * statistics.median(times[f"image {key}"]) / IMAGES, 4),
+            "rounds": rounds,
+            "workload": key,
+        }
+        for key, about in abouts.items()
+    ]
+
+
+def counted(trainer):
+    """A step with counters, as the engine makes it, ended on the device."""
+
+    def step(x, y):
+        trainer.model.train()
+        trainer.step(x, y)
+        if trainer.quantizer is not None:
+            trainer.counters["iteration"].tick(trainer.quantizer.codes)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def evaluating(trainer):
+    return lambda: accuracy(trainer.model, trainer.sets["validation"])
+
+
+def check(name: str) -> list[dict]:
+    """Predicted against real seconds of the finished runs of a study, per variant."""
+    _, variants = studies.load(Path(f"params/{name}.yaml"))
+    speeds, rows = cost.read_speeds(RESULTS / "cost.csv"), []
+    finished = sort_runs(variants)[0]
+    for variant in variants:
+        records = [record for owner, _, record in finished if owner.path == variant.path]
+        records = [record for record in records if record["timing"]["at_once"] == 1]
+        kind = "cpu" if records and records[0]["environment"]["device"] == "cpu" else "cuda"
+        speed = speeds.get((cost.workload(variant.recipe), kind))
+        if not records or speed is None:
+            continue
+        epochs = sum(record["epochs_run"] for record in records)
+        predicted = epochs * cost.epoch_seconds(variant.recipe, speed)
+        real = sum(record["timing"]["wall_s"] for record in records)
+        rows.append(
+            {
+                "study": name, "variant": variant.path, "runs": len(records), "epochs": epochs,
+                "predicted_s": round(predicted, 1), "real_s": round(real, 1), "ratio": round(predicted / real, 3),
+            }
+        )  # fmt: skip
+    total = {key: round(sum(row[key] for row in rows), 1) for key in ("runs", "epochs", "predicted_s", "real_s")}
+    ratio = round(total["predicted_s"] / total["real_s"], 3)
+    return [*rows, {"study": name, "variant": "all"} | total | {"ratio": ratio}]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", nargs="+", default=["paper", "quick"])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--check", metavar="STUDY", help="only compare with the finished runs of this study")
+    options = parser.parse_args()
+    if options.check:
+        report("cost_check.csv", check(options.check))
+        return
+    models: dict[str, dict[str, studies.Variant]] = {}
+    for name in options.study:
+        for variant in studies.load(Path(f"params/{name}.yaml"))[1]:
+            of_model = models.setdefault(f"{name} {variant.recipe['model']}", {})
+            of_model.setdefault(cost.workload(variant.recipe), variant)
+    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=5)]
+    report("cost.csv", rows)
+
+
+if __name__ == "__main__":
+    main()

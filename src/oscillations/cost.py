@@ -1,0 +1,147 @@
+"""What a study costs: measured seconds per step and per evaluated image, times how many it needs.
+
+``benchmarks/cost.py`` measures the steps of a study's workloads on a machine. A workload that was not measured has
+no prediction, and GPU-hours come from a measured GPU step only.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from oscillations import datasets
+from oscillations.bits import LATENT
+from oscillations.files import canonical_json
+from oscillations.records import sort_runs
+from oscillations.study import Study, Variant
+
+MEASURED = Path("benchmarks/results/cost.csv")
+PUBLISHED = Path("params/published.csv")
+
+
+def workload(recipe: dict[str, Any]) -> str:
+    """What decides the time of a step, as one string: runs with equal workloads take equally long steps."""
+    decisive = {key: recipe[key] for key in ("resize", "model", "quant_layers", "threads")}
+    decisive |= {"images": list(datasets.find(recipe["data"]).IMAGE_SHAPE)}
+    decisive |= {key: recipe["training"][key] for key in ("batch_size", "precision")}
+    decisive |= {key: recipe["method"].get(key) for key in ("name", "scale_grad", "reg_curvature", "train_forward")}
+    return canonical_json(decisive)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one training step (counters on) and of one evaluated image, on some machine."""
+
+    machine: str
+    step: float
+    image: float
+
+
+def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
+    """Measured speeds by workload and kind of device (``cpu`` or ``cuda``); empty if nothing was measured."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as rows:
+        return {
+            (row["workload"], row["device_kind"]): Speed(
+                row["machine"], float(row["step_ms"]) / 1e3, float(row["image_ms"]) / 1e3
+            )
+            for row in csv.DictReader(rows)
+        }
+
+
+def epoch_seconds(recipe: dict[str, Any], speed: Speed) -> float:
+    """Seconds of one epoch: its training steps, and the validation at every evaluation bit."""
+    module = datasets.find(recipe["data"])
+    share = 1 if recipe["classes"] is None else len(recipe["classes"]) / len(module.CLASSES)
+    steps = math.ceil((module.TRAIN_IMAGES - recipe["validation"]) * share / recipe["training"]["batch_size"])
+    return steps * speed.step + recipe["validation"] * share * len(recipe["eval_bits"]) * speed.image
+
+
+def expected_epochs(variant: Variant, finished: Iterable[int], published: dict[tuple, float]) -> tuple[float, str]:
+    """Epochs of one run, and where the number is from: this variant's finished runs, the paper, or the limit."""
+    training, method = variant.recipe["training"], variant.recipe["method"]
+    if finished := list(finished):
+        return mean(finished), "finished runs"
+    setting = {"sweep": "scratch"}.get(variant.recipe["setting"], variant.recipe["setting"])
+    key = variant.recipe["model"]["name"], setting, method["name"], method.get("bits", LATENT)
+    if key in published:
+        return min(published[key] + training["patience"], training["epochs"]), "paper's best epoch + patience"
+    return training["epochs"], "at most"
+
+
+def published_epochs(file: Path = PUBLISHED) -> dict[tuple, float]:
+    """Mean best epoch in the paper by model, setting, method and train bits."""
+    found: dict[tuple, float] = {}
+    with file.open(newline="") as rows:
+        for row in csv.DictReader(rows):
+            if row["epochs"] and not row["lambda"]:
+                key = row["model"], row["setting"], row["method"], int(row["train_bits"])
+                found.setdefault(key, float(row["epochs"]))
+    return found
+
+
+@dataclass
+class Cost:
+    """Predicted cost of one experiment; hours are None where a workload was not measured."""
+
+    experiment: str
+    runs: int = 0
+    epochs: float = 0.0  # of all runs
+    core_hours: float | None = 0.0
+    gpu_hours: float | None = 0.0
+    sources: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, str]:
+        """For people."""
+        return {
+            "Experiment": self.experiment,
+            "runs": str(self.runs),
+            "epochs a run": f"{self.epochs / self.runs:.0f} ({', '.join(self.sources)})",
+            "core-hours": "unmeasured" if self.core_hours is None else f"{self.core_hours:.2f}",
+            "GPU-hours": "unmeasured" if self.gpu_hours is None else f"{self.gpu_hours:.2f}",
+        }
+
+
+def predict(study: Study, variants: list[Variant]) -> list[Cost]:
+    """Cost of every experiment among ``variants``, all runs from their start."""
+    costs: dict[str, Cost] = {}
+    speeds = read_speeds()
+    published = {} if study.published == "miniature" else published_epochs()  # other networks, other epochs
+    finished = {run: record["epochs_run"] for _, run, record in sort_runs(variants)[0]}
+    for variant in variants:
+        cost = costs.setdefault(variant.experiment, Cost(variant.experiment))
+        runs = variant.runs()
+        epochs, source = expected_epochs(variant, [finished[run] for run in runs if run in finished], published)
+        cost.runs += len(runs)
+        cost.epochs += len(runs) * epochs
+        cost.sources = tuple(dict.fromkeys((*cost.sources, source)))
+        for hours, kind, units in (("core_hours", "cpu", variant.recipe["threads"]), ("gpu_hours", "cuda", 1)):
+            speed = speeds.get((workload(variant.recipe), kind))
+            before = getattr(cost, hours)
+            if speed is None or before is None:
+                setattr(cost, hours, None)
+            else:
+                seconds = len(runs) * epochs * epoch_seconds(variant.recipe, speed)
+                setattr(cost, hours, before + seconds * units / 3600)
+    return list(costs.values())
+
+
+def machines() -> str:
+    """Where the speeds were measured."""
+    found = sorted({speed.machine for speed in read_speeds().values()})
+    return "; ".join(found) or "nothing measured yet (python benchmarks/cost.py)"
+
+
+def print_costs(costs: list[Cost]) -> None:
+    """A table of the experiments, and the machine that the prediction is for."""
+    rows = [cost.row() for cost in costs]
+    print(f"predicted cost of training and validation ({machines()}):")
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    for row in [dict(zip(widths, widths)), *rows]:
+        print("  " + "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())

@@ -1,0 +1,100 @@
+"""Predicted costs: equal workloads, hand-computed hours, and silence where nothing was measured."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from oscillations import cost
+from oscillations import study as studies
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name):
+    return studies.load(ROOT / f"params/{name}.yaml")
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """An empty project folder: no records, nothing measured."""
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    monkeypatch.chdir(tmp_path)
+
+
+def measured(rows):
+    """Write a table of measured speeds: (variant, kind, milliseconds per step, per image)."""
+    cost.MEASURED.parent.mkdir(parents=True)
+    with cost.MEASURED.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["step_ms", "image_ms", "device_kind", "workload", "machine"])
+        for variant, kind, step, image in rows:
+            writer.writerow([step, image, kind, cost.workload(variant.recipe), "bench"])
+
+
+def variant(variants, path):
+    return next(found for found in variants if found.path == path)
+
+
+def test_equal_workloads():
+    _, paper = load("paper")
+    _, jpeg = load("paper-jpeg")
+    three, four = (variant(paper, f"mlp5-scratch/qat-{bits}bit") for bits in (3, 4))
+    assert cost.workload(three.recipe) == cost.workload(four.recipe)  # bits cost nothing
+    assert cost.workload(three.recipe) == cost.workload(variant(jpeg, "mlp5-scratch/qat-3bit").recipe)
+    others = ("mlp5-scratch/baseline", "mlp5-scratch/osciquant-3bit", "mlp5-scratch-papertext/osciquant-3bit")
+    assert len({cost.workload(variant(paper, path).recipe) for path in others}) == 3
+
+
+def test_an_epoch_is_its_steps_and_its_validation():
+    _, variants = load("paper")
+    seconds = cost.epoch_seconds(variants[0].recipe, cost.Speed("bench", 0.01, 0.0001))
+    assert seconds == pytest.approx(313 * 0.01 + 5 * 10_000 * 0.0001)
+    halved = variants[0].recipe | {"classes": [0, 1, 2, 3, 4]}
+    assert cost.epoch_seconds(halved, cost.Speed("bench", 0.01, 0.0)) == pytest.approx(157 * 0.01)  # half of 40,000 images
+
+
+def test_hours_by_hand(scratch):
+    study, variants = load("paper")
+    chosen = studies.narrow(variants, "mlp5-scratch/baseline,mlp5-lambda/osciquant-3bit-lambda0", "0,1")
+    measured([(chosen[0], "cpu", 10.0, 0.1), (chosen[1], "cpu", 20.0, 0.1)])
+    first, second = cost.predict(study, chosen)
+    # the paper's best epochs: 14 for the baseline, 15 for 3-bit OsciQuant; patience 10; two seeds
+    assert first.core_hours == pytest.approx(2 * 24 * (313 * 0.010 + 5.0) / 3600)
+    assert second.core_hours == pytest.approx(2 * 25 * (313 * 0.020 + 5.0) / 3600)
+    assert (first.gpu_hours, second.gpu_hours) == (None, None)
+    assert first.row()["GPU-hours"] == "unmeasured"
+
+
+def test_gpu_hours_come_from_a_measured_gpu_step_only(scratch):
+    study, variants = load("paper")
+    chosen = studies.narrow(variants, "mlp5-scratch/baseline", "0")
+    measured([(chosen[0], "cuda", 1.0, 0.001)])
+    (predicted,) = cost.predict(study, chosen)
+    assert predicted.core_hours is None
+    assert predicted.gpu_hours == pytest.approx(24 * (313 * 0.001 + 0.05) / 3600)
+
+
+def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured(scratch):
+    study, variants = load("paper")
+    chosen = studies.narrow(variants, "mlp5-scratch", None)
+    measured([(chosen[0], "cpu", 10.0, 0.1)])
+    assert [found.core_hours for found in cost.predict(study, chosen)] == [None]
+
+
+def test_miniatures_do_not_take_the_papers_epochs(scratch):
+    study, variants = load("quick")
+    for found in cost.predict(study, variants):
+        assert found.sources == ("at most",)
+        assert found.epochs == found.runs * study.training.epochs
+
+
+def test_check_and_status_print_the_cost(scratch, capsys):
+    from oscillations.cli import main
+
+    for command in ("check", "status"):
+        assert main([command, "--study", "params/paper.yaml"]) == 0
+        printed = capsys.readouterr().out
+        assert "nothing measured yet" in printed
+        assert "mlp5-scratch-papertext" in printed
+        assert "unmeasured" in printed
