@@ -51,7 +51,9 @@ def test_an_epoch_is_its_steps_and_its_validation():
     seconds = cost.epoch_seconds(variants[0].recipe, cost.Speed("bench", 0.01, 0.0001))
     assert seconds == pytest.approx(313 * 0.01 + 5 * 10_000 * 0.0001)
     halved = variants[0].recipe | {"classes": [0, 1, 2, 3, 4]}
-    assert cost.epoch_seconds(halved, cost.Speed("bench", 0.01, 0.0)) == pytest.approx(157 * 0.01)  # half of 40,000 images
+    assert cost.epoch_seconds(halved, cost.Speed("bench", 0.01, 0.0)) == pytest.approx(
+        157 * 0.01
+    )  # half of 40,000 images
 
 
 def test_hours_by_hand(scratch):
