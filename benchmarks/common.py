@@ -15,7 +15,7 @@ from oscillations.datasets import cifar10
 from oscillations.training import Trainer, make_trainer
 
 CPU = torch.device("cpu")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 MEAN, STD = list(cifar10.MEAN), list(cifar10.STD)
 RECIPE = {
     "validation": 10_000, "split_seed": 0, "classes": None, "resize": None, "eval_bits": [32],

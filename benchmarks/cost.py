@@ -11,6 +11,7 @@ form sets the prediction against the wall times of the study's finished runs (be
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def evaluating(trainer):
 def check(name: str) -> list[dict]:
     """Predicted against real seconds of the finished runs of a study, per variant."""
     _, variants = studies.load(Path(f"params/{name}.yaml"))
-    speeds, rows = cost.read_speeds(RESULTS / "cost.csv"), []
+    speeds, rows = cost.read_speeds(cost.MEASURED), []
     finished = sort_runs(variants)[0]
     for variant in variants:
         records = [record for owner, _, record in finished if owner.path == variant.path]
@@ -113,6 +114,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--check", metavar="STUDY", help="only compare with the finished runs of this study")
     options = parser.parse_args()
+    os.chdir(RESULTS.parent.parent)  # studies and records are found from the project's root
     if options.check:
         report("cost_check.csv", check(options.check))
         return

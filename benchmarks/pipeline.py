@@ -1,9 +1,12 @@
-"""Where the core time of a study goes: python benchmarks/pipeline.py [--cores 2] [--finished STUDY]
+"""Where the core time of a study goes.
 
-Runs the quick study from nothing in a new folder, then once more with nothing to do: wall time, peak memory of the
+    python benchmarks/pipeline.py [--cores 2]
+    python benchmarks/pipeline.py --finished STUDY [--folder PROJECT]
+
+Runs the quick study from nothing in a new folder, then twice more with nothing to do: wall time, peak memory of the
 process tree (sum of proportional set sizes, sampled), and the share of cores x wall time that was spent training and
-evaluating; the rest is the starts of those jobs (imports, data), the report, and the scheduler with idle cores.
-``--finished`` accounts for a study that has already run in this folder, from its records and Snakemake's logs.
+evaluating; the rest is the starts of those jobs (imports, data), the report, and the scheduler with idle cores. The
+second form accounts for a study that was just made in a folder by one command, from its records and Snakemake's logs.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import report
+from common import RESULTS, report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,12 +81,12 @@ def account(folder: Path, study: str, cores: int, wall: float | None = None) -> 
     logs = folder / "logs" / study
     training_jobs, start, _ = job_seconds(logs / "train")
     evaluation_jobs, _, _ = job_seconds(logs / "evaluate")
-    report_jobs, _, end = job_seconds(logs / "report")
+    report_jobs, _, _ = job_seconds(logs / "report")
     records = [json.loads(file.read_text()) for file in (folder / "results" / study).rglob("run.json")]
     training = sum(record["timing"]["wall_s"] for record in records)
     logged = "".join(file.read_text() for file in (logs / "evaluate").glob("*.log"))
     evaluating = sum(map(float, re.findall(r"runs evaluated in ([0-9.]+) s", logged)))
-    wall = wall or end - start
+    wall = wall or (folder / "results" / study / "index.html").stat().st_mtime - start
     starts = training_jobs + evaluation_jobs - training - evaluating
     shares = {
         "training": training, "evaluating": evaluating, "starts": starts, "report": report_jobs,
@@ -97,21 +100,27 @@ def account(folder: Path, study: str, cores: int, wall: float | None = None) -> 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="new folder to run in, instead of a temporary one")
-    parser.add_argument("--finished", metavar="STUDY", action="append", default=[], help="also account for this one")
+    parser.add_argument("--folder", type=Path, help="new folder to run in, or the project of a finished study")
+    parser.add_argument("--finished", metavar="STUDY", help="account for this study, run nothing")
     options = parser.parse_args()
-    rows = [account(ROOT, study, options.cores) | {"peak_gb": ""} for study in options.finished]
+    study = options.finished or "quick"
+    kept = (RESULTS / "pipeline.csv").read_text() if (RESULTS / "pipeline.csv").exists() else ""
+    others = [row for row in csv.DictReader(kept.splitlines()) if row["study"] != study]
+    if options.finished:
+        row = account(options.folder or ROOT, study, options.cores) | {"peak_gb": ""}
+        report("pipeline.csv", [row, *others])
+        return
     folder = options.folder or Path(tempfile.mkdtemp()) / "project"
     scratch_project(folder)
     command = ["snakemake", "--cores", str(options.cores), "all"]
     seconds, memory = timed(command, folder)
-    rows.append(account(folder, "quick", options.cores, seconds) | {"peak_gb": round(memory, 2)})
+    rows = [account(folder, "quick", options.cores, seconds) | {"peak_gb": round(memory, 2)}]
     for _ in range(2):
         seconds, memory = timed(command, folder)
         again = {"study": "quick", "what": "nothing to do", "cores": options.cores, "jobs": 0}
         rows.append(dict.fromkeys(rows[0], "") | again | {"seconds": round(seconds, 1), "peak_gb": round(memory, 2)})
     print(f"results in {folder}/results/quick")
-    report("pipeline.csv", rows)
+    report("pipeline.csv", [*rows, *others])
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def measure(model: dict, batch_size: int, threads: int, rounds: int, steps: int)
             name,
             lambda part=part: [part() for _ in range(steps)],
         )
-    times = alternate(candidates, rounds)
+    times = alternate(candidates, rounds, warmup=2 if steps > 1 else 1)
     fp = 1e3 * statistics.median(times[0]) / steps
     rows = []
     for key, about in abouts.items():
@@ -125,8 +125,7 @@ def main():
     rows = []
     for threads in options.threads:
         rows += measure({"name": "mlp5"}, 128, threads, options.rounds, steps=10)
-    # batch 32: a step of 128 images takes seconds on a CPU, and the overhead does not depend on it
-    rows += measure({"name": "resnet18"}, 32, max(options.threads), max(options.rounds // 4, 3), steps=1)
+    rows += measure({"name": "resnet18"}, 128, max(options.threads), max(options.rounds // 7, 3), steps=1)
     report("steps.csv", rows)
 
 

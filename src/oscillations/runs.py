@@ -75,6 +75,8 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
     if missing:
         at_once = min(at_once or (len(missing) if torch_device.type == "cuda" else 1), len(missing))
         sets = image_sets(about, tensors, variant.recipe, torch_device)
+        if torch_device.type == "cuda":
+            torch.cuda.synchronize()  # the runs' own streams do not wait for the copies of the images
         job = Job(variant, about, sets, torch_device, stop, save_every, at_once)
         in_turns([_make(job, run, identity) for run, identity in missing], at_once, torch_device)
     for run in variant.runs():
