@@ -97,6 +97,8 @@ class Project:
         (folder / "profiles").symlink_to("workflow/profiles")
         (folder / "params").mkdir()
         shutil.copy(ROOT / "params/published.csv", folder / "params")
+        (folder / "benchmarks/results").mkdir(parents=True)
+        shutil.copy(ROOT / "benchmarks/results/cost.csv", folder / "benchmarks/results")
         (folder / "params/tiny.yaml").write_text(TINY)
 
     def start(self, *command: str) -> subprocess.Popen:

@@ -87,7 +87,7 @@ def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured(scratch):
 def test_miniatures_do_not_take_the_papers_epochs(scratch):
     study, variants = load("quick")
     for found in cost.predict(study, variants):
-        assert found.sources == ("at most",)
+        assert found.sources == ("limit",)
         assert found.epochs == found.runs * study.training.epochs
 
 

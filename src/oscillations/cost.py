@@ -71,8 +71,8 @@ def expected_epochs(variant: Variant, finished: Iterable[int], published: dict[t
     setting = {"sweep": "scratch"}.get(variant.recipe["setting"], variant.recipe["setting"])
     key = variant.recipe["model"]["name"], setting, method["name"], method.get("bits", LATENT)
     if key in published:
-        return min(published[key] + training["patience"], training["epochs"]), "paper's best epoch + patience"
-    return training["epochs"], "at most"
+        return min(published[key] + training["patience"], training["epochs"]), "paper + patience"
+    return training["epochs"], "limit"
 
 
 def published_epochs(file: Path = PUBLISHED) -> dict[tuple, float]:
