@@ -61,12 +61,21 @@ def bare(network, x, y):
     return run
 
 
-def complete(run, device: torch.device, precision: str):
-    """``run`` with its products in the precision, ended on the device."""
+def in_precision(step, precision: str, device: torch.device):
+    """One step with its products in the precision (ours does that itself)."""
+
+    def run(*batch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            step(*batch)
+
+    return run
+
+
+def complete(run, device: torch.device):
+    """``run``, ended on the device."""
 
     def completed():
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            run()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -82,7 +91,7 @@ def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int
     candidates, abouts = {}, []
 
     def add(method: str, form: str, count: int, run) -> None:
-        candidates[len(candidates)] = complete(run, device, precision)
+        candidates[len(candidates)] = complete(run, device)
         abouts.append({"method": method, "form": form, "runs": count})
 
     def network():
@@ -94,8 +103,8 @@ def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int
             trainers = [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
             add(method, "ours", count, together(trainers, batch_size, steps, device))
         naive = NaiveTrainer(network(), METHODS[method][0]["method"])
-        add(method, "naive", 1, repeat(naive.step, sets["train"], batch_size, steps))
-    step = bare(network(), *sets["train"].batch(slice(0, batch_size)))
+        add(method, "naive", 1, repeat(in_precision(naive.step, precision, device), sets["train"], batch_size, steps))
+    step = in_precision(bare(network(), *sets["train"].batch(slice(0, batch_size))), precision, device)
     add("fp", "bare", 1, lambda: [step() for _ in range(steps)])
     times = alternate(candidates, rounds)
     return [

@@ -50,7 +50,8 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
     while running.poll() is None:
         with contextlib.suppress(psutil.Error):
             peak = max(peak, tree_memory(process))
-        time.sleep(0.5)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(timeout=0.5)
     if running.returncode:
         sys.exit(f"{' '.join(command)}: exit code {running.returncode} in {folder}")
     return time.perf_counter() - start, peak

@@ -42,6 +42,8 @@ def test_equal_workloads():
     three, four = (variant(paper, f"mlp5-scratch/qat-{bits}bit") for bits in (3, 4))
     assert cost.workload(three.recipe) == cost.workload(four.recipe)  # bits cost nothing
     assert cost.workload(three.recipe) == cost.workload(variant(jpeg, "mlp5-scratch/qat-3bit").recipe)
+    zero, some = (variant(paper, f"mlp5-lambda/osciquant-3bit-lambda{value}") for value in ("0", "0.25"))
+    assert cost.workload(zero.recipe) != cost.workload(some.recipe)  # nothing is regularized
     others = ("mlp5-scratch/baseline", "mlp5-scratch/osciquant-3bit", "mlp5-scratch-papertext/osciquant-3bit")
     assert len({cost.workload(variant(paper, path).recipe) for path in others}) == 3
 

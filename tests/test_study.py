@@ -87,6 +87,14 @@ BAD = {
         lambda c: scratch(c)["methods"].update(qat={"bits": 3, "scale_grad": "flwo"}),
         r"scale_grad: 'flwo' is not allowed; did you mean 'flow'\?",
     ),
+    "misspelt preset": (
+        lambda c: scratch(c)["methods"]["osciquant"].update(preset="ofical_code"),
+        r"preset: unknown preset 'ofical_code'; did you mean 'official_code'\?$",
+    ),
+    "half precision beside published numbers": (
+        lambda c: c.update(published="paper", training=c["training"] | {"precision": "bf16"}),
+        r"training: precision: bf16 is not what published numbers are compared with; use tf32",
+    ),
     "preset against option": (
         lambda c: scratch(c)["methods"]["osciquant"].update(preset="paper_text", reg_half=False),
         r"reg_half: False is not preset paper_text's \(True\); say preset: custom",

@@ -116,6 +116,14 @@ def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
     assert finished.planned() == {}
 
 
+def test_a_change_narrowed_to_one_variant_is_made(finished):
+    """Its experiment's other runs stay where they are, and are evaluated beside it."""
+    finished.edit("params/tiny.yaml", "lambda: 1", "lambda: 0.5")
+    planned = finished.planned(config="only=mlp5-scratch/osciquant-3bit")
+    assert planned["train_mlp5-scratch"] == planned["evaluate"] == 1
+    assert planned["site"] == 1
+
+
 def test_a_new_method_plans_only_its_jobs(finished):
     (finished.folder / "src/oscillations/methods/halved.py").write_text(
         '"""A toy."""\n\nfrom oscillations.methods import Method, QuantizedOptions\n\n\n'
@@ -205,6 +213,7 @@ def test_a_bad_study_stops_before_any_job(project, old, new, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ("at_once=0", "at_once=0: not a positive number"),
         ("source=nowhere", "source=nowhere: no such file or folder"),
         ("only=mlp5-scrtch", "only=mlp5-scrtch: no such experiment or variant; did you mean 'mlp5-scratch'?"),
         ("sede=1", "--config sede=...: unknown key"),

@@ -65,6 +65,12 @@ def experiment_runs(experiment):
     return [run for run in SHOWN if run.experiment == experiment]
 
 
+def variant_pattern(experiment, chosen):
+    """Only the chosen variants' files are this command's to make; a list of thousands of names would be slow."""
+    known = {variant.name for variant in VARIANTS if variant.experiment == experiment}
+    return "[^/]+" if known == set(chosen) else "|".join(map(re.escape, chosen))
+
+
 def as_json(value):
     """Params are compared as unordered values: one string with sorted keys per job."""
     return json.dumps(value, sort_keys=True)

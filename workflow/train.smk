@@ -34,7 +34,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         benchmark:
             f"logs/{STUDY.study}/train/{experiment}/{{variant}}.tsv"
         wildcard_constraints:
-            variant="[^/]+",  # an alternation of thousands of names would be matched for every file
+            variant=variant_pattern(experiment, variants),
         threads: STUDY.threads
         resources:
             gpu=GPUS,

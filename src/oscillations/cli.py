@@ -45,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     training = command(train, "narrow", "device")
     training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
-    training.add_argument("--at-once", type=int, help="runs that take turns (default: all seeds on a GPU, else 1)")
+    training.add_argument(
+        "--at-once", type=positive, default=os.environ.get("OSCILLATIONS_AT_ONCE", "1"),
+        help="runs of a variant that share the device, taking turns",
+    )  # fmt: skip
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
@@ -54,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     schema_parser = command(schema)
     schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
+
+
+def positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
 
 
 def study_file(value: str) -> Path:

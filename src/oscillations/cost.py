@@ -22,6 +22,7 @@ from oscillations.study import Study, Variant
 
 MEASURED = Path("benchmarks/results/cost.csv")
 PUBLISHED = Path("params/published.csv")
+COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
 def workload(recipe: dict[str, Any]) -> str:
@@ -29,7 +30,8 @@ def workload(recipe: dict[str, Any]) -> str:
     decisive = {key: recipe[key] for key in ("resize", "model", "quant_layers", "threads")}
     decisive |= {"images": list(datasets.find(recipe["data"]).IMAGE_SHAPE)}
     decisive |= {key: recipe["training"][key] for key in ("batch_size", "precision")}
-    decisive |= {key: recipe["method"].get(key) for key in ("name", "scale_grad", "reg_curvature", "train_forward")}
+    decisive |= {key: value for key, value in recipe["method"].items() if key not in COST_NOTHING}
+    decisive["regularized"] = bool(recipe["method"].get("lambda"))
     return canonical_json(decisive)
 
 

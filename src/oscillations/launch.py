@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oscillations.errors import InputError, did_you_mean
 
-KEYS = ("study", "only", "seeds", "source", "device")
+KEYS = ("study", "only", "seeds", "source", "device", "at_once")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -27,10 +27,14 @@ def prepare(config: dict) -> int:
     device = config.get("device", "auto")
     if device not in DEVICES:
         raise InputError(f"device={device}: {did_you_mean(device, DEVICES)}")
+    at_once = str(config.get("at_once", 1))
+    if not at_once.isdecimal() or at_once == "0":
+        raise InputError(f"at_once={at_once}: not a positive number")
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         "OSCILLATIONS_DEVICE": device,
+        "OSCILLATIONS_AT_ONCE": at_once,
     }
     if "source" in config:
         source = Path(config["source"])

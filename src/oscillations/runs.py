@@ -51,12 +51,11 @@ class StopSignal:
         self.number = number
 
 
-def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int | None = None) -> None:
+def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int = 1) -> None:
     """Make every seed of a variant that is not there yet, then put all into place.
 
-    ``save_every``: seconds between resume files. ``at_once``: runs that take turns, step by step; all on a GPU
-    unless said otherwise, where their kernels fill it together, and one on the CPU. Raises Interrupted after
-    SIGTERM or SIGINT.
+    ``save_every``: seconds between resume files. ``at_once``: runs that take turns, step by step; on a GPU each
+    has a stream of its own. Raises Interrupted after SIGTERM or SIGINT.
     """
     stop = StopSignal()
     torch_device = set_up_torch(variant.recipe, device)
@@ -73,7 +72,7 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
         else:
             missing.append((run, identity))
     if missing:
-        at_once = min(at_once or (len(missing) if torch_device.type == "cuda" else 1), len(missing))
+        at_once = min(at_once, len(missing))
         sets = image_sets(about, tensors, variant.recipe, torch_device)
         if torch_device.type == "cuda":
             torch.cuda.synchronize()  # the runs' own streams do not wait for the copies of the images
@@ -261,11 +260,18 @@ def environment(device: torch.device, recipe: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "dtype": {"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16"}[recipe["training"]["precision"]],
+        "dtype": _dtype(recipe["training"]["precision"], device),
         "threads": recipe["threads"],
         "platform": platform.platform(),
         "git": git_state(),
     }
+
+
+def _dtype(precision: str, device: torch.device) -> str:
+    """What matrix products were computed in; a CPU has no TF32."""
+    if precision == "tf32" and device.type == "cpu":
+        return "float32"
+    return {"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16"}[precision]
 
 
 def _version(package: str) -> str | None:

@@ -131,6 +131,10 @@ class Study(Strict):
             for seeds in (self.seeds, experiment.seeds or []):
                 if len(set(seeds)) != len(seeds):
                     raise ValueError(f"experiments.{name}: seeds repeat: {seeds}")
+        trainings = {"training": self.training} | {f"experiments.{k}": e.training for k, e in self.experiments.items()}
+        for where, training in trainings.items():
+            if training.precision == "bf16" and self.published != "miniature":
+                raise ValueError(f"{where}: precision: bf16 is not what published numbers are compared with; use tf32")
         for bits in self.eval_bits:
             if bits != LATENT and not 2 <= bits <= 8:
                 raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from oscillations.bits import LATENT
+from oscillations.errors import InputError
 from oscillations.files import write_text
 from oscillations.records import evaluation_key, sort_runs
 from oscillations.study import Study, Variant
@@ -112,6 +113,11 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     current, _ = sort_runs(variants)
     frames = []
     for variant, run, record in current:
+        for name in ("history.csv", "layers.csv"):
+            if not (run.folder / name).exists():
+                raise InputError(
+                    f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again"
+                )
         history = pd.read_csv(run.folder / "history.csv")
         layers = pd.read_csv(run.folder / "layers.csv")
         frame = history[["epoch", "train_loss", "val_loss", "monitored"]].copy() if len(history) else history
