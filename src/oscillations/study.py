@@ -62,6 +62,7 @@ class Experiment(Strict):
     )
     training: TrainingChange = TrainingChange()
     seeds: list[Seed] | None = Field(None, min_length=1, description="instead of the study's")
+    validation: PositiveInt | None = Field(None, description="training images held out, instead of the study's")
     classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
     resize: PositiveInt | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
@@ -254,9 +255,12 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
         raise InputError(f"{path}: study: {study.study!r} is not the file's name {path.stem!r}")
     if study.data not in datasets.names():
         raise InputError(f"{path}: data: unknown dataset {study.data!r}; {did_you_mean(study.data, datasets.names())}")
-    held, images = study.validation, datasets.find(study.data).TRAIN_IMAGES
-    if held >= images:
-        raise InputError(f"{path}: validation: {held} of {images} training images leave none to train on")
+    images = datasets.find(study.data).TRAIN_IMAGES
+    held = {"validation": study.validation}
+    held |= {f"experiments.{name}.validation": e.validation or 0 for name, e in study.experiments.items()}
+    for key, count in held.items():
+        if count >= images:
+            raise InputError(f"{path}: {key}: {count} of {images} training images leave none to train on")
     variants = [
         variant
         for name, experiment in study.experiments.items()
@@ -297,7 +301,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
             training = study.training.model_dump() | changes | point
             recipe = {
                 "data": study.data,
-                "validation": study.validation,
+                "validation": experiment.validation or study.validation,
                 "split_seed": study.split_seed,
                 "classes": experiment.classes,
                 "resize": experiment.resize,
