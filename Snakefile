@@ -42,9 +42,9 @@ rule all:
 
 
 rule data:
-    """The study's dataset."""
+    """The study's datasets."""
     input:
-        f"data/{STUDY.data}.json",
+        sorted({f"data/{STUDY.dataset(experiment)}.json" for experiment in STUDY.experiments}),
 
 
 rule runs:

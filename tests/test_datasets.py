@@ -260,9 +260,11 @@ def test_a_changed_tensor_file_is_refused(tmp_path):
         datasets.read("digits", tmp_path)
 
 
-def test_digits_refuse_a_source(tmp_path):
-    with pytest.raises(InputError, match="no source is needed"):
-        datasets.write("digits", tmp_path, tmp_path)
+def test_digits_need_no_source_and_ignore_that_of_other_datasets(tmp_path):
+    datasets.write("digits", tmp_path / "without")
+    datasets.write("digits", tmp_path / "with", tmp_path)
+    files = [tmp_path / folder / "digits.safetensors" for folder in ("without", "with")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_dataset_that_was_not_fetched_names_the_command(tmp_path):

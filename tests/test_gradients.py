@@ -1,5 +1,7 @@
 """G1-G8: closed-form gradients against plain autograd, written the obvious way."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -296,3 +298,102 @@ def test_penalty_only_where_asked():
     assert method("osciquant", bits=3, **{"lambda": 1.0}).penalty(quantizer, 0.0) is None
     always = method("osciquant", bits=3, reg_when="always", **{"lambda": 1.0})
     assert always.penalty(quantizer, 0.0).item() == pytest.approx(0.0424305556, abs=1e-10)
+
+
+def kurtosis(weight):
+    """K as the supplement of Chmiel et al. writes it: unbiased standard deviation."""
+    return (((weight - weight.mean()) / weight.std()) ** 4).mean()
+
+
+def test_k1_kurtosis_values():
+    kure = importlib.import_module("oscillations.methods.kure")
+    grid = torch.tensor([-2.0, -1, 0, 1, 2], dtype=torch.float64)
+    assert kure.kurtosis_and_gradient(grid)[0].item() == pytest.approx(1.088)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(1_000_000, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(1_000_000, generator=generator, dtype=torch.float64)
+    laplace = torch.log(uniform) * torch.sign(gaussian)
+    for values, expected, tolerance in ((uniform, 1.8, 0.01), (gaussian, 3, 0.03), (laplace, 6, 0.25)):
+        assert kure.kurtosis_and_gradient(values)[0].item() == pytest.approx(expected, abs=tolerance)
+
+
+def test_k1_kure_gradient_is_autograds_and_orthogonal_to_shift_and_scale():
+    generator = torch.Generator().manual_seed(1)
+    weights = {f"fc{i}.weight": torch.randn(8, 5, generator=generator, dtype=torch.float64) for i in (1, 2)}
+    leaves = [w.clone().requires_grad_() for w in weights.values()]
+    (0.7 * sum((kurtosis(w) - 1.8) ** 2 for w in leaves) / 2).backward()
+    found = closed_form(method("kure", bits=3, **{"lambda": 0.7}), weights, [torch.zeros(8, 5).double()] * 2)
+    for leaf, grad in zip(leaves, found):
+        torch.testing.assert_close(grad, leaf.grad)
+        assert grad.sum().item() == pytest.approx(0, abs=1e-12)
+        assert (grad * (leaf.detach() - leaf.detach().mean())).sum().item() == pytest.approx(0, abs=1e-12)
+    only = closed_form(
+        method("kure", bits=3, reg_layers=["fc2"], **{"lambda": 0.7}), weights, [torch.zeros(8, 5).double()] * 2
+    )
+    assert not only[0].any()
+    torch.testing.assert_close(only[1], 2 * found[1])  # the mean over one layer instead of two
+
+
+def test_k1_steps_on_gaussian_weights_lower_the_kurtosis_to_its_target():
+    weight = torch.randn(4000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    chosen = method("kure", bits=3, **{"lambda": 1.0})
+    for _ in range(300):
+        weight = weight - 30 * closed_form(chosen, {"fc1.weight": weight}, [torch.zeros_like(weight)])[0]
+    assert kurtosis(weight).item() == pytest.approx(1.8, abs=0.02)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_range_penalty_is_the_gradient_of_the_sum_of_maxima(bits):
+    generator = torch.Generator().manual_seed(3)
+    weights = {"a.weight": torch.randn(6, 4, generator=generator), "b.weight": torch.tensor([[1.0, -1.0, 0.3]])}
+    leaves = [w.clone().requires_grad_() for w in weights.values()]
+    (0.5 * sum(w.abs().amax() for w in leaves)).backward()
+    chosen = method("range-penalty", bits=bits, **{"lambda": 0.5})
+    for leaf, grad in zip(leaves, closed_form(chosen, weights, [torch.zeros_like(w) for w in leaves])):
+        torch.testing.assert_close(grad, leaf.grad)
+
+
+@pytest.mark.parametrize("noise,variance", [("uniform", 1 / 12), ("gaussian", 1 / 4)])
+def test_d1_pseudo_noise_has_the_quantizers_size_and_autograds_gradient(noise, variance):
+    torch.manual_seed(4)
+    weight = torch.randn(200, 500, dtype=torch.float64)
+    quantizer = WeightQuantizer({"w": weight}, 3)
+    quantizer.update()
+    chosen = method("pseudo-noise", bits=3, noise=noise)
+    noisy = chosen.forward_weights(quantizer)[0]
+    xi = (noisy - weight) / quantizer.scales[0]
+    assert xi.mean().item() == pytest.approx(0, abs=0.005)
+    assert xi.var().item() == pytest.approx(variance, rel=0.01)
+    leaf = weight.clone().requires_grad_()
+    upstream = torch.randn_like(weight)
+    ((leaf + leaf.abs().amax() / 3 * xi) * upstream).sum().backward()
+    grads = [upstream.clone()]
+    chosen.after_backward(quantizer, grads, 0.0)
+    torch.testing.assert_close(grads[0], leaf.grad)
+
+
+def test_d1_pseudo_noise_detached_keeps_the_gradient_at_the_noisy_point():
+    weight = torch.randn(5, 5)
+    quantizer = WeightQuantizer({"w": weight}, 3)
+    quantizer.update()
+    chosen = method("pseudo-noise", bits=3, scale_grad="detach")
+    first = chosen.forward_weights(quantizer)[0].clone()
+    assert not torch.equal(first, chosen.forward_weights(quantizer)[0])  # fresh noise at every step
+    grads = [torch.randn(5, 5)]
+    before = grads[0].clone()
+    chosen.after_backward(quantizer, grads, 0.0)
+    assert torch.equal(grads[0], before)
+
+
+@pytest.mark.parametrize(
+    "shape,expected", [("linear", [0.4, 0.25, 0.1, -0.05, -0.2]), ("step", [0.4, 0.4, -0.2, -0.2, -0.2])]
+)
+def test_signed_schedule_goes_from_oscillation_to_dampening(shape, expected):
+    chosen = method("signed", bits=3, preset="paper_text", lambda_start=0.4, lambda_end=-0.2, shape=shape)
+    assert [chosen.strength(p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
+    weights = {"w": torch.randn(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)}
+    quantizer = WeightQuantizer(weights, 3)
+    quantizer.update()
+    for progress in (0, 0.75):
+        (grad,) = closed_form(chosen, weights, [torch.zeros(4, 4).double()], progress)
+        torch.testing.assert_close(grad, chosen.strength(progress) * quantizer.error(0))

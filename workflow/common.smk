@@ -35,10 +35,6 @@ SHOWN_EVALUATIONS = [
     for name in ("evaluations.csv", "histograms.csv")
 ]
 
-# The age of the dataset counts only if its content is not what runs were made from.
-DATASET = [f"data/{STUDY.data}.json", f"data/{STUDY.data}.safetensors"]
-if records.OTHER_DATA not in STALE.values():
-    DATASET = [ancient(file) for file in DATASET]
 
 # Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
 if workflow.is_main_process:
@@ -58,6 +54,12 @@ onsuccess:
 
 onerror:
     provenance.save(STUDY.study)
+
+
+def dataset_files(experiment):
+    """The dataset's age counts only if its content is not what runs were made from."""
+    files = [f"data/{STUDY.dataset(experiment)}.{suffix}" for suffix in ("json", "safetensors")]
+    return files if records.OTHER_DATA in STALE.values() else [ancient(file) for file in files]
 
 
 def experiment_runs(experiment):

@@ -7,7 +7,7 @@ OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
 rule evaluate:
     """PTQ and cross-bit accuracy on the test split, batch norm kept and re-estimated; weight histograms."""
     input:
-        data=DATASET,
+        data=lambda wildcards: dataset_files(wildcards.experiment),
         records=lambda wildcards: [str(run.record) for run in experiment_runs(wildcards.experiment)],
     output:
         update(f"results/{STUDY.study}/runs/{{experiment}}/evaluations.csv"),

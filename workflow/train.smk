@@ -15,7 +15,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         name:
             f"train_{experiment}"
         input:
-            data=DATASET,
+            data=dataset_files(experiment),
             start=lambda wildcards, variants=variants: start_files(variants[wildcards.variant]),
         output:
             update(

@@ -57,6 +57,21 @@ class ImageSet:
         return torch.randperm(len(self), generator=generator).to(self.labels.device)
 
 
+def crop_flip(images: Tensor, padding: int = 4) -> Tensor:
+    """A random crop of every zero-padded image, mirrored with probability 1/2; a new tensor of the same shape.
+
+    The random numbers come from torch's CPU generator, whose state a resumed run restores.
+    """
+    count, _, height, width = images.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
+    columns = torch.arange(width).expand(count, width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    rows, columns = (top + torch.arange(height)).to(images.device), (left + columns).to(images.device)
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
     """The ``train``, ``validation`` and ``test`` sets of a recipe, on the device.
 

@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
         "--at-once", type=positive, default=os.environ.get("OSCILLATIONS_AT_ONCE", "1"),
         help="runs of a variant that share the device, taking turns",
     )  # fmt: skip
+    confirming = command(confirm, "narrow", "device")
+    confirming.add_argument("--epochs", type=positive, default=1, help="how many to replay")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
@@ -72,15 +74,20 @@ def study_file(value: str) -> Path:
 
 
 def fetch(options: argparse.Namespace) -> None:
-    """Prepare the study's dataset: download or read, check, write one tensor file."""
+    """Prepare the study's datasets: download or read, check, write one tensor file each."""
     from oscillations import datasets
 
-    name = options.data or studies.load(options.study)[0].data
-    if name not in datasets.names():
+    if options.data:
+        chosen = {options.data}
+    else:
+        study = studies.load(options.study)[0]
+        chosen = {study.dataset(experiment) for experiment in study.experiments}
+    for name in chosen - set(datasets.names()):
         raise InputError(f"--data {name}: unknown dataset; {did_you_mean(name, datasets.names())}")
     if options.source is not None and not options.source.exists():
         raise InputError(f"source={options.source}: no such file or folder")
-    datasets.write(name, Path("data"), options.source)
+    for name in sorted(chosen):
+        datasets.write(name, Path("data"), options.source)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -95,6 +102,15 @@ def train(options: argparse.Namespace) -> int:
         print(stop, file=sys.stderr)
         return 143  # as a process ended by SIGTERM
     return 0
+
+
+def confirm(options: argparse.Namespace) -> int:
+    """Replay the start of runs that other code made; those that come out bit for bit are this code's results."""
+    from oscillations import replay
+
+    _, variants = studies.load(options.study)
+    chosen = studies.narrow(variants, options.only, options.seeds)
+    return 0 if replay.confirm(chosen, options.epochs, options.device) else 1
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -174,7 +190,7 @@ def check(options: argparse.Namespace) -> None:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     cost.print_costs(cost.predict(study, chosen))
     runs = sum(len(variant.seeds) for variant in chosen)
-    print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs on {study.data}")
+    print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs")
 
 
 def schema(options: argparse.Namespace) -> None:

@@ -42,12 +42,13 @@ class OscillationCounter:
     * ``corrected`` = sum of lengths of alternating runs of at least two changes (first crossing included)
     * ``trips`` = there-and-back pairs, sum of floor(length / 2)
 
-    ``momentum`` is m of f_t = m o_t + (1 - m) f_{t-1}. ``timeout`` ends a run after that many quiet ticks.
-    On the CPU a tick touches only the weights that changed; on a device it is dense, so that nothing waits.
+    ``momentum`` is m of f_t = m o_t + (1 - m) f_{t-1}; None keeps no frequency. ``timeout`` ends a run after
+    that many quiet ticks. On the CPU a tick touches only the weights that changed; on a device it is dense, so
+    that nothing waits.
     """
 
     def __init__(
-        self, codes: Tensor, sizes: list[int], *, momentum: float = 0.01, timeout: int | None = None,
+        self, codes: Tensor, sizes: list[int], *, momentum: float | None = 0.01, timeout: int | None = None,
         dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
         device = codes.device
@@ -57,7 +58,7 @@ class OscillationCounter:
         self.totals = torch.zeros(len(TOTALS), len(sizes), dtype=torch.int64, device=device)
         self.ticks = 0
         self.sees_values = device.type == "cpu"  #: as the quantizer's
-        self._scaled_frequency = torch.zeros(codes.shape, dtype=dtype, device=device)
+        self._scaled_frequency = None if momentum is None else torch.zeros(codes.shape, dtype=dtype, device=device)
         self._since_rebase = 0
         self._next_run, self._counts = (torch.from_numpy(table).to(device) for table in (NEXT_RUN, COUNTS))
         self._last_change = torch.zeros(codes.shape, dtype=torch.int32, device=device) if timeout else None
@@ -66,18 +67,19 @@ class OscillationCounter:
         """Compare with the codes of the previous tick and count."""
         self.ticks += 1
         self._since_rebase += 1
-        weight = self.momentum * (1 - self.momentum) ** -self._since_rebase
+        weight = 0.0 if self.momentum is None else self.momentum * (1 - self.momentum) ** -self._since_rebase
         if self.sees_values:
             self._count_changed(codes.numpy(), weight)
         else:
             self._count_all(codes, weight)
         if self._since_rebase == REBASE_AFTER:
-            self._scaled_frequency.mul_((1 - self.momentum) ** self._since_rebase)
+            if self.momentum is not None:
+                self._scaled_frequency.mul_((1 - self.momentum) ** self._since_rebase)
             self._since_rebase = 0
 
     def _count_changed(self, codes: np.ndarray, weight: float) -> None:
         """Count on the CPU, by numpy: on the few weights that changed its calls cost a third of torch's."""
-        old, run, frequency = self.codes.numpy(), self.run.numpy(), self._scaled_frequency.numpy()
+        old, run = self.codes.numpy(), self.run.numpy()
         at = differing(codes, old)
         new = codes.take(at)
         change = new.astype(np.int16) - old.take(at)
@@ -88,7 +90,9 @@ class OscillationCounter:
         kind = 2 * (run.take(at) + 3) + (change > 0)
         old[at] = new
         run[at] = NEXT_RUN.take(kind)
-        frequency[at] += (weight * COUNTS[:, NAGEL]).astype(frequency.dtype).take(kind)
+        if self._scaled_frequency is not None:
+            frequency = self._scaled_frequency.numpy()
+            frequency[at] += (weight * COUNTS[:, NAGEL]).astype(frequency.dtype).take(kind)
         ends = np.searchsorted(at, np.cumsum(self.sizes)).tolist()
         tensors = [slice(start, end) for start, end in zip([0, *ends], ends)]
         happened = np.stack([np.bincount(kind[part], minlength=len(COUNTS)) for part in tensors])
@@ -105,7 +109,8 @@ class OscillationCounter:
         kind = (2 * (self.run + 3) + (change > 0)).int()
         counts = self._counts[kind].mul_(moved[:, None])
         counts[:, LEVELS] = change.abs()
-        self._scaled_frequency.add_(counts[:, NAGEL], alpha=weight)
+        if self._scaled_frequency is not None:
+            self._scaled_frequency.add_(counts[:, NAGEL], alpha=weight)
         self.run.copy_(torch.where(moved, self._next_run[kind], self.run))
         self.codes.copy_(codes)
         self.totals += torch.stack([part.sum(0) for part in counts.split(self.sizes)]).T
@@ -117,9 +122,11 @@ class OscillationCounter:
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, as tensors."""
         state = {
-            "codes": self.codes, "run": self.run, "totals": self.totals, "frequency": self._scaled_frequency,
+            "codes": self.codes, "run": self.run, "totals": self.totals,
             "ticks": torch.tensor([self.ticks, self._since_rebase]),
         }  # fmt: skip
+        if self._scaled_frequency is not None:
+            state["frequency"] = self._scaled_frequency
         if self._last_change is not None:
             state["last_change"] = self._last_change
         return state
@@ -128,8 +135,9 @@ class OscillationCounter:
         self.codes.copy_(state["codes"])
         self.run.copy_(state["run"])
         self.totals.copy_(state["totals"])
-        self._scaled_frequency.copy_(state["frequency"])
         self.ticks, self._since_rebase = state["ticks"].tolist()
+        if self._scaled_frequency is not None:
+            self._scaled_frequency.copy_(state["frequency"])
         if self._last_change is not None:
             self._last_change.copy_(state["last_change"])
 

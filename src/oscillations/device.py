@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oscillations.errors import Interrupted
-
 
 def set_up_torch(recipe: dict[str, Any], device: str = "auto") -> torch.device:
     """Fix all that decides bits: threads, denormals, precision, deterministic kernels. Returns the device."""
@@ -24,6 +22,7 @@ def set_up_torch(recipe: dict[str, Any], device: str = "auto") -> torch.device:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a fill of every new tensor; none is read unset
         torch.backends.cudnn.benchmark = False
         tf32 = recipe["training"]["precision"] == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -38,8 +37,8 @@ def keep_freed_memory() -> None:
     m_mmap_threshold, m_trim_threshold = -3, -1
     with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, 1 << 30)
-        mallopt(m_trim_threshold, 1 << 30)
+        if mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25):  # the limit of older ones
+            mallopt(m_trim_threshold, 1 << 30)
 
 
 def random_state(cuda: bool) -> dict[str, Tensor]:
@@ -56,22 +55,22 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 def in_turns(tasks: list[Iterator[None]], at_once: int, device: torch.device) -> None:
     """Advance up to ``at_once`` tasks step by step in turn; on a GPU each queues its work on a stream of its own.
 
-    Each task sees its own random numbers, as if it were alone. One that is interrupted lets the others save,
-    too; Interrupted is raised when all have left.
+    Each task sees its own random numbers, as if it were alone. One that fails or is interrupted starts no new
+    one, and lets those at work end or save; its exception is raised when all have left.
     """
-    waiting, active, interrupted = [Turn(task, device) for task in tasks], [], None
-    while active or (waiting and not interrupted):
-        while waiting and len(active) < at_once and not interrupted:
+    waiting, active, failure = [Turn(task, device) for task in tasks], [], None
+    while active or (waiting and not failure):
+        while waiting and len(active) < at_once and not failure:
             active.append(waiting.pop(0))
         for turn in list(active):
             try:
                 finished = turn.advance(swap_random=at_once > 1)
-            except Interrupted as stop:
-                finished, interrupted = True, stop
+            except Exception as error:
+                finished, failure = True, failure or error
             if finished:
                 active.remove(turn)
-    if interrupted:
-        raise interrupted
+    if failure:
+        raise failure
 
 
 class Turn:

@@ -19,9 +19,9 @@ from oscillations.crossbit import accuracies, histograms
 from oscillations.device import set_up_torch
 from oscillations.files import write_text
 from oscillations.records import evaluation_key, sort_runs
-from oscillations.runs import DATA, load_checkpoint, remove_work
+from oscillations.runs import DATA, load_checkpoint, new_trainer, remove_work
 from oscillations.study import Run, Variant
-from oscillations.training import Trainer, make_trainer
+from oscillations.training import Trainer
 
 COLUMNS = ["run", "key", "eval_bits", "bn", "accuracy"]
 HISTOGRAM_COLUMNS = ["run", "key", "layer", "bits", "scale", "u", "count"]
@@ -79,9 +79,7 @@ def _trained(
     variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
 ) -> Trainer:
     """A trainer that holds the run's checkpoint, its quantizer set up as at the start of training."""
-    parent = variant.parent(run.seed)
-    start = None if parent is None else load_checkpoint(parent)
-    trainer = make_trainer(variant.recipe, run.seed, about, sets, device, start)
+    trainer = new_trainer(variant, run, about, sets, device)
     weights = load_checkpoint(run)
     with torch.no_grad():
         for key, value in trainer.model.state_dict().items():

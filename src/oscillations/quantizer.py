@@ -24,7 +24,7 @@ def mse_scale(weight: Tensor, bits: int, candidates: int = 80) -> Tensor:
     widest = max_scale(weight, bits)
     scales = widest * torch.linspace(1 / candidates, 1, candidates, device=weight.device, dtype=weight.dtype)
     errors = torch.stack([(clamped_codes(weight, s, bits) * s - weight).square().sum() for s in scales])
-    return scales[errors.argmin()]
+    return scales.index_select(0, errors.argmin().view(1)).squeeze(0)  # indexing would read the place on the host
 
 
 def round_half_up(u: Tensor) -> Tensor:
@@ -108,19 +108,27 @@ class WeightQuantizer:
         """Add what reaches ``grad`` through Eq. 2's scale when dL/dq = ``factor * upstream`` ("flow").
 
         With j = argmax|w| and sigma = sign(w_j), dq_i/dw_j holds an extra sigma (q_i - w_i) / (Q s), so entry
-        j receives sigma / (Q s) * sum_i upstream_i e_i; several equal maxima share it evenly, as autograd's
-        ``amax`` does. On the CPU the maxima are looked for only in the rows that hold them, since scanning a
-        tensor costs as much as quantizing it; elsewhere choosing rows would make the host wait for the device.
+        j receives sigma / (Q s) * sum_i upstream_i e_i.
         """
         product, scale = torch.dot(memory_order(upstream), memory_order(error)), self.scales[i]
+        if self.sees_values:
+            product, scale = product.item(), scale.item()
+        self.add_to_maximum(i, grad, product * factor / (self.limit * scale))
+
+    @torch.no_grad()
+    def add_to_maximum(self, i: int, grad: Tensor, amount: Tensor | float) -> None:
+        """Add ``amount`` times the gradient of max|w| of tensor ``i``, with a ``dynamic_max`` scale.
+
+        That is the sign of the largest |w|; several equal maxima share it evenly, as autograd's ``amax`` does.
+        On the CPU the maxima are looked for only in the rows that hold them, since scanning a tensor costs as
+        much as quantizing it; elsewhere choosing rows would make the host wait for the device.
+        """
         weight, row_max = self.weights[i], self._row_max[i]
         if self.sees_values:
-            through_scale = product.item() * factor / (self.limit * scale.item())
-            add_at_maxima(grad.numpy(), weight.numpy(), row_max.numpy(), through_scale)
+            add_at_maxima(grad.numpy(), weight.numpy(), row_max.numpy(), amount)
         else:
             at_max = weight.abs() == row_max.amax()
-            through_scale = product * factor / (self.limit * scale)
-            grad.add_(weight.sgn().mul_(at_max).mul_(through_scale / at_max.sum()))
+            grad.add_(weight.sgn().mul_(at_max).mul_(amount / at_max.sum()))
 
 
 def add_at_maxima(grad: np.ndarray, weight: np.ndarray, row_max: np.ndarray, amount: float) -> None:

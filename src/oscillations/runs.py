@@ -29,7 +29,7 @@ from oscillations import datasets, resume
 from oscillations.batches import ImageSet, image_sets, split_indices
 from oscillations.device import in_turns, set_up_torch
 from oscillations.errors import InputError, Interrupted
-from oscillations.files import file_hash, read_json, replacing, sha256, write_bytes, write_json
+from oscillations.files import file_hash, read_json, replacing, sha256, write_json, write_text
 from oscillations.records import is_current
 from oscillations.study import Run, Variant
 from oscillations.training import Trainer, make_trainer
@@ -120,9 +120,7 @@ def _make(job: Job, run: Run, identity: dict[str, Any]) -> Iterator[None]:
 
     Yields after every step and every epoch, so that several runs can take turns.
     """
-    parent = job.variant.parent(run.seed)
-    start = None if parent is None else load_checkpoint(parent)
-    trainer = make_trainer(job.variant.recipe, run.seed, job.about, job.sets, job.device, start)
+    trainer = new_trainer(job.variant, run, job.about, job.sets, job.device)
     run.work.mkdir(parents=True, exist_ok=True)
     (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
     resume_file = run.work / "resume"
@@ -149,6 +147,15 @@ def _make(job: Job, run: Run, identity: dict[str, Any]) -> Iterator[None]:
     timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
     _write_run(trainer, run, identity, job.about, timing)
     resume_file.unlink(missing_ok=True)
+
+
+def new_trainer(
+    variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
+) -> Trainer:
+    """The trainer of a run at its start, filled from the weights it starts from."""
+    parent = variant.parent(run.seed)
+    start = None if parent is None else load_checkpoint(parent)
+    return make_trainer(variant.recipe, run.seed, about, sets, device, start)
 
 
 def _resume(trainer: Trainer, file: Path, identity: dict[str, Any], name: str) -> tuple[float, int]:
@@ -191,8 +198,8 @@ def _write_run(
     weights = trainer.best or trainer.model.state_dict()
     with replacing(work / "model.safetensors") as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
-    write_bytes(work / "history.csv", _csv(progress.history, ["epoch"]))
-    write_bytes(work / "layers.csv", _csv(progress.layers, ["epoch", "layer"]))
+    for name, rows in epoch_tables(trainer).items():
+        write_text(work / name, rows)
     recipe = identity["recipe"]
     held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
     best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
@@ -219,13 +226,22 @@ def _write_run(
     write_json(work / "run.json", record)
 
 
-def _csv(rows: list[dict[str, Any]], first: list[str]) -> bytes:
+def epoch_tables(trainer: Trainer) -> dict[str, str]:
+    """The files of what a run did in every epoch."""
+    progress = trainer.progress
+    return {
+        "history.csv": _csv(progress.history, ["epoch"]),
+        "layers.csv": _csv(progress.layers, ["epoch", "layer"]),
+    }
+
+
+def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
     columns = first + [key for key in dict.fromkeys(k for row in rows for k in row) if key not in first]
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return out.getvalue().encode()
+    return out.getvalue()
 
 
 def _put_in_place(run: Run) -> None:

@@ -29,7 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
 class Training(Strict):
     """How a network is trained; the same for every method of an experiment."""
 
-    optimizer: Literal["adam"] = Field("adam", description="torch defaults beside the learning rate")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
     lr: PositiveFloat = Field(description="constant learning rate")
     batch_size: PositiveInt
     precision: Literal["fp32", "tf32", "bf16"] = Field(
@@ -37,16 +37,19 @@ class Training(Strict):
     )
     epochs: PositiveInt = Field(description="at most so many")
     patience: PositiveInt = Field(description="stop after so many epochs without improvement")
+    augment: Literal["none", "crop_flip"] = Field("none", description="crop_flip: random crop (padding 4) and mirror")
 
 
 class TrainingChange(Strict):
     """What one experiment changes of the study's training."""
 
+    optimizer: Literal["adam", "sgd"] | None = None
     lr: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     epochs: PositiveInt | None = None
     patience: PositiveInt | None = None
+    augment: Literal["none", "crop_flip"] | None = None
 
 
 class Experiment(Strict):
@@ -62,6 +65,7 @@ class Experiment(Strict):
     )
     training: TrainingChange = TrainingChange()
     seeds: list[Seed] | None = Field(None, min_length=1, description="instead of the study's")
+    data: str | None = Field(None, description="dataset, instead of the study's")
     validation: PositiveInt | None = Field(None, description="training images held out, instead of the study's")
     classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
     resize: PositiveInt | None = Field(None, description="upsample images to this side length")
@@ -111,6 +115,7 @@ class Study(Strict):
     published: Literal["paper", "other-data", "miniature"] = Field(
         description="how its numbers relate to the published ones"
     )
+    reference: str | None = Field(None, description="study whose runs hypotheses may compare with")
     data: str
     validation: PositiveInt = Field(description="training images held out")
     split_seed: Seed = 0
@@ -142,6 +147,12 @@ class Study(Strict):
         if LATENT not in self.eval_bits or len(set(self.eval_bits)) != len(self.eval_bits):
             raise ValueError("eval_bits: must hold 32, and each width once")
         return self
+
+    def dataset(self, experiment: str) -> str:
+        return self.experiments[experiment].data or self.data
+
+    def held_out(self, experiment: str) -> int:
+        return self.experiments[experiment].validation or self.validation
 
     @property
     def figure_names(self) -> list[str]:
@@ -198,7 +209,7 @@ class Variant:
     def fingerprint(self) -> str:
         """Hash of the code that decides this variant's numbers."""
         model = models.find(self.recipe["model"]["name"]).__name__.removeprefix("oscillations.")
-        return fingerprint("training", model, f"methods.{self.recipe['method']['name']}")
+        return fingerprint("training", model, methods.find(self.recipe["method"]["name"]).__module__.split(".", 1)[1])
 
     def runs(self) -> list[Run]:
         return [self.run(seed) for seed in self.seeds]
@@ -253,14 +264,8 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
     study: Study = parse(Study, content, str(path))
     if study.study != path.stem:
         raise InputError(f"{path}: study: {study.study!r} is not the file's name {path.stem!r}")
-    if study.data not in datasets.names():
-        raise InputError(f"{path}: data: unknown dataset {study.data!r}; {did_you_mean(study.data, datasets.names())}")
-    images = datasets.find(study.data).TRAIN_IMAGES
-    held = {"validation": study.validation}
-    held |= {f"experiments.{name}.validation": e.validation or 0 for name, e in study.experiments.items()}
-    for key, count in held.items():
-        if count >= images:
-            raise InputError(f"{path}: {key}: {count} of {images} training images leave none to train on")
+    for name in study.experiments:
+        _check_data(study, name, path)
     variants = [
         variant
         for name, experiment in study.experiments.items()
@@ -280,6 +285,18 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
     return study, variants
 
 
+def _check_data(study: Study, experiment: str, path: Path) -> None:
+    data, held = study.dataset(experiment), study.held_out(experiment)
+    where = f"{path}: experiments.{experiment}"
+    if data not in datasets.names():
+        key = f"{where}.data" if study.experiments[experiment].data else f"{path}: data"
+        raise InputError(f"{key}: unknown dataset {data!r}; {did_you_mean(data, datasets.names())}")
+    images = datasets.find(data).TRAIN_IMAGES
+    if held >= images:
+        key = f"{where}.validation" if study.experiments[experiment].validation else f"{path}: validation"
+        raise InputError(f"{key}: {held} of {images} training images leave none to train on")
+
+
 def _variants(study: Study, name: str, experiment: Experiment, where: str) -> Iterator[Variant]:
     model = _model_options(experiment, where)
     layers = models.find(model["name"]).layers(models.find(model["name"]).Options(**model))
@@ -287,10 +304,10 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
     _check_patterns(patterns, layers, f"{where}.quant_layers")
     _check_start(study, experiment, where)
     if experiment.classes:
-        known = datasets.find(study.data).CLASSES
-        wrong = [label for label in experiment.classes if not 0 <= label < len(known)]
+        data, last = study.dataset(name), len(datasets.find(study.dataset(name)).CLASSES) - 1
+        wrong = [label for label in experiment.classes if not 0 <= label <= last]
         if wrong:
-            raise InputError(f"{where}.classes: {study.data} has no class number {wrong[0]}; 0 to {len(known) - 1}")
+            raise InputError(f"{where}.classes: {data} has no class number {wrong[0]}; 0 to {last}")
     for method, options in experiment.methods.items():
         for label, point, resolved in _method_points(experiment, method, dict(options or {}), where):
             _check_patterns(resolved.get("reg_layers", ["*"]), layers, f"{where}.methods.{method}.reg_layers")
@@ -300,8 +317,8 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
             changes = experiment.training.model_dump(exclude_none=True)
             training = study.training.model_dump() | changes | point
             recipe = {
-                "data": study.data,
-                "validation": experiment.validation or study.validation,
+                "data": study.dataset(name),
+                "validation": study.held_out(name),
                 "split_seed": study.split_seed,
                 "classes": experiment.classes,
                 "resize": experiment.resize,
@@ -378,8 +395,8 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
         raise InputError(f"{where}.start_from: unknown experiment {start!r}; {did_you_mean(start, study.experiments)}")
     if "baseline" not in parent.methods or parent.sweep or parent.start_from:
         raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
-    if parent.model != experiment.model or parent.resize != experiment.resize:
-        raise InputError(f"{where}.start_from: {start} trains another model or image size")
+    if parent.model != experiment.model or parent.resize != experiment.resize or parent.data != experiment.data:
+        raise InputError(f"{where}.start_from: {start} trains another model, image size or dataset")
     missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
     if missing:
         raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from oscillations import methods, models
 from oscillations.accuracy import accuracy, reestimated_norms, weights_as
-from oscillations.batches import ImageSet
+from oscillations.batches import ImageSet, crop_flip
 from oscillations.bits import LATENT
 from oscillations.counters import TOTALS, OscillationCounter
 from oscillations.device import random_state, set_random_state
 from oscillations.methods import Method
-from oscillations.optimizer import Adam
+from oscillations.optimizer import OPTIMIZERS
 from oscillations.quantizer import WeightQuantizer, quantize
 from oscillations.statistics import grid_statistics, weight_statistics
 
@@ -62,7 +62,8 @@ class Trainer:
         self.eval_bits = recipe["eval_bits"]
         self.parameters = list(parameters.values())
         self.names = list(parameters)
-        self.optimizer = Adam(model.parameters(), lr=training["lr"])
+        self.optimizer = OPTIMIZERS[training["optimizer"]](model.parameters(), lr=training["lr"])
+        self.augment = training["augment"] == "crop_flip"
         self.half_precision = training["precision"] == "bf16"
         self.batch_size, self.epochs, self.patience = (
             training["batch_size"], training["epochs"], training["patience"],
@@ -81,7 +82,7 @@ class Trainer:
             codes, sizes = self.quantizer.codes, self.quantizer.sizes
             self.counters = {
                 "iteration": OscillationCounter(codes, sizes),
-                "epoch": OscillationCounter(codes, sizes),
+                "epoch": OscillationCounter(codes, sizes, momentum=None),
             }
 
     # -- one step ------------------------------------------------------------------------------------------
@@ -121,7 +122,8 @@ class Trainer:
             self.model.train()
             while progress.step < self.steps_per_epoch:
                 start = progress.step * self.batch_size
-                self.loss_sum += self.step(*train.batch(order[start : start + self.batch_size]))
+                x, y = train.batch(order[start : start + self.batch_size])
+                self.loss_sum += self.step(crop_flip(x) if self.augment else x, y)
                 if self.quantizer is not None:
                     self.counters["iteration"].tick(self.quantizer.codes)
                 progress.step += 1
@@ -245,9 +247,14 @@ class Trainer:
             for level, counter in self.counters.items():
                 counter.load_state(under(f"counter/{level}/"))
             self.quantizer.update()
-        self.method.load_state({key: value.to(device) for key, value in under("method/").items()})
+        self.method.load_state({key: _as_laid_out(value, device) for key, value in under("method/").items()})
         self.loss_sum.copy_(state["loss_sum"])
         set_random_state(under("random/"))
+
+
+def _as_laid_out(value: Tensor, device: torch.device) -> Tensor:
+    """On the device, convolution-shaped tensors channels-last as the gradients are: sums depend on the order."""
+    return value.to(device, memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format)
 
 
 def make_trainer(

@@ -2,7 +2,8 @@
 
 A method is a file here with one :class:`Method` subclass. It says which weights the forward pass uses and
 what is added to their gradients after the backward pass; the engine (``training.py``) does everything else.
-The file's name is the method's name in a study, so a new method is one file and one line of a study.
+The file's name (dashes for underscores) is the method's name in a study, so a new method is one file and one
+line of a study.
 
 Studies are checked before every command, so importing a method must stay cheap: import torch inside the
 functions that need it.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -33,7 +35,6 @@ class QuantizedOptions(Options):
 
     bits: int = Field(ge=2, le=8, description="target bit width (2 = ternary)")
     quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
-    scale_grad: Literal["flow", "detach"] = Field("flow", description="gradient through the scale")
     scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
     tie: Literal["half_even", "half_up"] = "half_even"
     bn_eval: Literal["keep", "reestimate"] = Field(
@@ -42,6 +43,12 @@ class QuantizedOptions(Options):
     select_metric: Literal["quant_val_at_target", "fp_val", "mean_over_bits"] = Field(
         "quant_val_at_target", description="validation accuracy that picks the best epoch"
     )
+
+
+class ScaleGradientOptions(QuantizedOptions):
+    """Options of the methods whose gradient depends on the scale."""
+
+    scale_grad: Literal["flow", "detach"] = Field("flow", description="gradient through the scale")
 
     def model_post_init(self, _context) -> None:
         if self.scale_grad == "flow" and self.scale_source != "dynamic_max":
@@ -83,14 +90,20 @@ class Method:
         """Take back what :meth:`state` gave."""
 
 
+def regularized(quantizer: WeightQuantizer, patterns: tuple[str, ...]) -> list[bool]:
+    """For every quantized tensor, whether its layer matches one of the patterns."""
+    layers = [name.rpartition(".")[0] for name in quantizer.names]
+    return [any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers]
+
+
 def names() -> list[str]:
-    """All method names: the files of this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """All method names: the files of this folder, dashes for underscores."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def find(name: str) -> type[Method]:
-    """The method class in ``methods/<name>.py``."""
-    module = importlib.import_module(f"{__name__}.{name}")
+    """The method class in the file of that name."""
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return next(
         value for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__

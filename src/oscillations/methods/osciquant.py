@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from oscillations.errors import did_you_mean
-from oscillations.methods import Method, QuantizedOptions
+from oscillations.methods import Method, ScaleGradientOptions, regularized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,13 +22,12 @@ PRESETS = {
 }
 
 
-class OsciQuantOptions(QuantizedOptions):
-    """Every choice that the text, the code or this project makes about the regularizer."""
+class RegularizerOptions(ScaleGradientOptions):
+    """Every choice that the text, the code or this project makes about the regularizer, but for its strength."""
 
     preset: Literal["paper_text", "official_code", "custom"] = Field(
         "official_code", description="sets reg_reduction, reg_half and scale_grad"
     )
-    lambda_: float = Field(alias="lambda", allow_inf_nan=False, description="strength of the regularizer")
     reg_reduction: Literal["sum", "layer_mean", "global_mean"]
     reg_half: bool
     reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are regularized")
@@ -37,7 +35,6 @@ class OsciQuantOptions(QuantizedOptions):
         "train_only", description="whether the validation loss also holds the regularizer"
     )
     train_forward: Literal["fp", "fake_quant"] = "fp"
-    lambda_schedule: Literal["const", "linear_warmup", "cosine"] = "const"
     reg_curvature: Literal["identity", "fisher_diag"] = "identity"
 
     @model_validator(mode="before")
@@ -51,6 +48,13 @@ class OsciQuantOptions(QuantizedOptions):
             if options.setdefault(key, value) != value:
                 raise ValueError(f"{key}: {options[key]} is not preset {preset}'s ({value}); say preset: custom")
         return options
+
+
+class OsciQuantOptions(RegularizerOptions):
+    """The regularizer and its strength."""
+
+    lambda_: float = Field(alias="lambda", allow_inf_nan=False, description="strength of the regularizer")
+    lambda_schedule: Literal["const", "linear_warmup", "cosine"] = "const"
 
 
 class OsciQuant(Method):
@@ -106,18 +110,15 @@ class OsciQuant(Method):
     def coefficients(self, quantizer: WeightQuantizer) -> list[float]:
         """What multiplies sum_i (q_i^2 - w_i^2) of each tensor: 0 where it is not regularized."""
         if not self._coefficients:
-            regularized = [
-                any(fnmatchcase(name.rpartition(".")[0], pattern) for pattern in self.options.reg_layers)
-                for name in quantizer.names
-            ]
-            total = sum(size for size, chosen in zip(quantizer.sizes, regularized) if chosen)
+            chosen = regularized(quantizer, self.options.reg_layers)
+            total = sum(size for size, one in zip(quantizer.sizes, chosen) if one)
             divisors = {
-                "sum": [1] * len(regularized),
+                "sum": [1] * len(chosen),
                 "layer_mean": quantizer.sizes,
-                "global_mean": [total] * len(regularized),
+                "global_mean": [total] * len(chosen),
             }[self.options.reg_reduction]
             half = 0.5 if self.options.reg_half else 1.0
-            self._coefficients = [half / divisor if chosen else 0.0 for divisor, chosen in zip(divisors, regularized)]
+            self._coefficients = [half / divisor if one else 0.0 for divisor, one in zip(divisors, chosen)]
         return self._coefficients
 
     def _curvatures(self, grads: list[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oscillations.methods import Method, QuantizedOptions
+from oscillations.methods import Method, ScaleGradientOptions
 
 
 class QAT(Method):
@@ -13,7 +13,7 @@ class QAT(Method):
     (as in the official code's quantizer, whose scale is not detached).
     """
 
-    Options = QuantizedOptions
+    Options = ScaleGradientOptions
 
     def forward_weights(self, quantizer):
         return quantizer.quantized

@@ -1,0 +1,30 @@
+"""A pure range penalty, lambda * sum over layers of max|w|: the control that shrinks the scale without oscillation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from oscillations.methods import Method, QuantizedOptions, regularized
+
+
+class RangePenaltyOptions(QuantizedOptions):
+    lambda_: NonNegativeFloat = Field(alias="lambda", description="strength of the penalty")
+    scale_source: Literal["dynamic_max"] = "dynamic_max"
+    reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are penalised")
+
+
+class RangePenalty(Method):
+    """Full-precision training whose only addition acts on each layer's largest weight.
+
+    This is the part of the official code's regularizer that reaches the weights through its scale (methods
+    section 3.3), at a constant strength.
+    """
+
+    Options = RangePenaltyOptions
+
+    def after_backward(self, quantizer, grads, progress):
+        for i, (grad, chosen) in enumerate(zip(grads, regularized(quantizer, self.options.reg_layers))):
+            if chosen:
+                quantizer.add_to_maximum(i, grad, self.options.lambda_)

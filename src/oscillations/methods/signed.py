@@ -1,0 +1,32 @@
+"""One knob from oscillation to dampening: the regularizer of Eq. 22-24 with a strength that changes its sign.
+
+lambda > 0 pushes weights to thresholds (OsciQuant); lambda < 0 pulls them to levels, which is the dampening of
+Nagel et al. (2022) with strength -lambda / 2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from oscillations.methods.osciquant import OsciQuant, RegularizerOptions
+
+
+class SignedOptions(RegularizerOptions):
+    lambda_start: float = Field(allow_inf_nan=False, description="strength in the first step")
+    lambda_end: float = Field(allow_inf_nan=False, description="strength in the last step")
+    shape: Literal["linear", "step"] = Field("linear", description="all the way, or at once at half of the steps")
+
+
+class Signed(OsciQuant):
+    """OsciQuant's regularizer, its strength going from ``lambda_start`` to ``lambda_end``.
+
+    The way is that of the maximal number of steps: give such runs as much patience as epochs.
+    """
+
+    Options = SignedOptions
+
+    def strength(self, progress: float) -> float:
+        share = progress if self.options.shape == "linear" else float(progress >= 0.5)
+        return self.options.lambda_start + share * (self.options.lambda_end - self.options.lambda_start)
