@@ -105,6 +105,57 @@ class Claims(Strict):
     flat_margin: PositiveFloat = Field(2.0, description="C9: flat in lambda")
 
 
+class Side(Strict):
+    """One number per seed: what a variant measured, or the range over several variants."""
+
+    variants: list[str] = Field(min_length=1, description="experiment/variant, of the study or its reference")
+    bits: Literal[32, 2, 3, 4, 8] | None = Field(None, description="of the evaluation; else the training bits")
+    bn: Literal["keep", "reestimate"] = "keep"
+
+
+class Contrast(Strict):
+    """A difference, paired by seed, or one side alone."""
+
+    of: Side
+    minus: Side | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        return [*self.of.variants, *(self.minus.variants if self.minus else [])]
+
+
+class Tested(Contrast):
+    """One comparison of a hypothesis: the mean over seeds of a contrast against a bound."""
+
+    text: str
+    measure: Literal[
+        "accuracy", "per_step", "per_epoch", "near_threshold", "max_over_std", "kurtosis", "share_zero",
+        "layer_distance",
+    ]  # fmt: skip
+    than: Contrast | None = Field(None, description="contrast that is subtracted: a difference of differences")
+    to: str | None = Field(None, description="layer_distance: the variant whose spread over layers is compared with")
+    expect: Literal["above", "below", "within"]
+    bound: float = Field(0.0, description="within: the margin of equivalence")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Tested:
+        if (self.measure == "layer_distance") != (self.to is not None):
+            raise ValueError("to: belongs to measure: layer_distance, and only to it")
+        if self.expect == "within" and self.bound <= 0:
+            raise ValueError("bound: a margin of equivalence is positive")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """All variants it names."""
+        return [*super().paths, *(self.than.paths if self.than else []), *([self.to] if self.to else [])]
+
+
+class Hypothesis(Strict):
+    statement: str
+    comparisons: list[Tested] = Field(min_length=1)
+
+
 class Study(Strict):
     """A whole study file."""
 
@@ -127,6 +178,7 @@ class Study(Strict):
     tables: dict[Literal["table1", "table2", "table3", "table4"], list[str]] = Field({})
     figures: Figures = Figures()
     claims: Claims = Claims()
+    hypotheses: dict[Annotated[str, Field(pattern=r"^H[0-9]+$")], Hypothesis] = Field({})
     fitted: list[tuple[str, str, int]] = Field(
         [], description="published cells (model, method, eval_bits) that a free choice was fitted to"
     )
@@ -277,6 +329,7 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
             raise InputError(f"{path}: experiments.{variant.experiment}: {variant.name} stands for two variants")
         parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
     _check_references(study, set(paths), path)
+    _check_hypotheses(study, set(paths), path)
     if study.figures.figure2:
         shown = next(variant.recipe for variant in variants if variant.path == study.figures.figure2.panels[0])
         model = models.find(shown["model"]["name"])
@@ -419,6 +472,17 @@ def _check_references(study: Study, variants: set[str], path: Path) -> None:
         for name in getattr(spec, "panels", []):
             if name not in variants:
                 raise InputError(f"{path}: figures.{figure}: unknown variant {name!r}; {did_you_mean(name, variants)}")
+
+
+def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:
+    """Hypotheses name variants of the study or of its reference."""
+    if study.reference is not None:
+        variants = variants | {variant.path for variant in load(path.with_name(f"{study.reference}.yaml"))[1]}
+    for name, hypothesis in study.hypotheses.items():
+        for place, tested in enumerate(hypothesis.comparisons):
+            for wrong in set(tested.paths) - variants:
+                where = f"{path}: hypotheses.{name}.comparisons.{place}"
+                raise InputError(f"{where}: unknown variant {wrong!r}; {did_you_mean(wrong, variants)}")
 
 
 def json_schema() -> dict[str, Any]:

@@ -19,19 +19,26 @@ MEASUREMENTS = [
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
 ]  # fmt: skip
+OSCILLATIONS = [
+    "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
+    "epoch",
+]  # fmt: skip
 
 
 def results(study: Study) -> Path:
     return Path("results", study.study)
 
 
-def read_measurements(study: Study) -> pd.DataFrame:
-    return pd.read_csv(results(study) / "measurements.csv")
+def read_measurements(study: Study | str) -> pd.DataFrame:
+    """Every measurement of a study, given or named; none of one that has not run."""
+    file = Path("results", getattr(study, "study", study), "measurements.csv")
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=MEASUREMENTS)
 
 
-def read_oscillations(study: Study) -> pd.DataFrame:
-    """Every epoch of the runs that did not diverge."""
-    table = pd.read_csv(results(study) / "oscillations.csv")
+def read_oscillations(study: Study | str) -> pd.DataFrame:
+    """Every epoch of the runs that did not diverge; none of a study that has not run."""
+    file = Path("results", getattr(study, "study", study), "oscillations.csv")
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=OSCILLATIONS)
     return table[table.status == "done"]
 
 
@@ -108,7 +115,8 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
 
     ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
     ``near_threshold``, ``error`` and ``share_zero`` are averages over all quantized weights,
-    ``max_over_std`` and ``kurtosis`` over layers.
+    ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
+    the layers, in their order.
     """
     current, _ = sort_runs(variants)
     frames = []
@@ -152,6 +160,12 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
                 if column in layers:
                     weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
                     frame[column] = weighted.to_numpy() / frame["weights"]
+            if "iteration_nagel" in layers:
+                frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
         frames.append(frame)
-    table = pd.concat(frames) if frames else pd.DataFrame(columns=["experiment", "variant", "seed", "epoch", "status"])
+    table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
     write_text(results(study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _shares(counts: pd.Series) -> str:
+    return " ".join(f"{share:.5f}" for share in counts / max(counts.sum(), 1))
