@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oscillations import resume
-from oscillations.batches import image_sets
-from oscillations.optimizer import Adam
+from oscillations import methods, resume
+from oscillations.batches import crop_flip, image_sets
+from oscillations.optimizer import OPTIMIZERS, Adam
 from oscillations.training import Trainer, make_trainer
 
 METHODS = [
@@ -26,6 +26,11 @@ METHODS = [
         "reg_half": False, "scale_grad": "detach", "scale_source": "frozen_max", "select_metric": "mean_over_bits",
     },
     {"name": "qat", "bits": 3, "scale_grad": "detach", "scale_source": "mse", "tie": "half_up"},
+    {"name": "kure", "bits": 3, "lambda": 0.1},
+    {"name": "range-penalty", "bits": 3, "lambda": 0.01},
+    {"name": "pseudo-noise", "bits": 3},
+    {"name": "pseudo-noise", "bits": 2, "noise": "gaussian", "scale_grad": "detach"},
+    {"name": "signed", "bits": 3, "preset": "paper_text", "lambda_start": 0.01, "lambda_end": -0.01, "shape": "step"},
 ]  # fmt: skip
 
 
@@ -73,6 +78,35 @@ def test_resuming_at_any_step_changes_nothing(recipe, blobs, method, tmp_path):
         again = trainer(recipe, blobs, method=method)
         again.load_state(resume.load(file)[0])
         assert same_state(run(again), whole), stop_at
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"augment": "crop_flip"}},
+        {"training": {"optimizer": "sgd"}},
+        {
+            "model": {"name": "resnet18", "width": 8}, "quant_layers": ["*"],
+            "method": {"name": "osciquant", "bits": 3, "lambda": 0.5, "reg_curvature": "fisher_diag"},
+        },
+    ],
+    ids=["augment", "sgd", "convolutions"],
+)  # fmt: skip
+def test_resuming_other_recipes_changes_nothing(recipe, blobs, changes, tmp_path):
+    training = recipe["training"] | {"epochs": 2} | changes.get("training", {})
+    recipe = recipe | changes | {"training": training}
+    whole = run(trainer(recipe, blobs))
+    first = trainer(recipe, blobs)
+    for _, _ in zip(range(13), first.steps()):
+        pass
+    resume.save(tmp_path / "resume", first.state(), {})
+    again = trainer(recipe, blobs)
+    again.load_state(resume.load(tmp_path / "resume")[0])
+    assert same_state(run(again), whole)
+
+
+def test_every_method_of_the_project_is_trained_here():
+    assert {method["name"] for method in METHODS} == set(methods.names())
 
 
 def test_same_seed_same_bits_other_seed_others(recipe, blobs):
@@ -216,20 +250,41 @@ def test_progress_survives_json(recipe, blobs):
     assert json.loads(json.dumps(vars(made.progress))) == vars(made.progress)
 
 
-def test_adam_is_torchs_bit_for_bit(recipe, blobs):
+TORCHS = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=2e-3, fused=True),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=2e-3, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_are_torchs_bit_for_bit(recipe, blobs, name):
     made = trainer(recipe, blobs)
     copy = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
     twin = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
     twin.load_state_dict(copy.state_dict())
-    ours, torchs = Adam(copy.parameters(), lr=2e-3), torch.optim.Adam(twin.parameters(), lr=2e-3, fused=True)
+    ours, torchs = OPTIMIZERS[name](copy.parameters(), lr=2e-3), TORCHS[name](twin.parameters())
     for x, y in list(made.sets["train"].batches(32)) * 3:
         for network, optimizer in ((copy, ours), (twin, torchs)):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(x.flatten(1)), y).backward()
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), twin.parameters()))
-    slots = [torchs.state[p]["exp_avg_sq"] for p in twin.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(ours.mean_squares, slots))
+    kept, slot = (ours.mean_squares, "exp_avg_sq") if name == "adam" else (ours.velocities, "momentum_buffer")
+    assert all(torch.equal(a, torchs.state[p][slot]) for a, p in zip(kept, twin.parameters()))
+
+
+def test_crop_flip_gives_crops_of_the_padded_image_and_their_mirrors_evenly():
+    torch.manual_seed(0)
+    image = torch.arange(1.0, 28).view(1, 3, 3, 3)
+    padded = torch.nn.functional.pad(image, (4,) * 4)[0]
+    crops = [padded[:, top : top + 3, left : left + 3] for top in range(9) for left in range(9)]
+    known = torch.stack([*crops, *(crop.flip(2) for crop in crops)])
+    found = crop_flip(image.expand(20000, -1, -1, -1))
+    assert found.shape == (20000, 3, 3, 3)
+    shares = torch.tensor([(found == crop).flatten(1).all(1).double().mean() for crop in known])
+    visible = known.flatten(1).any(1)  # crops of padding alone look the same
+    assert (shares[visible] - 1 / 162).abs().max() < 0.002
+    assert shares[visible].sum() + (found == 0).flatten(1).all(1).double().mean() == pytest.approx(1)
 
 
 def test_adam_leaves_parameters_without_a_gradient_alone():
@@ -242,7 +297,7 @@ def test_adam_leaves_parameters_without_a_gradient_alone():
     assert [step.item() for step in optimizer.steps] == [0, 1]
 
 
-@pytest.mark.parametrize("method", METHODS[:7], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_step_reads_no_value_on_the_host(recipe, blobs, method):
     """On a device, reading a value makes the host wait for everything queued before it."""
 

@@ -247,14 +247,9 @@ class Trainer:
             for level, counter in self.counters.items():
                 counter.load_state(under(f"counter/{level}/"))
             self.quantizer.update()
-        self.method.load_state({key: _as_laid_out(value, device) for key, value in under("method/").items()})
+        self.method.load_state({key: value.to(device) for key, value in under("method/").items()})
         self.loss_sum.copy_(state["loss_sum"])
         set_random_state(under("random/"))
-
-
-def _as_laid_out(value: Tensor, device: torch.device) -> Tensor:
-    """On the device, convolution-shaped tensors channels-last as the gradients are: sums depend on the order."""
-    return value.to(device, memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format)
 
 
 def make_trainer(

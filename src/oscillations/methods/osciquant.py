@@ -71,6 +71,7 @@ class OsciQuant(Method):
     def __init__(self, options):
         super().__init__(options)
         self._mean_square: list[Tensor] = []
+        self._resumed: list[Tensor] = []
         self._coefficients: list[float] = []
 
     def forward_weights(self, quantizer):
@@ -127,13 +128,15 @@ class OsciQuant(Method):
         import torch
 
         if not self._mean_square:
-            self._mean_square = [torch.zeros_like(grad) for grad in grads]
+            self._mean_square = [torch.zeros_like(grad) for grad in grads]  # laid out as the gradients, always:
+            for mean, value in zip(self._mean_square, self._resumed):  # the mean below depends on the order
+                mean.copy_(value)
         for mean, grad in zip(self._mean_square, grads):
             mean.lerp_(grad.square(), 1 - self.fisher_decay)
         return [mean / mean.mean().clamp_min(1e-30) for mean in self._mean_square]
 
     def state(self):
-        return {str(i): mean for i, mean in enumerate(self._mean_square)}
+        return {str(i): mean for i, mean in enumerate(self._mean_square or self._resumed)}
 
     def load_state(self, state):
-        self._mean_square = [state[str(i)] for i in range(len(state))]
+        self._mean_square, self._resumed = [], [state[str(i)] for i in range(len(state))]
