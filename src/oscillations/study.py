@@ -405,6 +405,9 @@ def _check_references(study: Study, variants: set[str], path: Path) -> None:
                 raise InputError(
                     f"{path}: tables.{table}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
                 )
+            several = any(len(points) > 1 for points in study.experiments[name].sweep.values())
+            if several and table in ("table1", "table2", "table3"):
+                raise InputError(f"{path}: tables.{table}: {name} is a sweep; this table has one run per cell and seed")
     for figure, spec in study.figures:
         for name in getattr(spec, "experiments", []):
             if name not in study.experiments:

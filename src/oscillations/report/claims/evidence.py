@@ -70,10 +70,10 @@ def side_by_side(samples: Sequence[Sample]) -> Sample:
     return combine(samples, lambda table: table) if samples else Sample(pd.DataFrame())
 
 
-def per_run(rows: pd.DataFrame, measure: Measure) -> Sample:
+def per_run(rows: pd.DataFrame, measure: Measure, fitted: bool = False) -> Sample:
     """``measure`` of every run's rows; NaN means that the run says nothing."""
     found = [(seed, run, measure(mine)) for (seed, run), mine in rows.groupby(["seed", "run"])]
-    return Sample.of(pd.DataFrame(found, columns=["seed", "run", "value"]), "value")
+    return Sample.of(pd.DataFrame(found, columns=["seed", "run", "value"]), "value", fitted)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Sweep:
     model: str
     bits: int
     rows: pd.DataFrame
+    fitted: list[tuple[str, str, int]]  # as in the study
 
     def __str__(self) -> str:
         return f"{MODEL_NAMES.get(self.model, self.model)}, {bits_label(self.bits)}"
@@ -142,10 +143,12 @@ class Sweep:
     def osciquant(self, measure: Measure, low: float = 0.0, high: float = math.inf) -> dict[float, Sample]:
         """A number per run, by lambda in rising order."""
         chosen = self.rows[(self.rows.method == "osciquant") & self.rows["lambda"].between(low, high)]
-        return {lam: per_run(rows, measure) for lam, rows in chosen.groupby("lambda")}
+        fitted = (self.model, "osciquant", self.bits) in self.fitted
+        return {lam: per_run(rows, measure, fitted) for lam, rows in chosen.groupby("lambda")}
 
     def qat(self, measure: Measure) -> Sample:
-        return per_run(self.rows[self.rows.method == "qat"], measure)
+        fitted = (self.model, "qat", self.bits) in self.fitted
+        return per_run(self.rows[self.rows.method == "qat"], measure, fitted)
 
 
 class Evidence:
@@ -200,7 +203,7 @@ class Evidence:
         """A number per seed from its run's epochs."""
         e = self.epochs
         rows = e[(e.experiment == group.experiment) & (e.method == method) & (e.train_bits == train_bits)]
-        return per_run(rows, measure)
+        return per_run(rows, measure, (group.model, method, train_bits) in self.study.fitted)
 
     def sweeps(self, rows: pd.DataFrame, *tables: str) -> list[Sweep]:
         """The lambda sweeps of some tables among ``rows`` (``tests`` or ``epochs``), published ones first.
@@ -213,8 +216,11 @@ class Evidence:
             if group["lambda"].nunique() > 1:
                 variant = group.experiment + "/" + group.variant
                 first = variant.groupby([group.method, group["lambda"]], dropna=False).transform("first")
-                found.setdefault((model, bits), []).append(Sweep(model, bits, group[variant == first]))
+                found.setdefault((model, bits), []).append(self._sweep(model, bits, group[variant == first]))
         published = read_published()
         published = published[published.table.isin(tables)]
         keys = [*published[["model", "train_bits"]].drop_duplicates().itertuples(index=False, name=None), *found]
-        return [sweep for key in dict.fromkeys(keys) for sweep in found.get(key, [Sweep(*key, rows.iloc[:0])])]
+        return [sweep for key in dict.fromkeys(keys) for sweep in found.get(key, [self._sweep(*key, rows.iloc[:0])])]
+
+    def _sweep(self, model: str, bits: int, rows: pd.DataFrame) -> Sweep:
+        return Sweep(model, bits, rows, self.study.fitted)
