@@ -112,6 +112,13 @@ BAD = {
     ),
     "unknown class": (lambda c: scratch(c).update(classes=[0, 10]), r"classes: digits has no class number 10"),
     "table of nothing": (lambda c: c["tables"].update(table1=["x"]), r"tables\.table1: unknown experiment 'x'"),
+    "sweep in a table of single cells": (
+        lambda c: c["tables"].update(table1=["mlp5-lambda"]), r"tables\.table1: mlp5-lambda is a sweep; .* one run per cell"
+    ),
+    "reason for the unknown": (
+        lambda c: c.update(not_run={"mlp5-lamda": "no time"}),
+        r"not_run: unknown experiment 'mlp5-lamda'; did you mean 'mlp5-lambda'",
+    ),
     "unknown table": (lambda c: c["tables"].update(table9=["mlp5-scratch"]), r"tables\.table9"),
     "figure of nothing": (
         lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),

@@ -1,8 +1,8 @@
 """
 REQUIRED INPUTS: records, histories and evaluations of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, benchmarks/results/cost.csv if it is there
-OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,claims.csv,claims_evidence.csv,index.html},
-         results/<study>/tables/, figures/<study>/
+OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
+         index.html,tables/}, figures/<study>/
 
 Nothing here imports torch; every rule runs from what git holds.
 """
@@ -47,13 +47,14 @@ rule oscillations:
 
 
 rule tables:
-    """The paper's tables, published beside reproduced, and all published cells in agreement.csv."""
+    """The paper's tables, published beside reproduced, all published cells in agreement.csv and their counts."""
     input:
         rules.collect.output,
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=STUDY.tables, suffix=["csv", "md", "tex"]),
         f"{RESULTS}/agreement.csv",
+        f"{RESULTS}/coverage.csv",
     log:
         f"logs/{STUDY.study}/report/tables.log",
     benchmark:

@@ -139,10 +139,10 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the study's tables, published beside reproduced, and agreement.csv."""
+    """Write the study's tables, published beside reproduced, agreement.csv and coverage.csv."""
     from oscillations.report import tables as module
 
-    module.write_tables(studies.load(options.study)[0])
+    module.write_tables(*studies.load(options.study))
 
 
 def figures(options: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def figures(options: argparse.Namespace) -> None:
 
 
 def claims(options: argparse.Namespace) -> None:
-    """Judge the paper's claims on the measurements."""
+    """Judge the claims on the measurements."""
     from oscillations.report import claims as module
 
     module.write_claims(studies.load(options.study)[0])

@@ -99,10 +99,16 @@ class Claims(Strict):
     """Margins of the verdicts, in percentage points unless said otherwise."""
 
     match_margin: PositiveFloat = Field(2.0, description="C2: OsciQuant matches QAT")
-    near_baseline: PositiveFloat = Field(2.0, description="C4: stays near the FP baseline")
-    chance_margin: PositiveFloat = Field(10.0, description="C5: above chance by no more than this is near chance")
+    near_baseline: PositiveFloat = Field(2.0, description="C4, C14: stays near the FP baseline")
+    chance_margin: PositiveFloat = Field(10.0, description="C5, C14: above chance by no more than this is near chance")
     good_margin: PositiveFloat = Field(10.0, description="C6: good means no more than this below the FP baseline")
     flat_margin: PositiveFloat = Field(2.0, description="C9: flat in lambda")
+    collapse: PositiveFloat = Field(10.0, description="C9, C15: a loss of more than this is a collapse")
+    unstable_std: PositiveFloat = Field(5.0, description="C6, C14: a larger standard deviation over seeds is unstable")
+    bound_margin: PositiveFloat = Field(
+        1.0, description="C11: another bit width exceeds the bound by no more than this"
+    )
+    epoch_margin: PositiveFloat = Field(10.0, description="C12: OsciQuant and QAT need equally many epochs (in epochs)")
 
 
 class Side(Strict):
@@ -175,13 +181,16 @@ class Study(Strict):
     threads: PositiveInt = Field(1, description="CPU threads of every run")
     training: Training
     experiments: dict[Name, Experiment] = Field(min_length=1)
-    tables: dict[Literal["table1", "table2", "table3", "table4"], list[str]] = Field({})
+    tables: dict[Literal["table1", "table2", "table3", "table4", "table5"], list[str]] = Field(
+        {}, description="experiments beside each published table; without any, the paper's claims are not shown"
+    )
     figures: Figures = Figures()
     claims: Claims = Claims()
     hypotheses: dict[Annotated[str, Field(pattern=r"^H[0-9]+$")], Hypothesis] = Field({})
     fitted: list[tuple[str, str, int]] = Field(
         [], description="published cells (model, method, eval_bits) that a free choice was fitted to"
     )
+    not_run: dict[str, str] = Field({}, description="experiment -> why it has not run; shown in its tables' cells")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -456,13 +465,19 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
 
 
 def _check_references(study: Study, variants: set[str], path: Path) -> None:
-    """Tables and figures name experiments and variants that exist."""
+    """Tables, reasons and figures name experiments and variants that exist."""
+    for name in study.not_run:
+        if name not in study.experiments:
+            raise InputError(f"{path}: not_run: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}")
     for table, experiments in study.tables.items():
         for name in experiments:
             if name not in study.experiments:
                 raise InputError(
                     f"{path}: tables.{table}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
                 )
+            several = any(len(points) > 1 for points in study.experiments[name].sweep.values())
+            if several and table in ("table1", "table2", "table3"):
+                raise InputError(f"{path}: tables.{table}: {name} is a sweep; this table has one run per cell and seed")
     for figure, spec in study.figures:
         for name in getattr(spec, "experiments", []):
             if name not in study.experiments:

@@ -14,11 +14,13 @@ from oscillations.files import write_text
 from oscillations.records import sort_runs
 from oscillations.report.collect import read_measurements, read_oscillations, results
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder
+from oscillations.report.stats import FITTED, NOT_RUN
 from oscillations.report.tables import (
     METHOD_NAMES,
     MODEL_NAMES,
     TITLES,
     bits_label,
+    notes,
     plus_minus,
     shown,
     summarise,
@@ -48,7 +50,8 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         study=study,
         relation=RELATION[study.published],
         claims=_claims(study),
-        tables=[_table(study, table, measurements) for table in study.tables],
+        tables=[_table(study, variants, table, measurements) for table in study.tables],
+        coverage=_coverage(study),
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
         figures=[(name, CAPTIONS[name], _width(study, name)) for name in study.figure_names],
@@ -69,7 +72,7 @@ def _width(study: Study, name: str) -> int:
 
 def _claims(study: Study) -> list[dict[str, Any]]:
     folder = results(study)
-    claims = pd.read_csv(folder / "claims.csv", keep_default_na=True).fillna({"evidence": ""})
+    claims = pd.read_csv(folder / "claims.csv").fillna({"evidence": "", "reason": ""})
     evidence = pd.read_csv(folder / "claims_evidence.csv").fillna({"runs": ""})
     rows = []
     for claim in claims.to_dict("records"):
@@ -77,8 +80,18 @@ def _claims(study: Study) -> list[dict[str, Any]]:
         for comparison in comparisons:
             comparison["interval"] = _interval(comparison)
             comparison["links"] = _links(comparison["runs"])
-        rows.append(claim | {"interval": _interval(claim), "rows": comparisons})
+        run = [row for row in comparisons if row["verdict"] != NOT_RUN]
+        missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
+        rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
     return rows
+
+
+def _summary(claim: dict[str, Any]) -> str:
+    """How many comparisons say what: ``3 of 4 support it; 1 fitted, 7 not run``."""
+    missing = claim["comparisons"] - claim["counted"] - claim["fitted"]
+    left_out = [f"{count} {what}" for count, what in ((claim["fitted"], FITTED), (missing, NOT_RUN)) if count]
+    said = [f"{claim['supported']} of {claim['counted']} support it"] if claim["counted"] else []
+    return "; ".join([*said, *filter(None, [", ".join(left_out)])])
 
 
 def _interval(row: dict[str, Any]) -> str:
@@ -86,6 +99,8 @@ def _interval(row: dict[str, Any]) -> str:
         return ""
     digits = 2 if abs(row["estimate"]) >= 0.1 else 5
     text = f"{row['estimate']:.{digits}f}"
+    if pd.notna(row["p"]):
+        return f"{text} (p = {row['p']:.2g})"
     return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
@@ -98,27 +113,33 @@ def _links(runs: str) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def _table(study: Study, table: str, measurements: pd.DataFrame) -> dict[str, Any]:
-    cells = table_cells(study, table, measurements)
+def _table(study: Study, variants: list[Variant], table: str, measurements: pd.DataFrame) -> dict[str, Any]:
+    cells = table_cells(study, variants, table, measurements)
     text = shown(table, cells)
     rows = []
     for (_, cell), strings in zip(cells.iterrows(), text.to_dict("records")):
-        rows.append({"cells": strings, "color": _color(study, cell), "links": _links(cell.runs) if cell.n > 0 else []})
-    run = int((cells.published_mean.notna() & (cells.n > 0)).sum())
+        links = _links(cell.runs) if cell.n > 0 else []
+        rows.append({"cells": strings, "color": _color(cell), "links": links, "missing": cell.missing})
     return {
         "name": table,
         "title": TITLES[table],
         "columns": list(text.columns),
         "rows": rows,
-        "coverage": f"{run} of {int(cells.published_mean.notna().sum())} published cells run",
+        "notes": notes(study, cells)[1:],  # the study's own stands at the top of the page
     }
 
 
-def _color(study: Study, cell: pd.Series) -> str:
-    """Agreement of a cell with the published one; a miniature's is never judged."""
+def _coverage(study: Study) -> dict[str, dict[str, Any]]:
+    """Rows of ``coverage.csv`` by table, and their sum as ``all``."""
+    table = pd.read_csv(results(study) / "coverage.csv")
+    return {row["table"]: row for row in table.to_dict("records")}
+
+
+def _color(cell: pd.Series) -> str:
+    """Agreement of a cell with the published one; a miniature's and a fitted one are never judged."""
     if pd.isna(cell.n):
         return "missing"
-    if study.published == "miniature" or pd.isna(cell.inside):
+    if cell.fitted or pd.isna(cell.inside):
         return "plain"
     return "inside" if cell.inside else "outside"
 

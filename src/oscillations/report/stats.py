@@ -1,70 +1,140 @@
-"""Intervals and verdicts: t statistics over seeds, paired where both sides share them."""
+"""Estimates over seeds and verdicts on them; the arithmetic is scipy's.
+
+All verdicts are at the 5 % level, two-sided: an interval or a p value must exclude the opposite. Equivalence is
+two one-sided tests, which is a 90 % interval inside the margin.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_RUN = "supported", "contradicted", "inconclusive", "not run"
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+NOT_RUN = "not run"
+FITTED = "fitted"  # rests on a number that a free choice was fitted to: counts for nothing
+LEVEL = 0.05
 MINIMUM_RUNS = 3  # fewer decide nothing
+BOOTSTRAP_FROM = 8  # values from which on the bootstrap stands instead of Student's t
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Mean of n values with a two-sided t interval; low and high are NaN below two values."""
+class Estimate:
+    """A statistic of n values: with an interval, or with a two-sided p value; NaN is what there is not."""
 
     n: int
-    mean: float
-    low: float
-    high: float
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
 
 
-def t_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of independent (or paired-difference) values."""
-    values = np.asarray(values, dtype=float)
+Judge = Callable[[Estimate], str]
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean of independent (or paired-difference) values: t interval, from 8 values on BCa bootstrap, seeded."""
     n = len(values)
     mean = float(values.mean()) if n else math.nan
     if n < 2:
-        return Interval(n, mean, math.nan, math.nan)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
-    return Interval(n, mean, float(mean - half), float(mean + half))
+        return Estimate(n, mean)
+    if np.ptp(values) == 0:  # neither method has a width to find
+        return Estimate(n, mean, mean, mean)
+    if n < BOOTSTRAP_FROM:
+        low, high = stats.t.interval(confidence, n - 1, loc=mean, scale=stats.sem(values))
+    else:
+        found = stats.bootstrap((values,), np.mean, confidence_level=confidence, rng=0)
+        low, high = found.confidence_interval
+    return Estimate(n, mean, float(low), float(high))
 
 
-def above(interval: Interval, bound: float = 0.0) -> str:
-    """Verdict on "the mean is greater than ``bound``"."""
-    if interval.n == 0:
-        return NOT_RUN
-    if interval.n < MINIMUM_RUNS:
-        return INCONCLUSIVE
-    if interval.low > bound:
+def tost_interval(values: np.ndarray) -> Estimate:
+    """The interval whose lying inside +-margin is two one-sided tests at the 5 % level."""
+    return mean_interval(values, 1 - 2 * LEVEL)
+
+
+def std_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Standard deviation of normal values with its chi-square interval."""
+    n = len(values)
+    if n < 2:
+        return Estimate(n)
+    std = float(values.std(ddof=1))
+    tails = stats.chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], n - 1)
+    low, high = std * np.sqrt((n - 1) / tails)
+    return Estimate(n, std, float(low), float(high))
+
+
+def trend(values: np.ndarray) -> Estimate:
+    """Page's trend test of [seeds, levels]: mean rank correlation with the level, and its p value.
+
+    Page's L is the mean over seeds of Spearman's coefficient in other units. Two levels are no trend and one
+    seed is no test. Page, "Ordered hypotheses for multiple treatments" (1963).
+    """
+    n, levels = values.shape
+    if n < 2 or levels < 3:
+        return Estimate(n)
+    rising, falling = (stats.page_trend_test(values[:, ::step]) for step in (1, -1))
+    rho = 12 * rising.statistic / (n * levels * (levels**2 - 1)) - 3 * (levels + 1) / (levels - 1)
+    return Estimate(n, float(rho), p=float(min(1.0, 2 * min(rising.pvalue, falling.pvalue))))
+
+
+def sign_test(values: np.ndarray) -> Estimate:
+    """Share of values below zero, with the p value of its being one half; zero and NaN say nothing."""
+    signed = values[(values != 0) & ~np.isnan(values)]
+    if not len(signed):
+        return Estimate(len(values))
+    below_zero = int((signed < 0).sum())
+    return Estimate(len(signed), below_zero / len(signed), p=float(stats.binomtest(below_zero, len(signed)).pvalue))
+
+
+def above(estimate: Estimate, bound: float = 0.0) -> str:
+    """Verdict on "greater than ``bound``", by the interval."""
+    if estimate.low > bound:
         return SUPPORTED
-    return CONTRADICTED if interval.high < bound else INCONCLUSIVE
+    return CONTRADICTED if estimate.high < bound else INCONCLUSIVE
 
 
-def below(interval: Interval, bound: float) -> str:
-    """Verdict on "the mean is less than ``bound``"."""
-    return above(Interval(interval.n, -interval.mean, -interval.high, -interval.low), -bound)
-
-
-def within(interval: Interval, margin: float) -> str:
-    """Verdict on "the mean is within +-margin" (two one-sided tests: pass the 90 % interval for level 5 %)."""
-    if interval.n == 0:
-        return NOT_RUN
-    if interval.n < MINIMUM_RUNS:
-        return INCONCLUSIVE
-    if -margin < interval.low and interval.high < margin:
+def below(estimate: Estimate, bound: float) -> str:
+    """Verdict on "less than ``bound``", by the interval."""
+    if estimate.high < bound:
         return SUPPORTED
-    return CONTRADICTED if interval.low > margin or interval.high < -margin else INCONCLUSIVE
+    return CONTRADICTED if estimate.low > bound else INCONCLUSIVE
+
+
+def within(estimate: Estimate, margin: float) -> str:
+    """Verdict on "within +-margin", by the interval of :func:`tost_interval`."""
+    if -margin < estimate.low and estimate.high < margin:
+        return SUPPORTED
+    return CONTRADICTED if estimate.low > margin or estimate.high < -margin else INCONCLUSIVE
+
+
+def significant(estimate: Estimate, neutral: float = 0.0) -> str:
+    """Verdict on "greater than ``neutral``", by the p value."""
+    if not estimate.p < LEVEL:
+        return INCONCLUSIVE
+    return SUPPORTED if estimate.value > neutral else CONTRADICTED
+
+
+def verdict(estimate: Estimate, judge: Judge, fitted: bool = False) -> str:
+    """What ``judge`` says, where there are runs, enough of them, and none that a choice was fitted to."""
+    if estimate.n == 0:
+        return NOT_RUN
+    if fitted:
+        return FITTED
+    return INCONCLUSIVE if estimate.n < MINIMUM_RUNS else judge(estimate)
 
 
 def overall(verdicts: list[str]) -> str:
-    """A claim about several comparisons: one contradiction contradicts it, all must support it."""
-    run = [verdict for verdict in verdicts if verdict != NOT_RUN]
-    if not run:
+    """A claim about several comparisons: one contradiction contradicts it, all must support it.
+
+    What has not run or counts for nothing is left out.
+    """
+    counted = [verdict for verdict in verdicts if verdict not in (NOT_RUN, FITTED)]
+    if not counted:
         return NOT_RUN
-    if CONTRADICTED in run:
+    if CONTRADICTED in counted:
         return CONTRADICTED
-    return SUPPORTED if all(verdict == SUPPORTED for verdict in run) else INCONCLUSIVE
+    return SUPPORTED if all(verdict == SUPPORTED for verdict in counted) else INCONCLUSIVE

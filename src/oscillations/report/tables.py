@@ -1,4 +1,7 @@
-"""The paper's tables, published beside reproduced, as CSV, Markdown and LaTeX; and ``agreement.csv``."""
+"""The paper's tables, published beside reproduced, as CSV, Markdown and LaTeX.
+
+``agreement.csv`` holds every published cell, ``coverage.csv`` counts them by table.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pandas as pd
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.report.collect import read_measurements, results
-from oscillations.study import Study
+from oscillations.study import Study, Variant
 
 PUBLISHED = Path("params/published.csv")
 CELL = ["model", "setting", "method", "lambda", "train_bits", "eval_bits"]
@@ -18,7 +21,11 @@ TITLES = {
     "table2": "Table 2. Fine-tuning: accuracy at the target bits",
     "table3": "Table 3. Cross-bit accuracy of the fine-tuned models",
     "table4": "Table 4. Sensitivity to lambda",
+    "table5": "Table 5. Sensitivity to lambda, ViT-Tiny",
 }
+SETTINGS = {"table1": "scratch", "table4": "sweep", "table5": "sweep"}  # the others: finetune
+FITTED_MARK = "†"
+FITTED_NOTE = f"{FITTED_MARK} A free choice was fitted to this published cell; it counts for no claim."
 METHOD_NAMES = {"baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant"}
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny"}
 
@@ -54,40 +61,48 @@ def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "mean", "std", "n", "diverged", "epochs", "runs"])
 
 
-def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell of a table: all published cells, and those of the study that have no published twin.
+def table_cells(study: Study, variants: list[Variant], table: str, measurements: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell of a table: all published cells, then those of the study that have no published twin.
 
     Cells are matched on model, method, bits and, in sweeps, lambda. Outside sweeps lambda is a choice of the
-    study and stays out of the match, because the published tables name none.
+    study and stays out of the match, because the published tables name none. ``inside``: the mean lies in the
+    published mean +- 2 std; empty where either is missing. ``fitted``: a free choice was fitted to the
+    published cell. ``missing``: what has not run, and why if the study says so.
     """
+    sweep = SETTINGS.get(table) == "sweep"
     published = read_published()
     published = published[published.table == table].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
     found = summarise(measurements)
     found = found[found.experiment.isin(study.tables.get(table, []))]
-    if table in ("table1", "table2", "table4"):  # each model at the bits it was made for
+    if table != "table3":  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
-    if table == "table4":  # the main experiment's lambda is one point of the sweep
-        found = found[found.method == "osciquant"]
-    found = found.assign(setting={"table1": "scratch", "table4": "sweep"}.get(table, "finetune"))
-    if table != "table4":
+    if sweep:  # the main experiment's lambda is one point of the sweep
+        found = found[(found.method == "osciquant") & found.train_bits.isin(published.train_bits)]
+    found = found.assign(setting=SETTINGS.get(table, "finetune"))
+    if not sweep:
         found["lambda"] = float("nan")
     # pandas matches NaN with NaN here, which is what a cell without lambda needs
     columns = [*CELL, "published_mean", "published_std", "published_epochs"]
     merged = published[columns].merge(found.drop(columns=["lr"]), on=CELL, how="outer")
     merged.insert(0, "table", table)
     merged["difference"] = merged["mean"] - merged.published_mean
-    merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).where(
-        merged.difference.notna() & merged.published_std.notna()
-    )
+    compared = merged.difference.notna() & merged.published_std.notna() & (study.published != "miniature")
+    merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).astype("boolean").where(compared)
+    cells = merged[["model", "method", "eval_bits"]].itertuples(index=False, name=None)
+    merged["fitted"] = merged.published_mean.notna() & pd.Series([cell in study.fitted for cell in cells], dtype=bool)
+    merged["missing"] = [
+        _missing(study, variants, table, cell) if pd.isna(cell.n) else "" for _, cell in merged.iterrows()
+    ]
     order = {name: place for place, name in enumerate(METHOD_NAMES)}
     models = {name: place for place, name in enumerate(MODEL_NAMES)}
     keys = pd.DataFrame(
         {
+            "own": merged.published_mean.isna(),
             "model": merged.model.map(models).fillna(len(models)),
-            "lambda": merged["lambda"].fillna(-1) if table == "table4" else 0,
+            "lambda": merged["lambda"].fillna(-1) if sweep else 0,
             "train": merged.train_bits if table == "table3" else merged.eval_bits,
             "method": merged.method.map(order).fillna(len(order)),
             "eval": merged.eval_bits,
@@ -96,6 +111,19 @@ def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.Data
     keys.loc[merged.method.isin(["baseline", "ptq"]) & (table == "table3"), "train"] = 0
     keys.loc[merged.method == "baseline", ["train", "eval"]] = -1
     return merged.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)
+
+
+def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series) -> str:
+    """The variant that would fill an empty cell, with the study's reason for not running it."""
+    method = "baseline" if cell.method == "ptq" else cell.method
+    for variant in variants:
+        recipe = variant.recipe
+        about = (recipe["model"]["name"], recipe["method"]["name"], recipe["method"].get("bits", LATENT))
+        at_lambda = pd.isna(cell["lambda"]) or recipe["method"].get("lambda") == cell["lambda"]
+        named = variant.experiment in study.tables.get(table, [])
+        if named and at_lambda and about == (cell.model, method, cell.train_bits):
+            return f"{variant.path}: {study.not_run.get(variant.experiment, 'not trained yet')}"
+    return "not in this study"
 
 
 def bits_label(bits: int) -> str:
@@ -115,7 +143,7 @@ def reproduced_text(row: pd.Series) -> str:
     text = plus_minus(row["mean"], row["std"])
     if row.diverged:
         text = f"{text} ({int(row.diverged)} diverged)" if text else "diverged"
-    return text
+    return f"{text} {FITTED_MARK}" if row.fitted else text
 
 
 def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +151,7 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, cell in cells.iterrows():
         row = {"Model": MODEL_NAMES.get(cell.model, cell.model), "Method": METHOD_NAMES.get(cell.method, cell.method)}
-        if table == "table4":
+        if SETTINGS.get(table) == "sweep":
             row["λ"] = f"{cell['lambda']:g}"
         if table == "table3":
             row["Trained"] = bits_label(cell.train_bits)
@@ -139,60 +167,85 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_tables(study: Study) -> None:
-    """Write every table of the study and ``agreement.csv`` (all published cells)."""
+def notes(study: Study, cells: pd.DataFrame) -> list[str]:
+    """What a reader of a table must know: about the study, its marks, and why cells are empty."""
+    found = [study.note]
+    if (cells.fitted & cells.n.notna()).any():
+        found.append(FITTED_NOTE)
+    empty = [name.split("/")[0] for name in cells.missing if "/" in name]
+    found += [f"Not run: {name}, {study.not_run[name]}." for name in dict.fromkeys(empty) if name in study.not_run]
+    return found
+
+
+def write_tables(study: Study, variants: list[Variant]) -> None:
+    """Write every table of the study, ``agreement.csv`` (all published cells) and ``coverage.csv`` (their counts)."""
     measurements = read_measurements(study)
     folder = results(study) / "tables"
     for table in study.tables:
-        cells = table_cells(study, table, measurements)
+        cells = table_cells(study, variants, table, measurements)
         text = shown(table, cells)
-        write_text(folder / f"{table}.csv", cells.to_csv(index=False, lineterminator="\n"))
-        write_text(folder / f"{table}.md", _markdown(table, study, text))
-        write_text(folder / f"{table}.tex", _latex(table, study, text))
-    agreement = agreement_cells(study, measurements)
-    write_text(results(study) / "agreement.csv", agreement.to_csv(index=False, lineterminator="\n"))
+        write_text(folder / f"{table}.csv", _csv(cells))
+        write_text(folder / f"{table}.md", _markdown(table, notes(study, cells), text))
+        write_text(folder / f"{table}.tex", _latex(table, notes(study, cells), text))
+    agreement = agreement_cells(study, variants, measurements)
+    write_text(results(study) / "agreement.csv", _csv(agreement))
+    write_text(results(study) / "coverage.csv", _csv(coverage(agreement)))
 
 
-def agreement_cells(study: Study, measurements: pd.DataFrame) -> pd.DataFrame:
-    """Each published cell beside the study's: difference, and whether it lies in published mean +- 2 std."""
-    tables = [table_cells(study, table, measurements) for table in sorted(read_published().table.unique())]
-    cells = pd.concat([table for table in tables if len(table)])
-    cells = cells[cells.published_mean.notna()].copy()
-    fitted = [tuple(cell) for cell in study.fitted]
-    cells["fitted"] = [(*key, bits) in fitted for *key, bits in cells[["model", "method", "eval_bits"]].to_numpy()]
+def _csv(table: pd.DataFrame) -> str:
+    return table.round(6).to_csv(index=False, lineterminator="\n")
+
+
+def agreement_cells(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
+    """Each published cell once, beside the study's: difference, and whether it lies in published mean +- 2 std.
+
+    Where two experiments fill one cell, the one that the study's table names first stands here.
+    """
+    tables = []
+    for table in sorted(read_published().table.unique()):
+        cells = table_cells(study, variants, table, measurements)
+        named = {name: place for place, name in enumerate(study.tables.get(table, []))}
+        cells = cells[cells.published_mean.notna()].assign(place=cells.experiment.map(named))
+        tables.append(cells.loc[cells.sort_values("place", kind="stable").drop_duplicates(CELL).index.sort_values()])
+    cells = pd.concat(tables, ignore_index=True)
+    cells["n"] = cells.n.fillna(0).astype(int)
     cells["relation"] = study.published
-    if study.published == "miniature":  # other data and other models: nothing to lie inside of
-        cells["inside"] = None
-    return cells[
-        [
-            "table",
-            *CELL,
-            "published_mean",
-            "published_std",
-            "mean",
-            "std",
-            "n",
-            "difference",
-            "inside",
-            "fitted",
-            "relation",
-            "runs",
-        ]
-    ]
+    columns = ["published_mean", "published_std", "mean", "std", "n", "difference", "inside", "fitted", "relation"]
+    return cells[["table", *CELL, *columns, "missing", "runs"]]
 
 
-def _markdown(table: str, study: Study, text: pd.DataFrame) -> str:
+def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
+    """By table and for all: published cells, those that have run, and how these lie; a fitted one is not judged."""
+    inside = agreement.inside.where(~agreement.fitted)
+    counted = pd.DataFrame(
+        {
+            "table": agreement.table,
+            "published": 1,
+            "run": agreement.n > 0,
+            "inside": inside.fillna(False),
+            "outside": (~inside).fillna(False),
+            "fitted": agreement.fitted & (agreement.n > 0),
+        }
+    )
+    by_table = counted.groupby("table").sum().astype(int)
+    by_table.loc["all"] = by_table.sum()
+    return by_table.reset_index()
+
+
+def _markdown(table: str, notes: list[str], text: pd.DataFrame) -> str:
     header = " | ".join(text.columns)
     rules = " | ".join("---" for _ in text.columns)
     body = "\n".join("| " + " | ".join(row) + " |" for row in text.itertuples(index=False))
-    return f"### {TITLES[table]}\n\n{study.note}\n\n| {header} |\n| {rules} |\n{body}\n"
+    return f"### {TITLES[table]}\n\n" + "\n\n".join(notes) + f"\n\n| {header} |\n| {rules} |\n{body}\n"
 
 
-def _latex(table: str, study: Study, text: pd.DataFrame) -> str:
+def _latex(table: str, notes: list[str], text: pd.DataFrame) -> str:
     def escape(value: str) -> str:
-        return value.replace("±", r"$\pm$").replace("λ", r"$\lambda$").replace("%", r"\%").replace("_", r"\_")
+        for plain, tex in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("λ", r"$\lambda$"), (FITTED_MARK, r"\dag{}")):
+            value = value.replace(plain, tex)
+        return value
 
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(TITLES[table])}. {escape(study.note)}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(TITLES[table])}. {escape(' '.join(notes))}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(escape, text.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]

@@ -1,0 +1,146 @@
+"""Tables: published cells beside reproduced ones, agreement, coverage, and what they say of empty cells."""
+
+import math
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from oscillations import study as studies
+from oscillations.report.collect import MEASUREMENTS
+from oscillations.report.tables import agreement_cells, coverage, notes, reproduced_text, shown, table_cells
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def loaded():
+    study, variants = studies.load(ROOT / "params/quick.yaml")
+    tables = study.tables | {"table5": ["vit-tiny-finetune"]}
+    update = {"published": "paper", "tables": tables, "fitted": [("mlp5", "baseline", 32)]}
+    return study.model_copy(update=update), variants
+
+
+def measured(cells):
+    """Measurements from {(experiment, model, method, lambda, train_bits, eval_bits): accuracies of the seeds}."""
+    rows = []
+    for (experiment, model, method, lam, train_bits, eval_bits), accuracies in cells.items():
+        for seed, accuracy in enumerate(accuracies):
+            row = dict.fromkeys(MEASUREMENTS)
+            row |= {
+                "experiment": experiment, "variant": f"{method}-{train_bits}-{lam:g}", "model": model, "method": method,
+                "lambda": lam, "train_bits": train_bits, "eval_bits": eval_bits, "seed": seed, "lr": 1e-3,
+                "accuracy": accuracy, "split": "test", "bn": "keep", "status": "done", "best_epoch": 7,
+                "run": f"results/x/runs/{experiment}/{method}-{train_bits}/seed{seed}",
+            }  # fmt: skip
+            rows.append(row)
+    return pd.DataFrame(rows, columns=MEASUREMENTS)
+
+
+CELLS = {
+    ("mlp5-scratch", "mlp5", "baseline", math.nan, 32, 32): (51, 52),  # published 51.43 +- 0.39
+    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 2, 2): (36, 38),  # 36.49 +- 0.51
+    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 3, 3): (40, 42),  # 48.48 +- 0.29
+    ("mlp5-lambda", "mlp5", "osciquant", 0.25, 3, 3): (45, 46),  # nothing published
+    ("resnet18-finetune", "resnet18", "qat", math.nan, 3, 8): (16.0, 17.0),  # 16.56 +- 4.32, only in Table 3
+    ("vit-tiny-finetune", "vit-tiny", "osciquant", 1.0, 3, 3): (90.0,),  # 88.68 +- 1.08; Table 5: 90.29
+}
+
+
+def test_agreement_holds_every_published_cell_once(loaded):
+    agreement = agreement_cells(*loaded, measured({}))
+    assert agreement.table.value_counts().to_dict() == {
+        "table1": 20, "table2": 20, "table3": 70, "table4": 14, "table5": 10
+    }  # fmt: skip
+    assert (agreement.n == 0).all()
+    assert agreement[["mean", "std", "difference", "inside"]].isna().all(axis=None)
+
+
+def test_agreement_of_a_cell(loaded):
+    agreement = agreement_cells(*loaded, measured(CELLS))
+    ran = agreement[agreement.n > 0].set_index(["table", "model", "method", "eval_bits"])
+    assert len(agreement) == 134
+    assert list(ran.index) == [
+        ("table1", "mlp5", "baseline", 32),
+        ("table1", "mlp5", "osciquant", 2),
+        ("table1", "mlp5", "osciquant", 3),
+        ("table2", "vit-tiny", "osciquant", 3),
+        ("table3", "resnet18", "qat", 8),
+        ("table3", "vit-tiny", "osciquant", 3),
+        ("table5", "vit-tiny", "osciquant", 3),
+    ]
+    inside = ran.loc[("table1", "mlp5", "osciquant", 2)]
+    assert (inside["mean"], inside["n"], inside.inside, inside.fitted) == (37, 2, True, False)
+    assert inside["std"] == pytest.approx(math.sqrt(2))
+    assert inside.difference == pytest.approx(0.51)
+    assert inside.runs == " ".join(f"results/x/runs/mlp5-scratch/osciquant-2/seed{seed}" for seed in (0, 1))
+    assert ran.inside[("table1", "mlp5", "osciquant", 3)] == False  # noqa: E712
+    assert ran.fitted[("table1", "mlp5", "baseline", 32)]
+    lone = ran.loc[("table5", "vit-tiny", "osciquant", 3)]  # a single published run has no std to lie inside of
+    assert (lone["mean"], lone["n"], lone["lambda"]) == (90, 1, 1.0)
+    assert lone.difference == pytest.approx(-0.29)
+    assert pd.isna(lone.inside)
+
+
+def test_two_experiments_in_one_cell_stand_once_in_agreement(loaded):
+    study, variants = loaded
+    tables = study.tables | {"table1": ["mlp5-scratch", "mlp5-other"]}
+    other = {("mlp5-other", *key[1:]): (10.0,) for key in list(CELLS)[:3]}
+    both = measured(other | CELLS)
+    study = study.model_copy(update={"tables": tables})
+    agreement = agreement_cells(study, variants, both)
+    assert len(agreement) == 134
+    assert agreement[agreement.table == "table1"]["mean"].dropna().tolist() == [51.5, 37, 41]
+    assert table_cells(study, variants, "table1", both)["mean"].notna().sum() == 6
+
+
+def test_coverage_counts(loaded):
+    found = coverage(agreement_cells(*loaded, measured(CELLS))).set_index("table")
+    assert found.loc["table1"].to_dict() == {"published": 20, "run": 3, "inside": 1, "outside": 1, "fitted": 1}
+    assert found.loc["table2"].to_dict() == {"published": 20, "run": 1, "inside": 1, "outside": 0, "fitted": 0}
+    assert found.loc["table3"].to_dict() == {"published": 70, "run": 2, "inside": 2, "outside": 0, "fitted": 0}
+    assert found.loc["table4"].to_dict() == {"published": 14, "run": 0, "inside": 0, "outside": 0, "fitted": 0}
+    assert found.loc["table5"].to_dict() == {"published": 10, "run": 1, "inside": 0, "outside": 0, "fitted": 0}
+    assert found.loc["all"].to_dict() == {"published": 134, "run": 7, "inside": 4, "outside": 1, "fitted": 1}
+
+
+def test_a_miniature_is_never_judged(loaded):
+    study, variants = loaded
+    miniature = study.model_copy(update={"published": "miniature"})
+    found = coverage(agreement_cells(miniature, variants, measured(CELLS))).set_index("table")
+    assert found.loc["all", ["run", "inside", "outside"]].tolist() == [7, 0, 0]
+
+
+def test_fitted_cells_carry_a_mark(loaded):
+    cells = table_cells(*loaded, "table1", measured(CELLS))
+    marked = [reproduced_text(cell) for _, cell in cells.iterrows() if cell.fitted]
+    assert marked == ["51.50 ± 0.71 †"]
+    assert any(note.startswith("† ") for note in notes(loaded[0], cells))
+    assert not any("†" in note for note in notes(loaded[0], table_cells(*loaded, "table2", measured(CELLS))))
+
+
+def test_own_cells_stand_after_the_published_ones(loaded):
+    cells = table_cells(*loaded, "table4", measured(CELLS))
+    assert cells.model.tolist() == ["resnet18"] * 14 + ["mlp5"] * 3
+    assert cells["lambda"].tolist()[14:] == [0.25, 1.0, 1.0]
+    assert cells.published_mean.isna().tolist() == [False] * 14 + [True] * 3
+    assert list(shown("table5", table_cells(*loaded, "table5", measured(CELLS))).columns) == [
+        "Model", "Method", "λ", "Bits", "Published", "Reproduced", "n", "Difference"
+    ]  # fmt: skip
+
+
+def test_an_empty_cell_says_what_is_missing_and_why(loaded):
+    study, variants = loaded
+    study = study.model_copy(update={"not_run": {"resnet18-scratch": "needs a GPU"}})
+    cells = table_cells(study, variants, "table1", measured(CELLS)).set_index(["model", "method", "eval_bits"])
+    assert cells.missing[("mlp5", "baseline", 32)] == ""
+    assert cells.missing[("mlp5", "ptq", 2)] == "mlp5-scratch/baseline: not trained yet"
+    assert cells.missing[("resnet18", "qat", 3)] == "resnet18-scratch/qat-3bit: needs a GPU"
+    found = notes(study, cells.reset_index())
+    assert found[0] == study.note
+    assert found[-1] == "Not run: resnet18-scratch, needs a GPU."
+    table4 = table_cells(study, variants, "table4", measured(CELLS))
+    assert set(table4.missing[:14]) == {"not in this study"}
