@@ -9,6 +9,8 @@ Nothing here imports torch; every rule runs from what git holds.
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
+REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
+REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training"}))
 
 
@@ -92,6 +94,7 @@ rule claims:
     input:
         rules.collect.output,
         rules.oscillations.output,
+        REFERENCE,
     output:
         f"{RESULTS}/claims.csv",
         f"{RESULTS}/claims_evidence.csv",

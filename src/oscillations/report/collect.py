@@ -21,7 +21,8 @@ MEASUREMENTS = [
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
-    "epoch",
+    "epoch", "train_loss", "val_loss", "monitored", "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4", "weights",
+    "max_over_std", "kurtosis", "iteration_nagel", "epoch_nagel", "near_threshold", "share_zero", "layer_shares",
 ]  # fmt: skip
 
 
@@ -38,17 +39,25 @@ def read_measurements(study: Study | str) -> pd.DataFrame:
 def read_oscillations(study: Study | str) -> pd.DataFrame:
     """Every epoch of the runs that did not diverge; none of a study that has not run."""
     file = Path("results", getattr(study, "study", study), "oscillations.csv")
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=OSCILLATIONS)
+    table = with_all_columns(pd.read_csv(file) if file.exists() else pd.DataFrame())
     return table[table.status == "done"]
+
+
+def with_all_columns(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """The table with what nothing in it has logged (a baseline counts nothing, say) as empty columns."""
+    missing = [column for column in OSCILLATIONS if column not in oscillations]
+    return oscillations.reindex(columns=[*oscillations.columns, *missing])
 
 
 def collect(study: Study, variants: list[Variant]) -> None:
     """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
     current, stale = sort_runs(variants)
-    for run, why in stale.items():
+    for experiment, variant, why in dict.fromkeys((run.experiment, run.variant, why) for run, why in stale.items()):
+        seeds = [run.seed for run in stale if (run.experiment, run.variant, stale[run]) == (experiment, variant, why)]
         print(
-            f"refused {run.record}: {why}; make it again with: "
-            f"snakemake all --config study={study.study} only={run.experiment}/{run.variant}",
+            f"refused results/{study.study}/runs/{experiment}/{variant}, seeds {seeds}: {why}; make them again with: "
+            f"snakemake all --config study={study.study} only={experiment}/{variant}; if only the code's form has "
+            f"changed, replay them with: python -m oscillations confirm --study {study.study}",
             file=sys.stderr,
         )
     evaluations: dict[str, pd.DataFrame] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from oscillations.files import write_text
-from oscillations.report.claims import paper
+from oscillations.report.claims import hypotheses, paper
 from oscillations.report.claims.evidence import Claim, Comparison, Evidence
 from oscillations.report.collect import read_measurements, read_oscillations, results
 from oscillations.report.stats import FITTED, NOT_RUN, SUPPORTED, Estimate
@@ -23,9 +23,9 @@ EVIDENCE = ["claim", "comparison", "verdict", *ESTIMATE, "runs"]
 
 
 def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame) -> list[Claim]:
-    """The paper's claims, in order, if the study holds any of its tables."""
+    """The paper's claims, if the study holds any of its tables, and the study's own hypotheses."""
     evidence = Evidence(study, measurements, oscillations)
-    return paper.claims(evidence) if study.tables else []
+    return (paper.claims(evidence) if study.tables else []) + hypotheses.claims(study)
 
 
 def write_claims(study: Study) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from oscillations.report.collect import with_all_columns
 from oscillations.report.stats import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -21,13 +22,6 @@ from oscillations.report.stats import (
 )
 from oscillations.report.tables import MODEL_NAMES, bits_label, read_published
 from oscillations.study import Study
-
-EPOCH_COLUMNS = [
-    "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "epoch", "monitored",
-    "steps_per_epoch", "weights", "epoch_nagel", "iteration_nagel", "near_threshold",
-    "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4",
-]  # fmt: skip
-
 
 Measure = Callable[[pd.DataFrame], float]  # of one run's rows
 
@@ -159,8 +153,7 @@ class Evidence:
         self.study = study
         done = measurements[measurements.status == "done"]
         self.tests = done[(done.split == "test") & (done.bn == "keep")]
-        missing = [column for column in EPOCH_COLUMNS if column not in oscillations]
-        epochs = oscillations.reindex(columns=[*oscillations.columns, *missing])
+        epochs = with_all_columns(oscillations)
         names = [epochs[column].astype(str) for column in ("experiment", "variant", "seed")]
         run = f"results/{study.study}/runs/" + names[0] + "/" + names[1] + "/seed" + names[2]
         self.epochs = epochs.assign(run=run)

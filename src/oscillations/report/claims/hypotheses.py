@@ -1,0 +1,90 @@
+"""Hypotheses: statements that a study file makes about runs, judged like the paper's claims."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run
+from oscillations.report.claims.paper import per_epoch, per_step
+from oscillations.report.collect import read_measurements, read_oscillations
+from oscillations.report.stats import Judge, above, below, mean_interval, tost_interval, within
+from oscillations.study import Contrast, Side, Study, Tested
+
+JUDGES = {"above": above, "below": below, "within": within}
+MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_interval}
+
+
+def claims(study: Study) -> list[Claim]:
+    """All hypotheses of a study, in order, each with its comparisons."""
+    found = []
+    runs = Runs(study) if study.hypotheses else None
+    for name, hypothesis in study.hypotheses.items():
+        claim = Claim(name, hypothesis.statement)
+        for tested in hypothesis.comparisons:
+            sample = runs.contrast(tested, tested)
+            if tested.than is not None:
+                sample = sample - runs.contrast(tested.than, tested)
+            claim.add(tested.text, sample, _judge(tested), MEASURES[tested.expect])
+        found.append(claim)
+    return found
+
+
+def _judge(tested: Tested) -> Judge:
+    return lambda estimate: JUDGES[tested.expect](estimate, tested.bound)
+
+
+class Runs:
+    """What a study and its reference have measured, by ``experiment/variant``."""
+
+    def __init__(self, study: Study):
+        names = [study.study, *([study.reference] if study.reference else [])]
+        tests = pd.concat([read_measurements(name) for name in names])
+        tests = tests[(tests.split == "test") & (tests.status == "done")]
+        self.tests = tests.assign(path=tests.experiment + "/" + tests.variant)
+        best = self.tests[["path", "seed", "run", "best_epoch"]].drop_duplicates()
+        epochs = pd.concat([read_oscillations(name) for name in names])
+        epochs = epochs.assign(path=epochs.experiment + "/" + epochs.variant)
+        self.epochs = epochs.merge(best, on=["path", "seed"])
+
+    def contrast(self, contrast: Contrast, tested: Tested) -> Sample:
+        """``of - minus``, or ``of`` alone."""
+        of = self.side(contrast.of, tested)
+        return of if contrast.minus is None else of - self.side(contrast.minus, tested)
+
+    def side(self, side: Side, tested: Tested) -> Sample:
+        """A variant's number, or the range over several variants."""
+        samples = [self.measured(path, side, tested) for path in side.variants]
+        return samples[0] if len(samples) == 1 else combine(samples, _range)
+
+    def measured(self, path: str, side: Side, tested: Tested) -> Sample:
+        """What one variant measured, by seed."""
+        if tested.measure == "accuracy":
+            mine = self.tests[(self.tests.path == path) & (self.tests.bn == side.bn)]
+            return Sample.of(mine[mine.eval_bits == (mine.train_bits if side.bits is None else side.bits)], "accuracy")
+        mine = self.epochs[self.epochs.path == path]
+        if tested.measure in ("per_step", "per_epoch"):
+            # counts fall during training: only epochs that all compared runs have
+            compared = self.epochs[self.epochs.path.isin(tested.paths)]
+            last = int(compared.groupby(["path", "seed"]).epoch.max().min()) if len(compared) else 0
+            measure = per_step(last) if tested.measure == "per_step" else per_epoch(last)
+            return per_run(mine, _percent(measure))
+        if tested.measure == "layer_distance":
+            samples = [self.layer_shares(path), self.layer_shares(tested.to)]
+            return combine(samples, lambda table: (table[0] - table[1]).map(np.abs).map(sum) / 2)
+        return Sample.of(mine[mine.epoch == mine.best_epoch], tested.measure)
+
+    def layer_shares(self, path: str) -> Sample:
+        """How a run's oscillations are spread over its layers: shares that sum to 1, by seed."""
+        mine = self.epochs[self.epochs.path == path]
+        last = mine[mine.epoch == mine.groupby("seed").epoch.transform("max")].set_index("seed")
+        shares = last.layer_shares.map(lambda text: np.array([float(share) for share in text.split()]))
+        return Sample(shares, last.run.to_dict())
+
+
+def _range(table: pd.DataFrame) -> pd.Series:
+    return table.max(axis=1) - table.min(axis=1)
+
+
+def _percent(measure: Measure) -> Measure:
+    return lambda run: 100 * measure(run)
