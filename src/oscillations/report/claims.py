@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from oscillations import datasets
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.report.collect import read_measurements, read_oscillations, results
@@ -32,7 +33,6 @@ from oscillations.report.tables import MODEL_NAMES, bits_label, read_published
 from oscillations.study import Study
 
 TOST = 0.90  # a 90 % interval inside the margin is equivalence at the 5 % level
-CHANCE = 10.0  # percent, ten classes
 
 
 @dataclass
@@ -86,7 +86,9 @@ class Accuracies:
         groups = []
         for model, setting in published[["model", "setting"]].drop_duplicates().itertuples(index=False, name=None):
             mine = self.table[(self.table.model == model) & (self.table.setting == setting)]
-            groups += [(name, model, setting) for name in mine.experiment.unique()] or [("", model, setting)]
+            found = mine[["experiment", "start"]].drop_duplicates().itertuples(index=False, name=None)
+            named = [(name, model, f"{setting} from {start}" if start else setting) for name, start in found]
+            groups += named or [("", model, setting)]
         return groups
 
     def of(self, experiment: str, method: str, train_bits: int, eval_bits: int) -> pd.DataFrame:
@@ -177,7 +179,7 @@ def _c4(accuracies: Accuracies, study: Study) -> Claim:
 
 
 def _c5(accuracies: Accuracies, study: Study) -> Claim:
-    bound = CHANCE + study.claims.chance_margin
+    bound = 100 / len(datasets.find(study.data).CLASSES) + study.claims.chance_margin
     claim = Claim(
         "C5", "ResNet QAT trained at 2 or 3 bits is near chance at every other bit width; ViT QAT at 3 bits is not."
     )

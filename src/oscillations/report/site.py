@@ -12,7 +12,7 @@ from oscillations import cost
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
-from oscillations.report.collect import read_measurements, read_oscillations, results
+from oscillations.report.collect import read_measurements, read_oscillations, results, start_label
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder
 from oscillations.report.tables import (
     METHOD_NAMES,
@@ -31,6 +31,7 @@ RELATION = {
     "paper": "Same data as the paper: distances to the published numbers are meaningful.",
     "other-data": "Other data than the paper's: distances to the published numbers also hold the change of data.",
     "miniature": "A miniature: published numbers stand beside for orientation only and are never coloured.",
+    "none": "No published numbers are set beside these.",
 }
 
 
@@ -104,13 +105,13 @@ def _table(study: Study, table: str, measurements: pd.DataFrame) -> dict[str, An
     rows = []
     for (_, cell), strings in zip(cells.iterrows(), text.to_dict("records")):
         rows.append({"cells": strings, "color": _color(study, cell), "links": _links(cell.runs) if cell.n > 0 else []})
-    run = int((cells.published_mean.notna() & (cells.n > 0)).sum())
+    run, published = int((cells.published_mean.notna() & (cells.n > 0)).sum()), int(cells.published_mean.notna().sum())
     return {
         "name": table,
         "title": TITLES[table],
         "columns": list(text.columns),
         "rows": rows,
-        "coverage": f"{run} of {int(cells.published_mean.notna().sum())} published cells run",
+        "coverage": f"{run} of {published} published cells run" if published else "no published cells",
     }
 
 
@@ -118,7 +119,7 @@ def _color(study: Study, cell: pd.Series) -> str:
     """Agreement of a cell with the published one; a miniature's is never judged."""
     if pd.isna(cell.n):
         return "missing"
-    if study.published == "miniature" or pd.isna(cell.inside):
+    if study.published not in ("paper", "other-data") or pd.isna(cell.inside):
         return "plain"
     return "inside" if cell.inside else "outside"
 
@@ -218,6 +219,8 @@ def _runs(variants: list[Variant]) -> list[dict[str, Any]]:
             seeds.append(seed)
         model = MODEL_NAMES.get(variant.recipe["model"]["name"], variant.recipe["model"]["name"])
         recipe = variant.recipe
+        starts = {start_label(recipe, records[run]) for run in variant.runs() if run in records}
+        model += "".join(f", fine-tuned from {start}" for start in sorted(starts - {""}))
         method = {key: value for key, value in recipe["method"].items() if key != "name"}
         rows.append(
             {

@@ -10,6 +10,7 @@ from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.report.collect import read_measurements, results
 from oscillations.study import Study
+from oscillations.weights import IMAGENET_LABELS
 
 PUBLISHED = Path("params/published.csv")
 CELL = ["model", "setting", "method", "lambda", "train_bits", "eval_bits"]
@@ -19,6 +20,7 @@ TITLES = {
     "table3": "Table 3. Cross-bit accuracy of the fine-tuned models",
     "table4": "Table 4. Sensitivity to lambda",
 }
+FINE_TUNED = ("table2", "table3", "table5")
 METHOD_NAMES = {"baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant"}
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny"}
 
@@ -36,7 +38,7 @@ def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     A diverged run never enters a mean; it is counted in ``diverged``.
     """
     tests = measurements[(measurements.split == "test") & (measurements.bn == bn)]
-    keys = ["experiment", "variant", *CELL, "lr"]
+    keys = ["experiment", "variant", *CELL, "lr", "start"]
     rows = []
     for key, group in tests.groupby(keys, dropna=False, sort=False):
         done = group[group.status == "done"]
@@ -58,10 +60,11 @@ def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.Data
     """One row per cell of a table: all published cells, and those of the study that have no published twin.
 
     Cells are matched on model, method, bits and, in sweeps, lambda. Outside sweeps lambda is a choice of the
-    study and stays out of the match, because the published tables name none.
+    study and stays out of the match, because the published tables name none. Whether a cell lies inside is judged
+    only if its networks start as the paper's: from a verified ImageNet checkpoint where it fine-tunes.
     """
     published = read_published()
-    published = published[published.table == table].rename(
+    published = published[(published.table == table) & (study.published != "none")].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
     found = summarise(measurements)
@@ -80,7 +83,7 @@ def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.Data
     merged.insert(0, "table", table)
     merged["difference"] = merged["mean"] - merged.published_mean
     merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).where(
-        merged.difference.notna() & merged.published_std.notna()
+        merged.difference.notna() & merged.published_std.notna() & merged.start.isin(_like_published(table))
     )
     order = {name: place for place, name in enumerate(METHOD_NAMES)}
     models = {name: place for place, name in enumerate(MODEL_NAMES)}
@@ -96,6 +99,11 @@ def table_cells(study: Study, table: str, measurements: pd.DataFrame) -> pd.Data
     keys.loc[merged.method.isin(["baseline", "ptq"]) & (table == "table3"), "train"] = 0
     keys.loc[merged.method == "baseline", ["train", "eval"]] = -1
     return merged.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)
+
+
+def _like_published(table: str) -> set[str]:
+    """The starts that the table's numbers may be compared with."""
+    return IMAGENET_LABELS if table in FINE_TUNED else IMAGENET_LABELS | {""}
 
 
 def bits_label(bits: int) -> str:
@@ -128,6 +136,8 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
         if table == "table3":
             row["Trained"] = bits_label(cell.train_bits)
         row["Evaluated" if table == "table3" else "Bits"] = bits_label(cell.eval_bits)
+        if table in FINE_TUNED:
+            row["Fine-tuned from"] = "" if pd.isna(cell.start) else cell.start
         row["Published"] = plus_minus(cell.published_mean, cell.published_std)
         row["Reproduced"] = reproduced_text(cell)
         row["n"] = "" if pd.isna(cell.n) else str(int(cell.n))
@@ -136,7 +146,9 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
             row["Epochs (published)"] = "" if pd.isna(cell.published_epochs) else f"{cell.published_epochs:.0f}"
             row["Epochs"] = "" if pd.isna(cell.epochs) else f"{cell.epochs:.1f}"
         rows.append(row)
-    return pd.DataFrame(rows)
+    text = pd.DataFrame(rows)
+    without = ["Published", "Difference", "Epochs (published)"] if cells.published_mean.isna().all() else []
+    return text.drop(columns=without, errors="ignore")
 
 
 def write_tables(study: Study) -> None:
@@ -177,6 +189,7 @@ def agreement_cells(study: Study, measurements: pd.DataFrame) -> pd.DataFrame:
             "fitted",
             "relation",
             "runs",
+            "start",
         ]
     ]
 
