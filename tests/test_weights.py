@@ -17,6 +17,7 @@ from oscillations.errors import InputError
 from oscillations.files import file_hash, read_json
 from oscillations.report.collect import MEASUREMENTS, start_label
 from oscillations.report.tables import agreement_cells, shown, table_cells
+from oscillations.training import make_trainer
 
 RESNET, DEIT = "torchvision/resnet18", "timm/deit_tiny_patch16_224"
 
@@ -345,6 +346,25 @@ def test_other_weights_make_a_run_stale(trained, here):
     torch.save(resnet_state(seed=1), here / "other.pth")
     weights.write(RESNET, here / "other.pth")
     assert sort_runs([variant])[1] == {run: OTHER_WEIGHTS}
+
+
+@pytest.mark.slow
+def test_tiny_vit_5m_fine_tunes_from_another_number_of_classes(recipe):
+    spec = {"name": "timm/tiny_vit_5m_224", "arguments": {}}
+    layers = ["*.attn.qkv", "*.attn.proj", "*.mlp.fc1", "*.mlp.fc2"]
+    recipe |= {
+        "model": spec, "quant_layers": layers, "resize": 224, "setting": "finetune", "validation": 20,
+        "method": {"name": "osciquant", "bits": 3, "lambda": 1}, "pretrained": {"name": "x", "mean": [0.5] * 3, "std": [0.5] * 3},
+    }  # fmt: skip
+    start = models.build(spec, (3, 224, 224), 1000).state_dict()
+    about, tensors = small_cifar()
+    sets = image_sets(about, tensors, recipe, torch.device("cpu"))
+    trainer = make_trainer(recipe, 0, about, sets, torch.device("cpu"), start)
+    own = trainer.model.state_dict()
+    assert all(torch.equal(own[key], start[key]) for key in start if not key.startswith("head.fc."))
+    assert own["head.fc.weight"].shape == (10, 320)
+    assert len(trainer.parameters) == 40
+    assert torch.isfinite(trainer.step(*sets["train"].batch(slice(0, 2))))
 
 
 # -- tables --------------------------------------------------------------------------------------------------
