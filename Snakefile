@@ -3,6 +3,7 @@ The paper as one DAG: fetch -> train -> evaluate -> oscillations -> tables, figu
 
     snakemake --cores 8 all                         the study "quick" (params/quick.yaml)
     snakemake --cores 8 all --config study=paper    another study; also only=EXPERIMENT seeds=0,1 source=PATH
+                                                    weights=PATH
     snakemake --cores 8 report --config study=...   tables, figures, claims and site from the records at hand
 
 Targets: all (runs + report), runs, report, data.
@@ -42,9 +43,10 @@ rule all:
 
 
 rule data:
-    """The study's datasets."""
+    """The study's datasets and pretrained weights."""
     input:
         sorted({f"data/{STUDY.dataset(experiment)}.json" for experiment in STUDY.experiments}),
+        sorted(str(weights.files(name)[0]) for name in STUDY.checkpoints),
 
 
 rule runs:

@@ -73,6 +73,7 @@ def recipe():
     return {
         "data": "blobs", "validation": 80, "split_seed": 0, "classes": None, "resize": None,
         "model": {"name": "mlp5", "width": 12}, "quant_layers": ["fc*"], "setting": "scratch", "start_from": None,
+        "pretrained": None,
         "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,
         "training": {
             "optimizer": "adam", "lr": 2e-3, "batch_size": 32, "precision": "fp32", "epochs": 4, "patience": 3,

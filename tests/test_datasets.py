@@ -13,7 +13,7 @@ from PIL import Image
 
 from oscillations import datasets
 from oscillations.cli import main
-from oscillations.datasets import cifar10, cifar10_jpeg, digits, sources
+from oscillations.datasets import cifar10, cifar10_jpeg, digits, sources, tiny_imagenet
 from oscillations.errors import InputError
 from oscillations.files import read_json
 
@@ -270,6 +270,104 @@ def test_digits_need_no_source_and_ignore_that_of_other_datasets(tmp_path):
 def test_a_dataset_that_was_not_fetched_names_the_command(tmp_path):
     with pytest.raises(InputError, match="python -m oscillations fetch --data digits"):
         datasets.read("digits", tmp_path)
+
+
+WNIDS = ["n02", "n01", "n03"]  # not sorted: wnids.txt decides the order
+
+
+def tiny_image(number):
+    """A JPEG of one grey level, so that it survives its encoding; every third is a grey-scale file."""
+    mode = "L" if number % 3 == 0 else "RGB"
+    out = io.BytesIO()
+    Image.new(mode, (64, 64), number if mode == "L" else (number,) * 3).save(out, "JPEG", quality=100)
+    return out.getvalue()
+
+
+def tiny_imagenet_files(prefix="tiny-imagenet-200/"):
+    """Three classes of the official layout: two images to train on, one to test on; unlabelled ones are left out."""
+    files = {"wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(), "words.txt": b"n02\tfrog"}
+    rows = []
+    for place, wnid in enumerate(WNIDS):
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"x"
+        for i in range(2):
+            files[f"train/{wnid}/images/{wnid}_{i}.JPEG"] = tiny_image(40 * place + i)
+        files[f"val/images/val_{2 - place}.JPEG"] = tiny_image(200 + place)
+        rows.append(f"val_{2 - place}.JPEG\t{wnid}\t0\t0\t63\t63\n")
+    files["val/val_annotations.txt"] = "".join(rows).encode()
+    files["test/images/test_0.JPEG"] = tiny_image(9)
+    return {prefix + name: content for name, content in files.items()}
+
+
+def read_tiny(source):
+    return tiny_imagenet.read_layout(sources.entries(source), source, classes=3, train=6, test=3)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "folder of the archive's folder"])
+def test_tiny_imagenet_is_read_in_its_official_layout(kind, tmp_path):
+    files = tiny_imagenet_files("" if kind == "folder" else "tiny-imagenet-200/")
+    source = write_zip(tmp_path / "x.zip", files) if kind == "zip" else write_folder(tmp_path / "x", files)
+    splits, classes = read_tiny(source)
+    assert classes == WNIDS
+    images, labels = splits["train"]
+    assert (images.shape, images.dtype, labels.dtype) == ((6, 3, 64, 64), np.uint8, np.int64)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert images[:, :, 5, 5].tolist() == [[grey] * 3 for grey in (0, 1, 40, 41, 80, 81)]
+    images, labels = splits["test"]
+    assert labels.tolist() == [0, 1, 2]
+    assert images[:, 0, 5, 5].tolist() == [200, 201, 202]
+
+
+BAD_TINY = {
+    "no wnids": (lambda f: f.pop("wnids.txt"), r"wnids\.txt is missing; this is not the layout of tiny-imagenet-200\.zip"),
+    "no annotations": (lambda f: f.pop("val/val_annotations.txt"), r"val_annotations\.txt is missing"),
+    "class count": (lambda f: f.update({"wnids.txt": b"n02\nn01\n"}), r"wnids\.txt has 2 classes, Tiny-ImageNet has 3"),
+    "unknown class": (lambda f: f.update({"train/n09/images/n09_0.JPEG": tiny_image(3)}), r"n09_0\.JPEG is of class 'n09', not in wnids"),
+    "unlabelled": (lambda f: f.update({"val/images/val_9.JPEG": tiny_image(3)}), r"val_9\.JPEG is of class 'no annotation'"),
+    "missing image": (lambda f: f.pop("train/n02/images/n02_0.JPEG"), r"train has 5 images, Tiny-ImageNet has 6"),
+    "missing class": (
+        lambda f: f.update({"train/n01/images/n01_7.JPEG": f.pop("train/n02/images/n02_0.JPEG"), "train/n01/images/n01_8.JPEG": f.pop("train/n02/images/n02_1.JPEG")}),
+        r"train has no image of class n02",
+    ),
+    "another size": (lambda f: f.update({"val/images/val_0.JPEG": encoded(1, "jpg")}), r"val_0\.JPEG: image is 32x32, expected 64x64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TINY)
+def test_bad_copies_of_tiny_imagenet_are_refused_by_name(case, tmp_path):
+    change, message = BAD_TINY[case]
+    files = tiny_imagenet_files("")
+    change(files)
+    with pytest.raises(InputError, match=message):
+        read_tiny(write_folder(tmp_path / "x", files))
+
+
+def test_tiny_imagenets_sidecar_holds_its_classes_and_the_md5_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_imagenet, "CLASSES", ["0", "1", "2"])
+    monkeypatch.setattr(tiny_imagenet, "TRAIN_IMAGES", 6)
+    monkeypatch.setattr(tiny_imagenet, "TEST_IMAGES", 3)
+    archive = write_zip(tmp_path / "tiny-imagenet-200.zip", tiny_imagenet_files())
+    datasets.write("tiny-imagenet", tmp_path, archive)
+    about, tensors = datasets.read("tiny-imagenet", tmp_path)
+    assert about["classes"] == WNIDS
+    assert (about["train"], about["test"], about["image_shape"]) == (6, 3, [3, 64, 64])
+    found = hashlib.md5(archive.read_bytes()).hexdigest()
+    assert (
+        about["source"] == f"official layout, md5 {found}, not the one widely given, not verified by an official source"
+    )
+    assert set(tensors) == {"train_images", "train_labels", "test_images", "test_labels"}
+    monkeypatch.setattr(tiny_imagenet, "MD5", found)
+    datasets.write("tiny-imagenet", tmp_path, archive)
+    assert "as widely given, not verified" in read_json(tmp_path / "tiny-imagenet.json")["source"]
+
+
+def test_a_download_without_a_published_hash_is_kept_as_it_is(server, tmp_path):
+    address, content = server
+    target = sources.download([f"{address}/whole"], tmp_path / "file", "")
+    assert target.read_bytes() == content
+    found = hashlib.sha256(content).hexdigest()
+    sources.download([f"{address}/whole"], tmp_path / "other", found[:8], "sha256", "weights")
+    with pytest.raises(InputError, match=r"--config weights=PATH.*\n.*sha256 is .*, published is 0000"):
+        sources.download([f"{address}/whole"], tmp_path / "third", "0000", "sha256", "weights")
 
 
 @pytest.mark.network

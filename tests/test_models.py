@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oscillations import models
+from oscillations.errors import InputError
 from oscillations.models import library, mlp5, resnet18, vit_tiny
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
@@ -43,6 +44,38 @@ def test_p1_vit_tiny():
     model, quantized = built({"name": "vit-tiny"}, IMAGENET)
     assert count(model.parameters()) == 5_526_346
     assert share_of_weights(model, quantized) == pytest.approx(97.178, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_p1_tiny_vit_5m_is_not_the_papers():
+    """docs/choices.md: neither the parameters (5.5M) nor the quantized share (97.18 %) are TinyViT-5M's."""
+    model = models.build({"name": "timm/tiny_vit_5m_224"}, IMAGENET, 10)
+    assert count(model.parameters()) == 5_074_974
+    blocks = models.quantized_parameters(model, ["*.attn.qkv", "*.attn.proj", "*.mlp.fc1", "*.mlp.fc2"])
+    assert share_of_weights(model, blocks) == pytest.approx(93.097, abs=5e-4)
+    everything = models.quantized_parameters(model, ["*"])
+    assert share_of_weights(model, everything) == pytest.approx(99.822, abs=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("timm/tiny_vit_5m_224", "head.fc"),
+        ("timm/resnet10t", "fc"),
+        ("torchvision/squeezenet1_1", "classifier.1"),
+        ("torchvision/resnet18", "fc"),
+    ],
+)
+def test_a_library_model_can_be_fine_tuned_to_other_classes(name, head):
+    pretrained = models.build({"name": name}, IMAGENET, 20)
+    model = models.build({"name": name}, IMAGENET, 10)
+    assert models.head(name, model) == head
+    fresh = model.get_submodule(head).weight.clone()
+    models.load_weights(model, pretrained.state_dict(), models.head(name, model))
+    assert torch.equal(model.get_submodule(head).weight, fresh)
+    theirs = pretrained.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in model.state_dict().items() if not k.startswith(f"{head}."))
 
 
 @pytest.mark.slow
@@ -104,7 +137,8 @@ def test_load_weights_reports_everything_that_does_not_fit():
     other = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
     weights = model.state_dict()
     weights["extra"] = weights.pop("fc2.bias")
-    with pytest.raises(ValueError, match=r"missing fc2\.bias; unexpected extra; fc6\.weight is \(5, 8\)"):
+    groups = r"missing \(1\): fc2\.bias\n  unexpected \(1\): extra\n  of another shape \(2\): fc6\.weight \(5, 8\) for \(10, 8\), fc6"
+    with pytest.raises(InputError, match=groups):
         models.load_weights(other, weights)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
-from oscillations import cost, launch, provenance, records
+from oscillations import cost, launch, provenance, records, weights
 from oscillations import study as studies
 from oscillations.errors import InputError
 from oscillations.fingerprint import fingerprint
@@ -78,7 +78,15 @@ def as_json(value):
     return json.dumps(value, sort_keys=True)
 
 
+def pretrained_files(experiment):
+    """Public weights that an experiment starts from; their age counts as little as the dataset's."""
+    name = STUDY.experiments[experiment].pretrained
+    files = map(str, weights.files(name)) if name else []
+    return list(files) if records.OTHER_WEIGHTS in STALE.values() else [ancient(file) for file in files]
+
+
 def start_files(variant):
-    """Records and checkpoints that a fine-tune starts from; the record's hash stands for the checkpoint."""
+    """Weights that a fine-tune starts from; of a run, the hash in its record stands for the checkpoint."""
     parents = [parent for seed in variant.seeds if (parent := variant.parent(seed))]
-    return [str(parent.record) for parent in parents] + [ancient(str(parent.checkpoint)) for parent in parents]
+    files = [str(parent.record) for parent in parents] + [ancient(str(parent.checkpoint)) for parent in parents]
+    return files + pretrained_files(variant.experiment)

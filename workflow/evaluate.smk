@@ -1,5 +1,6 @@
 """
-REQUIRED INPUTS: the records of an experiment's runs (each vouches for its checkpoint by hash), data/<dataset>.json
+REQUIRED INPUTS: the records of an experiment's runs (each vouches for its checkpoint by hash), data/<dataset>.json,
+                 pretrained weights
 OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
 """
 
@@ -8,6 +9,7 @@ rule evaluate:
     """PTQ and cross-bit accuracy on the test split, batch norm kept and re-estimated; weight histograms."""
     input:
         data=lambda wildcards: dataset_files(wildcards.experiment),
+        start=lambda wildcards: pretrained_files(wildcards.experiment),
         records=lambda wildcards: [str(run.record) for run in experiment_runs(wildcards.experiment)],
     output:
         update(f"results/{STUDY.study}/runs/{{experiment}}/evaluations.csv"),

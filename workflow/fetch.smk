@@ -1,6 +1,7 @@
 """
-REQUIRED INPUTS: none (a download, scikit-learn, or source=PATH)
-OUTPUTS: data/<dataset>.json (hash and constants), data/<dataset>.safetensors (all images)
+REQUIRED INPUTS: none (a download, scikit-learn, or source=PATH; for weights a download or weights=PATH)
+OUTPUTS: data/<dataset>.json (hash and constants), data/<dataset>.safetensors (all images),
+         data/weights/<checkpoint>.json (hash, origin, normalisation), data/weights/<checkpoint>.safetensors
 """
 
 
@@ -13,7 +14,25 @@ rule fetch:
         "logs/fetch/{dataset}.log",
     benchmark:
         "logs/fetch/{dataset}.tsv"
+    wildcard_constraints:
+        dataset="[^/]+",
     params:
         code=lambda wildcards: fingerprint(f"datasets.{wildcards.dataset.replace('-', '_')}", "datasets"),
     shell:
         "python -m oscillations fetch --data {wildcards.dataset} > {log} 2>&1"
+
+
+rule weights:
+    """Download or read, check, and convert a pretrained checkpoint."""
+    output:
+        about="data/weights/{checkpoint}.json",
+        tensors="data/weights/{checkpoint}.safetensors",
+    log:
+        "logs/weights/{checkpoint}.log",
+    benchmark:
+        "logs/weights/{checkpoint}.tsv"
+    params:
+        code=fingerprint("weights"),
+        name=lambda wildcards: wildcards.checkpoint.replace("-", "/", 1),
+    shell:
+        "python -m oscillations weights --name {params.name} > {log} 2>&1"

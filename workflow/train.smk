@@ -1,5 +1,5 @@
 """
-REQUIRED INPUTS: data/<dataset>.json, and the start checkpoints of a fine-tune
+REQUIRED INPUTS: data/<dataset>.json, and the checkpoints or pretrained weights that a fine-tune starts from
 OUTPUTS: results/<study>/runs/<experiment>/<variant>/seed<k>/{run.json,history.csv,layers.csv},
          checkpoints/<study>/<experiment>/<variant>/seed<k>.safetensors
 

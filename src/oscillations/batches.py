@@ -75,7 +75,8 @@ def crop_flip(images: Tensor, padding: int = 4) -> Tensor:
 def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
     """The ``train``, ``validation`` and ``test`` sets of a recipe, on the device.
 
-    ``classes`` keeps only the images of some classes, renumbered from 0.
+    ``classes`` keeps only the images of some classes, renumbered from 0. Inputs are normalised as those that the
+    pretrained weights saw, or by the dataset.
     """
     train, validation = split_indices(about["train"], recipe["validation"], recipe["split_seed"])
     parts = {
@@ -83,6 +84,7 @@ def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: to
         "validation": ("train", torch.from_numpy(validation)),
         "test": ("test", torch.arange(about["test"])),
     }
+    norm = recipe["pretrained"] or about
     sets = {}
     for part, (source, indices) in parts.items():
         labels = tensors[f"{source}_labels"]
@@ -92,5 +94,5 @@ def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: to
             labels = new_label[labels]
             indices = indices[labels[indices] >= 0]
         images = tensors[f"{source}_images"][indices].to(device)
-        sets[part] = ImageSet(images, labels[indices].to(device), about["mean"], about["std"], recipe["resize"])
+        sets[part] = ImageSet(images, labels[indices].to(device), norm["mean"], norm["std"], recipe["resize"])
     return sets

@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
         "--source", type=Path, default=os.environ.get("OSCILLATIONS_SOURCE"),
         help="local archive or folder instead of the download",
     )  # fmt: skip
+    pretrained = command(weights)
+    pretrained.add_argument("--name", help="checkpoint, instead of the study's, e.g. torchvision/resnet18")
+    pretrained.add_argument(
+        "--source", type=Path, default=os.environ.get("OSCILLATIONS_WEIGHTS"),
+        help="local state dict, or a folder of them, instead of the download",
+    )  # fmt: skip
     training = command(train, "narrow", "device")
     training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
     training.add_argument(
@@ -88,6 +94,17 @@ def fetch(options: argparse.Namespace) -> None:
         raise InputError(f"source={options.source}: no such file or folder")
     for name in sorted(chosen):
         datasets.write(name, Path("data"), options.source)
+
+
+def weights(options: argparse.Namespace) -> None:
+    """Prepare the study's pretrained weights: download or read, check, write one tensor file each."""
+    from oscillations import weights as module
+
+    chosen = {options.name} if options.name else studies.load(options.study)[0].checkpoints
+    if options.source is not None and not options.source.exists():
+        raise InputError(f"weights={options.source}: no such file or folder")
+    for name in sorted(chosen):
+        module.write(name, options.source)
 
 
 def train(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oscillations.errors import InputError, did_you_mean
 
-KEYS = ("study", "only", "seeds", "source", "device", "at_once")
+KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -36,10 +36,11 @@ def prepare(config: dict) -> int:
         "OSCILLATIONS_DEVICE": device,
         "OSCILLATIONS_AT_ONCE": at_once,
     }
-    if "source" in config:
-        source = Path(config["source"])
-        if not source.exists():
-            raise InputError(f"source={source}: no such file or folder")
-        environment["OSCILLATIONS_SOURCE"] = str(source.resolve())
+    for key in ("source", "weights"):
+        if key in config:
+            path = Path(config[key])
+            if not path.exists():
+                raise InputError(f"{key}={path}: no such file or folder")
+            environment[f"OSCILLATIONS_{key.upper()}"] = str(path.resolve())
     os.environ.update(environment)
     return int(device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from oscillations import weights
 from oscillations.files import canonical_json, read_json, sha256
 from oscillations.fingerprint import fingerprint
 from oscillations.study import Run, Variant
 
 OTHER_DATA = "made from other data"
+OTHER_WEIGHTS = "started from other pretrained weights"
 IDENTITY = ("run", "seed", "recipe", "fingerprint", "data_sha256", "start_sha256")
 
 
@@ -37,6 +39,10 @@ def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | N
     about = Path("data", f"{variant.recipe['data']}.json")
     if about.exists() and read_json(about)["sha256"] != record["data_sha256"]:
         return OTHER_DATA
+    pretrained = variant.recipe["pretrained"]
+    sidecar = pretrained and weights.files(pretrained["name"])[0]
+    if sidecar and sidecar.exists() and read_json(sidecar)["sha256"] != record["start_sha256"]:
+        return OTHER_WEIGHTS
     parent = variant.parent(run.seed)
     if parent is not None and parent.record.exists():
         start = read_json(parent.record)["checkpoint_sha256"]

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oscillations import datasets, resume
+from oscillations import weights as pretrained
 from oscillations.batches import ImageSet, image_sets, split_indices
 from oscillations.device import in_turns, set_up_torch
 from oscillations.errors import InputError, Interrupted
@@ -85,17 +86,30 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
 
 def run_identity(variant: Variant, run: Run, about: dict[str, Any]) -> dict[str, Any]:
     """What makes a run this run: a record with another identity is not its result."""
-    parent = variant.parent(run.seed)
-    if parent is not None and not parent.record.exists():
-        raise InputError(f"{parent.record}: {run.name} starts from {parent.name}, which has not been trained yet")
+    start = start_of(variant, run)
     return {
         "run": run.name,
         "seed": run.seed,
         "recipe": variant.recipe,
         "fingerprint": variant.fingerprint,
         "data_sha256": about["sha256"],
-        "start_sha256": None if parent is None else read_json(parent.record)["checkpoint_sha256"],
+        "start_sha256": start and start["sha256"],
     }
+
+
+def start_of(variant: Variant, run: Run) -> dict[str, Any] | None:
+    """Where a run's first weights are from, with their hash; None if it starts from scratch."""
+    if checkpoint := variant.recipe["pretrained"]:
+        about = pretrained.read_about(checkpoint["name"])
+        return {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
+    parent = variant.parent(run.seed)
+    if parent is None:
+        return None
+    if not parent.record.exists():
+        raise InputError(f"{parent.record}: {run.name} starts from {parent.name}, which has not been trained yet")
+    record = read_json(parent.record)
+    own = {"name": parent.name, "trained_on": record["data"]["name"], "verified": False, "label": parent.experiment}
+    return own | {"sha256": record["checkpoint_sha256"]}
 
 
 def _whole(checkpoint: Path, record: Path) -> bool:
@@ -145,7 +159,7 @@ def _make(job: Job, run: Run, identity: dict[str, Any]) -> Iterator[None]:
             saved = time.monotonic()
         yield
     timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
-    _write_run(trainer, run, identity, job.about, timing)
+    _write_run(trainer, run, identity | {"start": start_of(job.variant, run)}, job.about, timing)
     resume_file.unlink(missing_ok=True)
 
 
@@ -153,8 +167,11 @@ def new_trainer(
     variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
 ) -> Trainer:
     """The trainer of a run at its start, filled from the weights it starts from."""
-    parent = variant.parent(run.seed)
-    start = None if parent is None else load_checkpoint(parent)
+    start = None
+    if checkpoint := variant.recipe["pretrained"]:
+        start = pretrained.read(checkpoint["name"])
+    elif parent := variant.parent(run.seed):
+        start = load_checkpoint(parent)
     return make_trainer(variant.recipe, run.seed, about, sets, device, start)
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from oscillations import datasets, methods, models
+from oscillations import datasets, methods, models, weights
 from oscillations.bits import LATENT, bit_name
 from oscillations.config import Strict, parse
 from oscillations.errors import InputError, did_you_mean
@@ -71,6 +71,10 @@ class Experiment(Strict):
     resize: PositiveInt | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
+    pretrained: str | None = Field(
+        None,
+        description="public checkpoint that is fine-tuned: torchvision/resnet18, timm/deit_tiny_patch16_224, ...",
+    )
 
 
 class Panels(Strict):
@@ -169,8 +173,8 @@ class Study(Strict):
     study: Name
     title: str
     note: str = Field(description="what its numbers are and are not; shown on the site")
-    published: Literal["paper", "other-data", "miniature"] = Field(
-        description="how its numbers relate to the published ones"
+    published: Literal["paper", "other-data", "miniature", "none"] = Field(
+        description="how its numbers relate to the published ones; none: they are not set beside any"
     )
     reference: str | None = Field(None, description="study whose runs hypotheses may compare with")
     data: str
@@ -214,6 +218,11 @@ class Study(Strict):
 
     def held_out(self, experiment: str) -> int:
         return self.experiments[experiment].validation or self.validation
+
+    @property
+    def checkpoints(self) -> set[str]:
+        """Names of the pretrained weights that experiments start from."""
+        return {experiment.pretrained for experiment in self.experiments.values() if experiment.pretrained}
 
     @property
     def figure_names(self) -> list[str]:
@@ -365,6 +374,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
     patterns = experiment.quant_layers or models.find(model["name"]).QUANTIZED
     _check_patterns(patterns, layers, f"{where}.quant_layers")
     _check_start(study, experiment, where)
+    pretrained = experiment.pretrained and _resolved_weights(study, name, model, f"{where}.pretrained")
     if experiment.classes:
         data, last = study.dataset(name), len(datasets.find(study.dataset(name)).CLASSES) - 1
         wrong = [label for label in experiment.classes if not 0 <= label <= last]
@@ -388,6 +398,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 "quant_layers": patterns,
                 "setting": experiment.setting,
                 "start_from": experiment.start_from,
+                "pretrained": pretrained,
                 "method": {"name": method} | resolved,
                 "training": training,
                 "eval_bits": study.eval_bits,
@@ -448,20 +459,29 @@ def _check_patterns(patterns: list[str], layers: list[str], where: str) -> None:
 
 def _check_start(study: Study, experiment: Experiment, where: str) -> None:
     start = experiment.start_from
+    if start and experiment.pretrained:
+        raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
     if start is None:
-        if experiment.setting == "finetune":
-            raise InputError(f"{where}: setting: finetune needs start_from")
+        if experiment.setting == "finetune" and not experiment.pretrained:
+            raise InputError(f"{where}: setting: finetune needs start_from or pretrained")
         return
     parent = study.experiments.get(start)
     if parent is None:
         raise InputError(f"{where}.start_from: unknown experiment {start!r}; {did_you_mean(start, study.experiments)}")
-    if "baseline" not in parent.methods or parent.sweep or parent.start_from:
+    if "baseline" not in parent.methods or parent.sweep or parent.start_from or parent.pretrained:
         raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
     if parent.model != experiment.model or parent.resize != experiment.resize or parent.data != experiment.data:
         raise InputError(f"{where}.start_from: {start} trains another model, image size or dataset")
     missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
     if missing:
         raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")
+
+
+def _resolved_weights(study: Study, name: str, model: dict[str, Any], where: str) -> dict[str, Any]:
+    experiment = study.experiments[name]
+    channels, height, width = datasets.find(study.dataset(name)).IMAGE_SHAPE
+    side = experiment.resize
+    return weights.resolve(experiment.pretrained, model, (channels, side or height, side or width), where)
 
 
 def _check_references(study: Study, variants: set[str], path: Path) -> None:

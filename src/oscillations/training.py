@@ -273,7 +273,7 @@ def make_trainer(
     torch.manual_seed(seed)
     model = models.build(recipe["model"], (channels, height, width), len(classes))
     if pretrained is not None:
-        models.load_weights(model, pretrained, head=models.find(recipe["model"]["name"]).HEAD)
+        models.load_weights(model, pretrained, models.head(recipe["model"]["name"], model))
     model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs too
     options = dict(recipe["method"])
     found = methods.find(options.pop("name"))

@@ -29,6 +29,7 @@ class Images:
     test_images: np.ndarray
     test_labels: np.ndarray
     source: str
+    classes: list[str] | None = None  # where only the source knows their names
 
 
 def names() -> list[str]:
@@ -47,7 +48,7 @@ def write(name: str, folder: Path, source: Path | None = None) -> None:
 
     dataset = find(name)
     images = dataset.prepare(source, folder / "downloads")
-    tensors = {key: value for key, value in vars(images).items() if key != "source"}
+    tensors = {key: value for key, value in vars(images).items() if isinstance(value, np.ndarray)}
     tensor_file = folder / f"{name}.safetensors"
     with replacing(tensor_file) as part:
         save_file(tensors, part)
@@ -57,7 +58,7 @@ def write(name: str, folder: Path, source: Path | None = None) -> None:
             "name": name,
             "sha256": file_hash(tensor_file),
             "source": images.source,
-            "classes": dataset.CLASSES,
+            "classes": images.classes or dataset.CLASSES,
             "image_shape": dataset.IMAGE_SHAPE,
             "mean": dataset.MEAN,
             "std": dataset.STD,

@@ -77,7 +77,7 @@ def image_folder(
             continue
         if label not in classes:
             raise InputError(f"{source}: {name}: unknown class {label!r}; known: {', '.join(classes)}")
-        found[split, label, path.name] = _decode(content, image_shape, f"{source}: {name}")
+        found[split, label, path.name] = decode(content, image_shape, f"{source}: {name}")
     splits = {}
     for split in ("train", "test"):
         keys = sorted(key for key in found if key[0] == split)
@@ -89,7 +89,8 @@ def image_folder(
     return splits, {PurePosixPath(key[2]).suffix.lower() for key in found}
 
 
-def _decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np.ndarray:
+def decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np.ndarray:
+    """uint8 pixels ``image_shape`` of an encoded image; an unreadable one or another size is an error at ``where``."""
     from PIL import Image
 
     channels, height, width = image_shape
@@ -103,9 +104,15 @@ def _decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
 
 
-def download(mirrors: list[str], target: Path, md5: str, tries: int = 3) -> Path:
-    """Fetch ``target`` from the first mirror that gives it whole; a file that is there already is checked."""
-    if target.exists() and file_hash(target, "md5") == md5:
+def download(
+    mirrors: list[str], target: Path, digits: str, algorithm: str = "md5", key: str = "source", tries: int = 3
+) -> Path:
+    """Fetch ``target`` from the first mirror that gives it whole; a file that is there already is checked.
+
+    ``digits``: the first hex digits of its published hash; none, if none is published. ``key``: the option that
+    takes a local copy.
+    """
+    if target.exists() and file_hash(target, algorithm).startswith(digits):
         return target
     failures = []
     for url in mirrors:
@@ -113,16 +120,16 @@ def download(mirrors: list[str], target: Path, md5: str, tries: int = 3) -> Path
             try:
                 with replacing(target) as part:
                     _fetch(url, part)
-                    found = file_hash(part, "md5")
-                    if found != md5:
-                        raise InputError(f"md5 is {found}, published is {md5}")
+                    found = file_hash(part, algorithm)
+                    if not found.startswith(digits):
+                        raise InputError(f"{algorithm} is {found}, published is {digits}")
                 return target
             except (urllib.error.URLError, OSError, InputError) as error:
                 failures.append(f"{url} (try {attempt + 1}): {error}")
                 if attempt + 1 < tries:
                     time.sleep(2**attempt)
     raise InputError(
-        "download failed; give a local copy with --config source=PATH (or --source PATH)\n  " + "\n  ".join(failures)
+        f"download failed; give a local copy with --config {key}=PATH (or --source PATH)\n  " + "\n  ".join(failures)
     )
 
 

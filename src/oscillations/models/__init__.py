@@ -2,8 +2,9 @@
 
 A model file holds ``Options`` (what a study may say about it), ``layers(options)`` (names of the layers with
 weights, in order), ``QUANTIZED`` (patterns of those that are quantized unless a study says otherwise),
-``HEAD`` (the layer a fine-tune replaces) and ``build(options, image_shape, classes)``. Studies are checked
-before every command, so torch is imported only inside ``build``.
+``HEAD`` (the layer a fine-tune replaces; None if ``head(network)`` finds it) and
+``build(options, image_shape, classes)``. Studies are checked before every command, so torch is imported only
+inside ``build``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import pkgutil
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from oscillations.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +44,12 @@ def build(spec: dict[str, Any], image_shape: tuple[int, int, int], classes: int)
     return module.build(module.Options(**spec), tuple(image_shape), classes)
 
 
+def head(name: str, network: nn.Module) -> str:
+    """The layer of model ``name`` that a fine-tune replaces."""
+    module = find(name)
+    return module.HEAD or module.head(network)
+
+
 def quantized_layers(layers: list[str], patterns: list[str]) -> list[str]:
     """Names among ``layers`` that a pattern matches, in their order."""
     return [layer for layer in layers if any(fnmatchcase(layer, pattern) for pattern in patterns)]
@@ -66,16 +75,28 @@ def is_matrix_layer(layer: nn.Module) -> bool:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str | None = None) -> None:
-    """Load a checkpoint, all keys and shapes as they are; ``head`` names a layer that keeps its new weights."""
+    """Load a checkpoint, all keys and shapes as they are; ``head`` names a layer that keeps its new weights.
+
+    Raises InputError that lists what is missing, unexpected or of another shape.
+    """
     own = model.state_dict()
     fresh = {key for key in own if head and key.startswith(f"{head}.")}
-    problems = [f"missing {key}" for key in own if key not in weights and key not in fresh]
-    problems += [f"unexpected {key}" for key in weights if key not in own]
-    problems += [
-        f"{key} is {tuple(weights[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and key not in fresh and weights[key].shape != own[key].shape
-    ]
-    if problems:
-        raise ValueError("the checkpoint does not fit the model: " + "; ".join(problems))
+    problems = {
+        "missing": [key for key in own if key not in weights and key not in fresh],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} for {tuple(own[key].shape)}"
+            for key in own
+            if key in weights and key not in fresh and weights[key].shape != own[key].shape
+        ],
+    }
+    if any(problems.values()):
+        lines = [f"  {kind} ({len(found)}): {_first(found)}" for kind, found in problems.items() if found]
+        exempt = f" (all but the head {head!r} must be equal)" if head else ""
+        raise InputError(f"the checkpoint does not fit the model{exempt}\n" + "\n".join(lines))
     model.load_state_dict({key: own[key] if key in fresh else weights[key] for key in own})
+
+
+def _first(names: list[str], count: int = 10) -> str:
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

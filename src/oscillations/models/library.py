@@ -9,7 +9,7 @@ from pydantic import Field
 from oscillations.config import Strict
 
 QUANTIZED = ["*"]
-HEAD = None  # differs from model to model; a fine-tune to other classes needs its own model file
+HEAD = None  # differs from model to model: see head
 
 
 class Options(Strict):
@@ -25,6 +25,15 @@ def layers(options: Options) -> list[str]:
     with torch.device("meta"):
         network = build(options, None, 10)
     return [name for name, layer in network.named_modules() if is_matrix_layer(layer)]
+
+
+def head(network) -> str:
+    """timm names its classifier; torchvision's is the last layer with a weight matrix."""
+    from oscillations.models import is_matrix_layer
+
+    if hasattr(network, "pretrained_cfg"):
+        return network.pretrained_cfg["classifier"]
+    return [name for name, layer in network.named_modules() if is_matrix_layer(layer)][-1]
 
 
 def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int):

@@ -18,6 +18,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
+    "start",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -33,7 +34,9 @@ def results(study: Study) -> Path:
 def read_measurements(study: Study | str) -> pd.DataFrame:
     """Every measurement of a study, given or named; none of one that has not run."""
     file = Path("results", getattr(study, "study", study), "measurements.csv")
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=MEASUREMENTS)
+    if not file.exists():
+        return pd.DataFrame(columns=MEASUREMENTS)
+    return pd.read_csv(file, dtype={"start": str}).fillna({"start": ""})
 
 
 def read_oscillations(study: Study | str) -> pd.DataFrame:
@@ -101,7 +104,13 @@ def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, fo
         "epochs_run": record["epochs_run"],
         "status": record["status"],
         "run": folder,
+        "start": start_label(recipe, record),
     }
+
+
+def start_label(recipe: dict[str, Any], record: dict[str, Any]) -> str:
+    """What a run was fine-tuned from, for people; nothing if it was trained from scratch."""
+    return record["start"]["label"] if recipe["pretrained"] else recipe["start_from"] or ""
 
 
 def _evaluation(about: dict[str, Any], bits: int, bn: str, split: str, accuracy: float) -> dict[str, Any]:

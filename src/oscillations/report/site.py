@@ -12,7 +12,7 @@ from oscillations import cost
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
-from oscillations.report.collect import read_measurements, read_oscillations, results
+from oscillations.report.collect import read_measurements, read_oscillations, results, start_label
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder
 from oscillations.report.stats import FITTED, NOT_RUN
 from oscillations.report.tables import (
@@ -33,6 +33,7 @@ RELATION = {
     "paper": "Same data as the paper: distances to the published numbers are meaningful.",
     "other-data": "Other data than the paper's: distances to the published numbers also hold the change of data.",
     "miniature": "A miniature: published numbers stand beside for orientation only and are never coloured.",
+    "none": "No published numbers are set beside these.",
 }
 
 
@@ -239,6 +240,8 @@ def _runs(variants: list[Variant]) -> list[dict[str, Any]]:
             seeds.append(seed)
         model = MODEL_NAMES.get(variant.recipe["model"]["name"], variant.recipe["model"]["name"])
         recipe = variant.recipe
+        starts = {start_label(recipe, records[run]) for run in variant.runs() if run in records}
+        model += "".join(f", fine-tuned from {start}" for start in sorted(starts - {""}))
         method = {key: value for key, value in recipe["method"].items() if key != "name"}
         rows.append(
             {

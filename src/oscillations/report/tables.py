@@ -13,6 +13,7 @@ from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.report.collect import read_measurements, results
 from oscillations.study import Study, Variant
+from oscillations.weights import IMAGENET_LABELS
 
 PUBLISHED = Path("params/published.csv")
 CELL = ["model", "setting", "method", "lambda", "train_bits", "eval_bits"]
@@ -26,6 +27,7 @@ TITLES = {
 SETTINGS = {"table1": "scratch", "table4": "sweep", "table5": "sweep"}  # the others: finetune
 FITTED_MARK = "†"
 FITTED_NOTE = f"{FITTED_MARK} A free choice was fitted to this published cell; it counts for no claim."
+FINE_TUNED = ("table2", "table3", "table5")
 METHOD_NAMES = {"baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant"}
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny"}
 
@@ -43,7 +45,7 @@ def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     A diverged run never enters a mean; it is counted in ``diverged``.
     """
     tests = measurements[(measurements.split == "test") & (measurements.bn == bn)]
-    keys = ["experiment", "variant", *CELL, "lr"]
+    keys = ["experiment", "variant", *CELL, "lr", "start"]
     rows = []
     for key, group in tests.groupby(keys, dropna=False, sort=False):
         done = group[group.status == "done"]
@@ -66,12 +68,13 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
 
     Cells are matched on model, method, bits and, in sweeps, lambda. Outside sweeps lambda is a choice of the
     study and stays out of the match, because the published tables name none. ``inside``: the mean lies in the
-    published mean +- 2 std; empty where either is missing. ``fitted``: a free choice was fitted to the
-    published cell. ``missing``: what has not run, and why if the study says so.
+    published mean +- 2 std; empty where either is missing, and where networks do not start as the paper's: from a
+    verified ImageNet checkpoint where it fine-tunes. ``fitted``: a free choice was fitted to the published cell.
+    ``missing``: what has not run, and why if the study says so.
     """
     sweep = SETTINGS.get(table) == "sweep"
     published = read_published()
-    published = published[published.table == table].rename(
+    published = published[(published.table == table) & (study.published != "none")].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
     found = summarise(measurements)
@@ -90,6 +93,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     merged.insert(0, "table", table)
     merged["difference"] = merged["mean"] - merged.published_mean
     compared = merged.difference.notna() & merged.published_std.notna() & (study.published != "miniature")
+    compared &= merged.start.isin(_like_published(table))
     merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).astype("boolean").where(compared)
     cells = merged[["model", "method", "eval_bits"]].itertuples(index=False, name=None)
     merged["fitted"] = merged.published_mean.notna() & pd.Series([cell in study.fitted for cell in cells], dtype=bool)
@@ -126,6 +130,11 @@ def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series)
     return "not in this study"
 
 
+def _like_published(table: str) -> set[str]:
+    """The starts that the table's numbers may be compared with."""
+    return IMAGENET_LABELS if table in FINE_TUNED else IMAGENET_LABELS | {""}
+
+
 def bits_label(bits: int) -> str:
     return {LATENT: "FP32", 2: "ternary"}.get(bits, f"{bits}-bit")
 
@@ -156,6 +165,8 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
         if table == "table3":
             row["Trained"] = bits_label(cell.train_bits)
         row["Evaluated" if table == "table3" else "Bits"] = bits_label(cell.eval_bits)
+        if table in FINE_TUNED:
+            row["Fine-tuned from"] = "" if pd.isna(cell.start) else cell.start
         row["Published"] = plus_minus(cell.published_mean, cell.published_std)
         row["Reproduced"] = reproduced_text(cell)
         row["n"] = "" if pd.isna(cell.n) else str(int(cell.n))
@@ -164,7 +175,9 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
             row["Epochs (published)"] = "" if pd.isna(cell.published_epochs) else f"{cell.published_epochs:.0f}"
             row["Epochs"] = "" if pd.isna(cell.epochs) else f"{cell.epochs:.1f}"
         rows.append(row)
-    return pd.DataFrame(rows)
+    text = pd.DataFrame(rows)
+    without = ["Published", "Difference", "Epochs (published)"] if cells.published_mean.isna().all() else []
+    return text.drop(columns=without, errors="ignore")
 
 
 def notes(study: Study, cells: pd.DataFrame) -> list[str]:
@@ -211,7 +224,7 @@ def agreement_cells(study: Study, variants: list[Variant], measurements: pd.Data
     cells["n"] = cells.n.fillna(0).astype(int)
     cells["relation"] = study.published
     columns = ["published_mean", "published_std", "mean", "std", "n", "difference", "inside", "fitted", "relation"]
-    return cells[["table", *CELL, *columns, "missing", "runs"]]
+    return cells[["table", *CELL, *columns, "missing", "runs", "start"]]
 
 
 def coverage(agreement: pd.DataFrame) -> pd.DataFrame:

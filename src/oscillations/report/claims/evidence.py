@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from oscillations import datasets
 from oscillations.report.collect import with_all_columns
 from oscillations.report.stats import (
     CONTRADICTED,
@@ -117,9 +118,11 @@ class Group:
     experiment: str
     model: str
     setting: str
+    start: str = ""  # what it was fine-tuned from
 
     def __str__(self) -> str:
-        return f"{MODEL_NAMES.get(self.model, self.model)} ({self.setting})"
+        setting = f"{self.setting} from {self.start}" if self.start else self.setting
+        return f"{MODEL_NAMES.get(self.model, self.model)} ({setting})"
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,11 @@ class Evidence:
         run = f"results/{study.study}/runs/" + names[0] + "/" + names[1] + "/seed" + names[2]
         self.epochs = epochs.assign(run=run)
 
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing, in percent."""
+        return 100 / len(datasets.find(self.study.data).CLASSES)
+
     def groups(self, *models: str) -> list[Group]:
         """All that tables 1 and 2 publish (of some models), with the study's experiments that have run."""
         published = read_published()
@@ -168,9 +176,9 @@ class Evidence:
             if models and model not in models:
                 continue
             t = self.tests[(self.tests.model == model) & (self.tests.setting == setting)]
-            groups += [Group(name, model, setting) for name in main if name in set(t.experiment)] or [
-                Group("", model, setting)
-            ]
+            starts = t.groupby("experiment").start.first()
+            found = [Group(name, model, setting, starts[name]) for name in main if name in starts]
+            groups += found or [Group("", model, setting)]
         return groups
 
     def _experiments(self, *tables: str) -> list[str]:

@@ -24,7 +24,6 @@ from oscillations.report.claims.evidence import (
 from oscillations.report.stats import above, below, significant, within
 from oscillations.report.tables import bits_label
 
-CHANCE = 10.0  # percent, ten classes
 UNIFORM_NEAR = 0.1  # share near a threshold of uniform weights; Gaussian ones of any width have no more
 FLAT = (0.25, 1.75)  # the range of lambda in the paper's Table 4
 
@@ -103,7 +102,7 @@ def _crossed(group: Group, trained: int, bits: int) -> str:
 
 
 def _c5(evidence: Evidence) -> Claim:
-    bound = CHANCE + evidence.study.claims.chance_margin
+    bound = evidence.chance + evidence.study.claims.chance_margin
     claim = Claim(
         "C5", "ResNet QAT trained at 2 or 3 bits is near chance at every other bit width; ViT QAT at 3 bits is not."
     )
@@ -310,7 +309,7 @@ def near_at_best(run: pd.DataFrame) -> float:
 
 
 def _c14(evidence: Evidence) -> Claim:
-    bound = CHANCE + evidence.study.claims.chance_margin
+    bound = evidence.chance + evidence.study.claims.chance_margin
     claim = Claim(
         "C14", "ViT OsciQuant trained at ternary is at chance at 3 bits, unstable at 4 and near the FP baseline at 8."
     )
