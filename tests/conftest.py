@@ -71,7 +71,7 @@ def blobs():
 def recipe():
     """A resolved recipe for the blobs; tests change what they are about."""
     return {
-        "data": "blobs", "validation": 80, "split_seed": 0, "classes": None, "resize": None,
+        "data": "blobs", "validation": 80, "split_seed": 0, "images": None, "classes": None, "resize": None,
         "model": {"name": "mlp5", "width": 12}, "quant_layers": ["fc*"], "setting": "scratch", "start_from": None,
         "pretrained": None,
         "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,

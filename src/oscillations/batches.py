@@ -75,8 +75,8 @@ def crop_flip(images: Tensor, padding: int = 4) -> Tensor:
 def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
     """The ``train``, ``validation`` and ``test`` sets of a recipe, on the device.
 
-    ``classes`` keeps only the images of some classes, renumbered from 0. Inputs are normalised as those that the
-    pretrained weights saw, or by the dataset.
+    ``classes`` keeps only the images of some classes, renumbered from 0; ``images`` so many of each set. Inputs
+    are normalised as those that the pretrained weights saw, or by the dataset.
     """
     train, validation = split_indices(about["train"], recipe["validation"], recipe["split_seed"])
     parts = {
@@ -93,6 +93,8 @@ def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: to
             new_label[recipe["classes"]] = torch.arange(len(recipe["classes"]))
             labels = new_label[labels]
             indices = indices[labels[indices] >= 0]
+        if recipe["images"] is not None:
+            indices = indices[: recipe["images"][part]]
         images = tensors[f"{source}_images"][indices].to(device)
         sets[part] = ImageSet(images, labels[indices].to(device), norm["mean"], norm["std"], recipe["resize"])
     return sets

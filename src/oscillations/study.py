@@ -52,6 +52,14 @@ class TrainingChange(Strict):
     augment: Literal["none", "crop_flip"] | None = None
 
 
+class Images(Strict):
+    """Numbers of images; of a split with fewer, all."""
+
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
+
+
 class Experiment(Strict):
     """One model in one setting, with all methods trained on it."""
 
@@ -68,6 +76,7 @@ class Experiment(Strict):
     data: str | None = Field(None, description="dataset, instead of the study's")
     validation: PositiveInt | None = Field(None, description="training images held out, instead of the study's")
     classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
+    images: Images | None = Field(None, description="use only so many images of each split")
     resize: PositiveInt | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
@@ -392,6 +401,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 "data": study.dataset(name),
                 "validation": study.held_out(name),
                 "split_seed": study.split_seed,
+                "images": experiment.images and experiment.images.model_dump(),
                 "classes": experiment.classes,
                 "resize": experiment.resize,
                 "model": model,
