@@ -53,6 +53,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         claims=_claims(study),
         tables=[_table(study, variants, table, measurements) for table in study.tables],
         coverage=_coverage(study),
+        cells=_cells(study, measurements),
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
         figures=[(name, CAPTIONS[name], _width(study, name)) for name in study.figure_names],
@@ -198,21 +199,59 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _costs(study: Study, variants: list[Variant]) -> list[dict[str, str]]:
-    """Predicted hours of every experiment beside what its finished runs took."""
+    """Predicted hours of every experiment, what its finished runs took, and how to make those that are left."""
     current, _ = sort_runs(variants)
     rows = []
     for predicted in cost.predict(study, variants):
         records = [record for _, run, record in current if run.experiment == predicted.experiment]
-        hours = {"cpu": 0.0, "gpu": 0.0}
-        for record in records:
-            environment, timing = record["environment"], record["timing"]
-            on_cpu = environment["device"] == "cpu"
-            seconds = timing["wall_s"] * (environment["threads"] if on_cpu else 1) / timing["at_once"]
-            hours["cpu" if on_cpu else "gpu"] += seconds / 3600
-        spent = ", ".join(
-            f"{value:.2f} {kind}" for kind, value in zip(("core-hours", "GPU-hours"), hours.values()) if value
+        hours = _hours(records)
+        spent = ", ".join(f"{value:.2f} {kind}" for kind, value in hours.items() if value)
+        left = predicted.runs - len(records)
+        command = f"snakemake --cores 8 all --config study={study.study} only={predicted.experiment}"
+        rows.append(
+            predicted.row()
+            | {
+                "finished runs": str(len(records)),
+                "they took": spent,
+                "left": f"{left} runs, {_hours_left(predicted, left, hours['core-hours'], len(records))}"
+                if left
+                else "",
+                "command": command if left else "",
+            }
         )
-        rows.append(predicted.row() | {"finished runs": str(len(records)), "they took": spent or ""})
+    return rows
+
+
+def _hours(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Hours of cores and of GPUs that runs took."""
+    hours = {"core-hours": 0.0, "GPU-hours": 0.0}
+    for record in records:
+        environment, timing = record["environment"], record["timing"]
+        on_cpu = environment["device"] == "cpu"
+        seconds = timing["wall_s"] * (environment["threads"] if on_cpu else 1) / timing["at_once"]
+        hours["core-hours" if on_cpu else "GPU-hours"] += seconds / 3600
+    return hours
+
+
+def _hours_left(predicted: cost.Cost, left: int, spent: float, finished: int) -> str:
+    """Core-hours of the runs left: as predicted from measured steps, else as the finished runs took."""
+    if predicted.core_hours is not None:
+        return f"{predicted.core_hours * left / predicted.runs:.2f} core-hours"
+    return f"{spent * left / finished:.2f} core-hours" if spent else "core-hours unmeasured"
+
+
+def _cells(study: Study, measurements: pd.DataFrame) -> list[dict[str, str]]:
+    """Test accuracy of every variant at every evaluation bit, batch-norm statistics kept."""
+    found = summarise(measurements)
+    rows = []
+    for (experiment, variant), cells in found.groupby(["experiment", "variant"], sort=False):
+        by_bits = cells.set_index("eval_bits")
+        accuracies = {
+            bits_label(bits): plus_minus(by_bits["mean"][bits], by_bits["std"][bits])
+            for bits in study.eval_bits
+            if bits in by_bits.index
+        }
+        rows.append({"Run": f"{experiment}/{variant}"} | accuracies | {"n": str(cells.n.max())})
     return rows
 
 
