@@ -76,7 +76,7 @@ def recipe():
         "pretrained": None,
         "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,
         "training": {
-            "optimizer": "adam", "lr": 2e-3, "batch_size": 32, "precision": "fp32", "epochs": 4, "patience": 3,
+            "optimizer": "adam", "lr": 2e-3, "batch_size": 32, "precision": "fp32", "epochs": 4, "patience": 3, "augment": "none",
         },
     }  # fmt: skip
 
