@@ -139,10 +139,13 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the study's tables, published beside reproduced, and agreement.csv."""
-    from oscillations.report import tables as module
+    """Write the study's tables, published beside reproduced, and agreement.csv; and its learning-rate searches."""
+    from oscillations.report.fingerprint import write_fingerprint
+    from oscillations.report.tables import write_tables
 
-    module.write_tables(studies.load(options.study)[0])
+    study, variants = studies.load(options.study)
+    write_tables(study)
+    write_fingerprint(study, variants)
 
 
 def figures(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ from oscillations.report.stats import (
     within,
 )
 from oscillations.report.tables import MODEL_NAMES, bits_label, read_published
-from oscillations.study import Study
+from oscillations.study import Study, figure_number
 
 TOST = 0.90  # a 90 % interval inside the margin is equivalence at the 5 % level
 CHANCE = 10.0  # percent, ten classes
@@ -215,16 +215,17 @@ def _c7(accuracies: Accuracies) -> Claim:
 
 def sweep_runs(study: Study, oscillations: pd.DataFrame) -> pd.DataFrame:
     """Runs of figure 3's model, bits and learning rate, whatever their lambda; and its QAT."""
-    if study.figures.figure3 is None or oscillations.empty:
+    spec = next((spec for name, spec in study.figures.items() if figure_number(name) == "figure3"), None)
+    if spec is None or oscillations.empty:
         return oscillations.iloc[:0]
-    first = oscillations[(oscillations.experiment + "/" + oscillations.variant) == study.figures.figure3.panels[0]]
+    first = oscillations[(oscillations.experiment + "/" + oscillations.variant) == spec.panels[0]]
     if first.empty:
         return oscillations.iloc[:0]
     like = first.iloc[0]
     same = oscillations[
         (oscillations.model == like.model) & (oscillations.train_bits == like.train_bits) & (oscillations.lr == like.lr)
     ]
-    experiments = {name.split("/")[0] for name in study.figures.figure3.panels}
+    experiments = {name.split("/")[0] for name in spec.panels}
     return same[same.experiment.isin(experiments) & same.method.isin(["qat", "osciquant"])]
 
 

@@ -145,10 +145,7 @@ def write_tables(study: Study) -> None:
     folder = results(study) / "tables"
     for table in study.tables:
         cells = table_cells(study, table, measurements)
-        text = shown(table, cells)
-        write_text(folder / f"{table}.csv", cells.to_csv(index=False, lineterminator="\n"))
-        write_text(folder / f"{table}.md", _markdown(table, study, text))
-        write_text(folder / f"{table}.tex", _latex(table, study, text))
+        write_formats(folder / table, TITLES[table], study.note, cells, shown(table, cells))
     agreement = agreement_cells(study, measurements)
     write_text(results(study) / "agreement.csv", agreement.to_csv(index=False, lineterminator="\n"))
 
@@ -181,18 +178,25 @@ def agreement_cells(study: Study, measurements: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _markdown(table: str, study: Study, text: pd.DataFrame) -> str:
+def write_formats(path: Path, title: str, note: str, cells: pd.DataFrame, text: pd.DataFrame) -> None:
+    """``cells`` as CSV, and ``text`` (what people read of them, strings) as Markdown and LaTeX, beside each other."""
+    write_text(path.with_suffix(".csv"), cells.to_csv(index=False, lineterminator="\n"))
+    write_text(path.with_suffix(".md"), _markdown(title, note, text))
+    write_text(path.with_suffix(".tex"), _latex(title, note, text))
+
+
+def _markdown(title: str, note: str, text: pd.DataFrame) -> str:
     header = " | ".join(text.columns)
     rules = " | ".join("---" for _ in text.columns)
     body = "\n".join("| " + " | ".join(row) + " |" for row in text.itertuples(index=False))
-    return f"### {TITLES[table]}\n\n{study.note}\n\n| {header} |\n| {rules} |\n{body}\n"
+    return f"### {title}\n\n{note}\n\n| {header} |\n| {rules} |\n{body}\n"
 
 
-def _latex(table: str, study: Study, text: pd.DataFrame) -> str:
+def _latex(title: str, note: str, text: pd.DataFrame) -> str:
     def escape(value: str) -> str:
         return value.replace("±", r"$\pm$").replace("λ", r"$\lambda$").replace("%", r"\%").replace("_", r"\_")
 
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(TITLES[table])}. {escape(study.note)}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(title)}. {escape(note)}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(escape, text.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]
