@@ -44,7 +44,12 @@ figures:
   figure3:
     panels: [mlp5-scratch/qat-3bit, mlp5-lambda/osciquant-3bit-lambda0]
   figure5: {experiments: [mlp5-lambda], bits: 3}
+  figure6: {experiments: [mlp5-scratch, mlp5-lambda], bits: 3}
   figure7: {panels: [mlp5-scratch/osciquant-3bit]}
+  figure7-qat: {panels: [mlp5-scratch/qat-3bit]}
+  figure8: {panels: [mlp5-scratch/osciquant-ternary]}
+fingerprints:
+  mlp5-scratch: [mlp5-scratch]
 """
 
 
@@ -99,6 +104,8 @@ class Project:
         (folder / "profiles").symlink_to("workflow/profiles")
         (folder / "params").mkdir()
         shutil.copy(ROOT / "params/published.csv", folder / "params")
+        (folder / "docs").mkdir()
+        shutil.copy(ROOT / "docs/choices.md", folder / "docs")
         (folder / "benchmarks/results").mkdir(parents=True)
         shutil.copy(ROOT / "benchmarks/results/cost.csv", folder / "benchmarks/results")
         (folder / "params/tiny.yaml").write_text(TINY)

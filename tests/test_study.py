@@ -124,6 +124,25 @@ BAD = {
         lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),
         r"figures\.figure7: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
     ),
+    "figure that shows no run": (lambda c: c["figures"].update(figure1={}), r"figures: unknown key 'figure1'; did you mean 'figure[2-8]'"),
+    "misspelt figure": (lambda c: c["figures"].update({"figrue7-qat": {}}), r"figures: unknown key 'figrue7-qat'; did you mean 'figure7'\?"),
+    "bad label": (lambda c: c["figures"].update({"figure2-MLP": {}}), r"figures: 'figure2-MLP': a label is lower-case letters and digits, e\.g\. figure2-mlp5"),
+    "key of another figure": (
+        lambda c: c["figures"]["figure3"].update(layer="fc2.weight"), r"figures\.figure3: unknown key 'layer'"
+    ),
+    "sweep without bits": (lambda c: c["figures"]["figure6"].pop("bits"), r"figures\.figure6\.bits: this key is missing"),
+    "sweep of nothing": (
+        lambda c: c["figures"]["figure6"].update(experiments=["mlp5-lamda"]),
+        r"figures\.figure6: unknown experiment 'mlp5-lamda'; did you mean 'mlp5-lambda'",
+    ),
+    "search of nothing": (
+        lambda c: c.update(fingerprints={"mlp5-scratch": ["mlp5-scrach"]}),
+        r"fingerprints\.mlp5-scratch: unknown experiment 'mlp5-scrach'; did you mean 'mlp5-scratch'",
+    ),
+    "search without a baseline": (
+        lambda c: c.update(fingerprints={"mlp5-scratch": ["mlp5-lambda"]}),
+        r"fingerprints\.mlp5-scratch: mlp5-lambda trains no baseline",
+    ),
     "one variant twice": (lambda c: scratch(c)["methods"].update(qat={"bits": [3, 3]}), r"qat-3bit stands for two variants"),
     "empty sweep": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": []}), r"sweep\.lambda: List should have at least 1 item"),
     "learning rate below zero": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": [1.0], "lr": [-1.0]}), r"sweep: lr: .*greater than 0"),

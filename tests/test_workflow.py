@@ -45,12 +45,10 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
         "claims.csv",
         "index.html",
         "tables/table1.md",
+        "tables/fingerprint.md",
         "provenance.json",
     ):
         assert (results / name).stat().st_size > 0, name
-    for name in ("figure1", "figure2", "figure3", "figure5", "figure7"):
-        assert (finished.folder / f"figures/tiny/{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert (finished.folder / f"figures/tiny/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert not list(finished.folder.glob("work/**/*"))
 
 
@@ -165,6 +163,7 @@ def test_two_narrowed_commands_stand_together(project):
 
 def test_a_clone_without_data_or_weights(finished):
     """Nothing to do, and `report` makes every table, figure, claim and the site again."""
+    drawn = {file.name for file in (finished.folder / "figures/tiny").iterdir()}
     for name in ("data", "checkpoints", ".snakemake", "logs", "figures"):
         shutil.rmtree(finished.folder / name)
     site = finished.folder / "results/tiny/index.html"
@@ -172,7 +171,7 @@ def test_a_clone_without_data_or_weights(finished):
     site.unlink()
     finished.snakemake("report")
     assert site.read_text() == before
-    assert len(list((finished.folder / "figures/tiny").iterdir())) == 10
+    assert {file.name for file in (finished.folder / "figures/tiny").iterdir()} == drawn
     assert finished.planned() == {}
 
 

@@ -1,6 +1,6 @@
 """
 REQUIRED INPUTS: records, histories and evaluations of all current runs of the study (whatever this command is
-                 narrowed to), params/published.csv, benchmarks/results/cost.csv if it is there
+                 narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
          index.html,tables/}, figures/<study>/
 
@@ -8,6 +8,7 @@ Nothing here imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
+TABLES = [*STUDY.tables, *(["fingerprint"] if STUDY.fingerprints else [])]
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
@@ -49,12 +50,12 @@ rule oscillations:
 
 
 rule tables:
-    """The paper's tables, published beside reproduced, all published cells in agreement.csv and their counts."""
+    """Published beside reproduced, agreement.csv and its counts, and the learning-rate searches."""
     input:
         rules.collect.output,
         "params/published.csv",
     output:
-        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=STUDY.tables, suffix=["csv", "md", "tex"]),
+        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),
         f"{RESULTS}/agreement.csv",
         f"{RESULTS}/coverage.csv",
     log:
@@ -62,7 +63,7 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=fingerprint("report.tables"),
+        code=fingerprint("report.tables", "report.fingerprint"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -117,6 +118,7 @@ rule site:
         rules.figures.output,
         rules.claims.output,
         "src/oscillations/report/template.html",
+        "docs/choices.md",
         COST,
     output:
         f"{RESULTS}/index.html",

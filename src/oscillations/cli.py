@@ -156,10 +156,13 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the study's tables, published beside reproduced, agreement.csv and coverage.csv."""
-    from oscillations.report import tables as module
+    """Write the tables, published beside reproduced, agreement.csv, coverage.csv, and the learning-rate searches."""
+    from oscillations.report.fingerprint import write_fingerprint
+    from oscillations.report.tables import write_tables
 
-    module.write_tables(*studies.load(options.study))
+    study, variants = studies.load(options.study)
+    write_tables(study, variants)
+    write_fingerprint(study, variants)
 
 
 def figures(options: argparse.Namespace) -> None:

@@ -8,13 +8,14 @@ resolved recipe, and a *run* is a variant with one seed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, WithJsonSchema, model_validator
 
 from oscillations import datasets, methods, models, weights
 from oscillations.bits import LATENT, bit_name
@@ -94,18 +95,53 @@ class WeightPanels(Panels):
     layer: str = Field(description="weight whose distribution is drawn, e.g. fc2.weight")
 
 
-class SweepGrid(Strict):
+class Sweep(Strict):
     experiments: list[str] = Field(min_length=1)
     bits: Literal[2, 3, 4]
 
 
-class Figures(Strict):
-    """What each figure shows. Figure 1 is exact and needs no run."""
+FIGURES: dict[str, type[Panels] | type[Sweep]] = {  # the figures that show runs, and what each must be told
+    "figure2": WeightPanels,
+    "figure3": Panels,
+    "figure5": Sweep,
+    "figure6": Sweep,
+    "figure7": Panels,
+    "figure8": Panels,
+}
+LABEL = r"(-[a-z0-9.]+)*$"
 
-    figure2: WeightPanels | None = None
-    figure3: Panels | None = None
-    figure5: SweepGrid | None = None
-    figure7: Panels | None = None
+
+def figure_number(name: str) -> str:
+    """``figure2-mlp5`` is a ``figure2``."""
+    return name.split("-")[0]
+
+
+def _figure_specs(content: Any) -> Any:
+    """Each figure's spec as the class its number asks for."""
+    if not isinstance(content, dict):
+        return content
+    specs: dict[str, Any] = {}
+    for name, spec in content.items():
+        number = figure_number(str(name))
+        if number not in FIGURES:
+            raise ValueError(f"unknown key {name!r}; {did_you_mean(number, FIGURES)}")
+        if not re.fullmatch(number + LABEL, name):
+            raise ValueError(f"{name!r}: a label is lower-case letters and digits, e.g. {number}-mlp5")
+        specs |= TypeAdapter(dict[str, FIGURES[number]]).validate_python({name: spec})
+    return specs
+
+
+Figures = Annotated[
+    dict[str, WeightPanels | Panels | Sweep],
+    BeforeValidator(_figure_specs),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {f"^{name}{LABEL}": spec.model_json_schema() for name, spec in FIGURES.items()},
+            "additionalProperties": False,
+        }
+    ),
+]
 
 
 class Claims(Strict):
@@ -197,7 +233,12 @@ class Study(Strict):
     tables: dict[Literal["table1", "table2", "table3", "table4", "table5"], list[str]] = Field(
         {}, description="experiments beside each published table; without any, the paper's claims are not shown"
     )
-    figures: Figures = Figures()
+    figures: Figures = Field(
+        {}, description="what figures 2, 3 and 5 to 8 show; a label makes another of its kind: figure2-mlp5"
+    )
+    fingerprints: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+        {}, description="experiment -> experiments whose baselines search its learning rate and split"
+    )
     claims: Claims = Claims()
     hypotheses: dict[Annotated[str, Field(pattern=r"^H[0-9]+$")], Hypothesis] = Field({})
     fitted: list[tuple[str, str, int]] = Field(
@@ -235,8 +276,8 @@ class Study(Strict):
 
     @property
     def figure_names(self) -> list[str]:
-        """Figure 1 needs no run; the others are drawn where the study says what they show."""
-        return ["figure1"] + [name for name, spec in self.figures if spec is not None]
+        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run."""
+        return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5"]
 
 
 @dataclass(frozen=True)
@@ -355,13 +396,8 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
         if paths.count(variant.path) > 1:
             raise InputError(f"{path}: experiments.{variant.experiment}: {variant.name} stands for two variants")
         parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
-    _check_references(study, set(paths), path)
+    _check_references(study, {variant.path: variant for variant in variants}, path)
     _check_hypotheses(study, set(paths), path)
-    if study.figures.figure2:
-        shown = next(variant.recipe for variant in variants if variant.path == study.figures.figure2.panels[0])
-        model = models.find(shown["model"]["name"])
-        layers = model.layers(model.Options(**shown["model"]))
-        _check_patterns([study.figures.figure2.layer.removesuffix(".weight")], layers, f"{path}: figures.figure2.layer")
     return study, variants
 
 
@@ -494,29 +530,38 @@ def _resolved_weights(study: Study, name: str, model: dict[str, Any], where: str
     return weights.resolve(experiment.pretrained, model, (channels, side or height, side or width), where)
 
 
-def _check_references(study: Study, variants: set[str], path: Path) -> None:
-    """Tables, reasons and figures name experiments and variants that exist."""
-    for name in study.not_run:
-        if name not in study.experiments:
-            raise InputError(f"{path}: not_run: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}")
-    for table, experiments in study.tables.items():
-        for name in experiments:
+def _check_references(study: Study, variants: dict[str, Variant], path: Path) -> None:
+    """Tables, reasons, figures and searches name experiments, variants and layers that exist."""
+    experiments = {"not_run": list(study.not_run)}
+    experiments |= {f"tables.{table}": names for table, names in study.tables.items()}
+    for name, spec in study.figures.items():
+        where = f"figures.{name}"
+        if isinstance(spec, Sweep):
+            experiments[where] = spec.experiments
+            continue
+        for panel in spec.panels:
+            if panel not in variants:
+                raise InputError(f"{path}: {where}: unknown variant {panel!r}; {did_you_mean(panel, variants)}")
+        if isinstance(spec, WeightPanels):
+            shown = variants[spec.panels[0]].recipe["model"]
+            layers = models.find(shown["name"]).layers(models.find(shown["name"]).Options(**shown))
+            _check_patterns([spec.layer.removesuffix(".weight")], layers, f"{path}: {where}.layer")
+    for main, searches in study.fingerprints.items():
+        experiments[f"fingerprints.{main}"] = [main, *searches]
+    for where, names in experiments.items():
+        for name in names:
             if name not in study.experiments:
                 raise InputError(
-                    f"{path}: tables.{table}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
+                    f"{path}: {where}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
                 )
             several = any(len(points) > 1 for points in study.experiments[name].sweep.values())
-            if several and table in ("table1", "table2", "table3"):
-                raise InputError(f"{path}: tables.{table}: {name} is a sweep; this table has one run per cell and seed")
-    for figure, spec in study.figures:
-        for name in getattr(spec, "experiments", []):
-            if name not in study.experiments:
-                raise InputError(
-                    f"{path}: figures.{figure}: unknown experiment {name!r}; {did_you_mean(name, study.experiments)}"
-                )
-        for name in getattr(spec, "panels", []):
-            if name not in variants:
-                raise InputError(f"{path}: figures.{figure}: unknown variant {name!r}; {did_you_mean(name, variants)}")
+            if several and where in ("tables.table1", "tables.table2", "tables.table3"):
+                raise InputError(f"{path}: {where}: {name} is a sweep; this table has one run per cell and seed")
+            if where.startswith("fingerprints") and "baseline" not in study.experiments[name].methods:
+                raise InputError(f"{path}: {where}: {name} trains no baseline")
+    for main in study.fingerprints:
+        if f"{main}/baseline" not in variants:
+            raise InputError(f"{path}: fingerprints.{main}: has no one learning rate that would be the study's choice")
 
 
 def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from oscillations import toy
 from oscillations.bits import LATENT, largest_code
 from oscillations.files import replacing
 from oscillations.report.collect import read_measurements, read_oscillations, results
-from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label
-from oscillations.study import Study, Variant
+from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
+from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE
+from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
+from oscillations.study import Panels, Study, Sweep, Variant, WeightPanels, figure_number
 
 CAPTIONS = {
     "figure1": "One quantized weight under QAT: it cannot rest at its target and oscillates around the threshold "
@@ -30,32 +33,53 @@ CAPTIONS = {
     "together). Dashed lines are thresholds between levels.",
     "figure3": "Oscillations during training. Top: sampled once per epoch, as in the paper; bottom: counted after "
     "every step. Line: mean over seeds, band: their range.",
-    "figure5": "Test accuracy over learning rate and λ (mean over seeds).",
-    "figure7": "Validation accuracy at every bit width while training. Line: mean over seeds, band: their range.",
+    "figure5": "Test accuracy over learning rate and λ (mean over seeds; grey: no run).",
+    "figure6": "Test accuracy over λ. Points: mean over seeds, bars: their standard deviation.",
+    "figure7": "Validation accuracy at every bit width while training; the thick line is the width trained for. "
+    "Line: mean over seeds, band: their range.",
+    "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
+    "seeds, band: their range.",
+    "figureA1": "Two weights in series under QAT (exact; x = 1, y = 0.75, s = 1). Beside the oscillation term of one "
+    "weight (a) there is a drift that the rounding error of the other weight makes (b); descent ends elsewhere than "
+    "oscillation alone would lead (c). The length of an arrow is the root of the strength.",
+    "figureA5": "What counting makes of a code (exact). Nagel's rule counts a change opposite to the previous one: it "
+    "misses the first crossing of every run (a) and chains changes however far apart (c, d). Sampled once per epoch, "
+    "a weight that changes at every step counts always or never, by the parity of the steps (b).",
 }
 DPI = 160
 Recipes = dict[str, dict[str, Any]]  # resolved recipe by experiment/variant
-RED, GREY = "#c0392b", "#7f8c8d"
 
 
 def write_figures(study: Study, variants: list[Variant]) -> None:
-    """Draw figure 1 and every figure the study asks for."""
+    """Draw the exact figures and every figure the study asks for; one of which nothing has run says so."""
     recipes = {variant.path: variant.recipe for variant in variants}
     sns.set_theme(style="ticks", context="paper", font_scale=1.05, rc={"pdf.fonttype": 42, "svg.hashsalt": "0"})
-    makers: dict[str, Callable[[Study, Recipes], Figure]] = {
-        "figure1": figure1,
+    exact = {"figure1": figure1, "figureA1": figure_a1, "figureA5": figure_a5}
+    of_runs: dict[str, Callable[[Any, Study, Recipes], Figure | None]] = {
         "figure2": figure2,
         "figure3": figure3,
         "figure5": figure5,
+        "figure6": figure6,
         "figure7": figure7,
+        "figure8": figure8,
     }
     for name in study.figure_names:
-        figure = makers[name](study, recipes)
+        if name in exact:
+            figure = exact[name]()
+        else:
+            drawn = of_runs[figure_number(name)](study.figures[name], study, recipes)
+            figure = drawn or _nothing_ran(title(name))
         for suffix in ("png", "pdf"):
             with replacing(figures_folder(study) / f"{name}.{suffix}") as part:
                 metadata = {"Software": None} if suffix == "png" else {"CreationDate": None}
                 figure.savefig(part, dpi=DPI, bbox_inches="tight", format=suffix, metadata=metadata)
         plt.close(figure)
+
+
+def title(name: str) -> str:
+    """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``."""
+    number, _, label = name.removeprefix("figure").partition("-")
+    return f"Figure {number} ({label})" if label else f"Figure {number}"
 
 
 def figures_folder(study: Study) -> Path:
@@ -75,78 +99,77 @@ def model_name(recipe: dict[str, Any]) -> str:
     return MODEL_NAMES.get(recipe["model"]["name"], recipe["model"]["name"])
 
 
-def not_run(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color=GREY, style="italic")
-    axes.axis("off")
+def method_color(recipe: dict[str, Any]) -> str:
+    return METHODS.get(recipe["method"]["name"], PURPLE)
 
 
-def figure1(study: Study, recipes: Recipes) -> Figure:
-    model, w = toy.FIGURE1, toy.figure1_trajectory()
-    epochs = np.arange(len(w))
-    figure, axes = plt.subplots(figsize=(7, 3.6))
-    axes.axhline(model.step / 2, color=RED, lw=1.2, label="threshold")
-    axes.axhline(model.optimum, color="black", ls=":", lw=1.2, label="target")
-    axes.plot(epochs, w, color="#2c3e50", lw=0.8, alpha=0.5, zorder=2)
-    axes.scatter(epochs, w, c=np.where(model.quantize(w) > 0, "#e67e22", "#2980b9"), s=26, zorder=3)
-    for shift, gradient, color, label in (
-        (-0.13, -model.loss_gradient(w), "#27ae60", "loss gradient (to the target)"),
-        (0.13, -model.oscillation_gradient(w, model.curvature), "#8e44ad", "oscillation term (to the threshold)"),
-    ):
-        axes.quiver(
-            epochs + shift, w, np.zeros_like(w), gradient, angles="xy", scale_units="xy", scale=2.2, width=0.0032,
-            color=color, zorder=2,
-        )  # fmt: skip
-        axes.plot([], [], color=color, marker="^", ms=5, lw=1.6, label=label)
-    axes.scatter([], [], c="#2980b9", s=26, label="w, quantized to 0")
-    axes.scatter([], [], c="#e67e22", s=26, label="w, quantized to 1")
-    axes.set(xlabel="Epoch", ylabel="W value", ylim=(0, 1), xlim=(-0.6, 19.6), title="QAT oscillating")
-    axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    sns.despine(figure)
+def _nothing_ran(title: str) -> Figure:
+    figure = plt.figure(figsize=(4, 0.6))
+    figure.text(0.5, 0.5, f"{title}: not run", ha="center", va="center", color=GREY, style="italic")
     return figure
 
 
-def _panels(count: int, rows: int = 1, height: float = 2.5, width: float = 2.6) -> tuple[Figure, np.ndarray]:
-    figure, axes = plt.subplots(
+def _not_run(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color=GREY, style="italic")
+    axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
+def _panels(spec: Panels, recipes: Recipes, rows: int = 1, height: float = 2.5, width: float = 2.6):
+    """A figure with a titled column of axes for every panel: ``(figure, axes [rows, panels])``."""
+    count = len(spec.panels)
+    figure, grid = plt.subplots(
         rows, count, figsize=(width * count + 0.6, height * rows), squeeze=False, sharex="col", sharey="row",
         layout="constrained",
     )  # fmt: skip
-    return figure, axes
-
-
-def figure2(study: Study, recipes: Recipes) -> Figure:
-    spec, measurements = study.figures.figure2, read_measurements(study)
-    figure, grid = _panels(len(spec.panels))
-    for letter, path, axes in zip("abcdefgh", spec.panels, grid[0]):
+    for letter, path, axes in zip(string.ascii_lowercase, spec.panels, grid[0]):
         axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
-        experiment = path.split("/")[0]
-        bins = pd.read_csv(file) if (file := _histograms(study, experiment)).exists() else pd.DataFrame()
-        known = set(
-            measurements[(measurements.experiment == experiment) & (measurements.status == "done")]
-            .run.str.split("/runs/")
-            .str[1]
-        )
-        if len(bins):
-            bins = bins[(bins.layer == spec.layer) & bins.run.str.startswith(f"{path}/") & bins.run.isin(known)]
+    for axes in grid[-1]:
+        axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    return figure, grid
+
+
+def _label_left(row: np.ndarray, label: str) -> None:
+    """Name the shared axis on the first panel that has run."""
+    first = next(axes for axes in row if axes.has_data())
+    first.set_ylabel(label)
+    first.tick_params(labelleft=True)
+
+
+def figure2(spec: WeightPanels, study: Study, recipes: Recipes) -> Figure | None:
+    histograms = {path: _histogram(spec.layer, path, study) for path in spec.panels}
+    if all(bins.empty for bins in histograms.values()):
+        return None
+    figure, grid = _panels(spec, recipes)
+    for path, axes in zip(spec.panels, grid[0]):
+        bins = histograms[path]
         if bins.empty:
-            not_run(axes)
+            _not_run(axes)
             continue
         bits, width = int(bins.bits.iloc[0]), 0.05
         counts = bins.groupby("u")["count"].sum()
         density = counts / counts.sum() / width
-        axes.bar(counts.index, density, width=width, color="#2980b9", lw=0)
+        axes.bar(counts.index, density, width=width, color=method_color(recipes[path]), lw=0)
         limit = largest_code(bits)
         for threshold in np.arange(-limit, limit) + 0.5:
-            axes.axvline(threshold, color=RED, ls="--", lw=0.7)
+            axes.axvline(threshold, color=BLACK, ls="--", lw=0.7)
         axes.set(xlabel="w / s", yscale="log", xlim=(-limit - 0.15, limit + 0.15), xticks=range(-limit, limit + 1))
-    grid[0][0].set_ylabel("density (log scale)")
+    _label_left(grid[0], "density (log scale)")
     figure.suptitle(f"Weights of {spec.layer} in {model_name(recipes[spec.panels[0]])}", fontsize="medium")
     sns.despine(figure)
     return figure
 
 
-def _histograms(study: Study, experiment: str) -> Path:
-    return results(study) / "runs" / experiment / "histograms.csv"
+def _histogram(layer: str, path: str, study: Study) -> pd.DataFrame:
+    """Histogram of a layer's ``w / s`` in the current runs of a variant; empty if none has run."""
+    experiment, variant = path.split("/")
+    file = results(study) / "runs" / experiment / "histograms.csv"
+    if not file.exists():
+        return pd.DataFrame()
+    runs = read_measurements(study)
+    runs = runs[(runs.experiment == experiment) & (runs.variant == variant) & (runs.status == "done")].run
+    bins = pd.read_csv(file)
+    return bins[(bins.layer == layer) & bins.run.isin(runs.str.split("/runs/").str[1])]
 
 
 def _band(axes: Axes, table: pd.DataFrame, column: str, **style) -> None:
@@ -157,80 +180,139 @@ def _band(axes: Axes, table: pd.DataFrame, column: str, **style) -> None:
     axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=line.get_color(), alpha=0.18, lw=0)
 
 
-def _runs(oscillations: pd.DataFrame, path: str) -> pd.DataFrame:
-    return oscillations[(oscillations.experiment + "/" + oscillations.variant) == path]
+def _epochs(spec: Panels, study: Study) -> dict[str, pd.DataFrame] | None:
+    """Every epoch of each panel's runs; None if there is no run at all."""
+    epochs = read_oscillations(study)
+    by_panel = {path: epochs[(epochs.experiment + "/" + epochs.variant) == path] for path in spec.panels}
+    return None if all(runs.empty for runs in by_panel.values()) else by_panel
 
 
-def figure3(study: Study, recipes: Recipes) -> Figure:
-    spec, oscillations = study.figures.figure3, read_oscillations(study)
-    figure, grid = _panels(len(spec.panels), rows=2, height=2.1)
-    for letter, path, column in zip("abcdefgh", spec.panels, grid.T):
-        column[0].set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
-        runs = _runs(oscillations, path)
+def figure3(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
+    epochs = _epochs(spec, study)
+    if epochs is None:
+        return None
+    figure, grid = _panels(spec, recipes, rows=2, height=2.1)
+    for path, column in zip(spec.panels, grid.T):
+        runs = epochs[path]
         if runs.empty:
-            not_run(column[0])
-            not_run(column[1])
+            _not_run(column[0])
+            _not_run(column[1])
             continue
         runs = runs.assign(
             per_epoch=100 * runs.epoch_nagel / runs.weights,
             per_step=100 * runs.iteration_nagel / runs.weights / runs.steps_per_epoch,
         )
-        _band(column[0], runs, "per_epoch", color="#2980b9")
-        _band(column[1], runs, "per_step", color="#8e44ad")
+        _band(column[0], runs, "per_epoch", color=method_color(recipes[path]))
+        _band(column[1], runs, "per_step", color=method_color(recipes[path]))
         column[1].set(xlabel="Epoch")
+        weights = int(runs.weights.iloc[0])
     for row, label in zip(grid, ("% of weights\n(per epoch)", "% of weights\n(per step)")):
-        row[0].set_ylabel(label)
+        _label_left(row, label)
         row[0].set_ylim(bottom=0)
     model = model_name(recipes[spec.panels[0]])
-    figure.suptitle(f"Weights of {model} that oscillate (change back)", fontsize="medium")
+    figure.suptitle(f"Share of the {weights:,} weights of {model} that oscillate (change back)", fontsize="medium")
     sns.despine(figure)
     return figure
 
 
-def figure5(study: Study, recipes: Recipes) -> Figure:
-    spec, measurements = study.figures.figure5, read_measurements(study)
-    tests = measurements[
-        measurements.experiment.isin(spec.experiments) & (measurements.split == "test") & (measurements.bn == "keep")
-        & (measurements.method == "osciquant") & (measurements.train_bits == spec.bits)
-        & (measurements.eval_bits == spec.bits) & (measurements.status == "done") & (measurements["lambda"] > 0)
+def _sweep(spec: Sweep, study: Study) -> pd.DataFrame:
+    """Test accuracy of OsciQuant at the sweep's bit width, one row per run."""
+    tests = read_measurements(study)
+    return tests[
+        tests.experiment.isin(spec.experiments) & (tests.split == "test") & (tests.bn == "keep")
+        & (tests.method == "osciquant") & (tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)
+        & (tests.status == "done")
     ]  # fmt: skip
-    figure, axes = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
-    if tests.empty:
-        not_run(axes)
-        return figure
-    wide = tests.pivot_table(index="lr", columns="lambda", values="accuracy").sort_index(ascending=False)
+
+
+def _sweep_title(spec: Sweep, tests: pd.DataFrame) -> str:
     seeds = tests.groupby(["lr", "lambda"]).seed.nunique()
+    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    model = MODEL_NAMES.get(tests.iloc[0].model, tests.iloc[0].model)
+    return f"OsciQuant, {model}, {bits_label(spec.bits)}, n = {n}"
+
+
+def figure5(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
+    tests = _sweep(spec, study)
+    tests = tests[tests["lambda"] > 0]
+    if tests.empty:
+        return None
+    planned = [
+        recipe
+        for path, recipe in recipes.items()
+        if path.split("/")[0] in spec.experiments
+        and (recipe["method"]["name"], recipe["method"].get("bits")) == ("osciquant", spec.bits)
+    ]
+    rates = sorted({recipe["training"]["lr"] for recipe in planned}, reverse=True)
+    lambdas = sorted({recipe["method"]["lambda"] for recipe in planned} - {0})
+    wide = tests.pivot_table(index="lr", columns="lambda", values="accuracy").reindex(index=rates, columns=lambdas)
+    size = (0.62 * len(lambdas) + 2.2, 0.42 * len(rates) + 1.2)
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set_facecolor("#e4e4e4")
     sns.heatmap(wide, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": "accuracy (%)"})
-    axes.set(
-        xlabel="λ", ylabel="learning rate", yticklabels=[f"{lr:g}" for lr in wide.index],
-        xticklabels=[f"{lam:g}" for lam in wide.columns],
-    )  # fmt: skip
-    name = MODEL_NAMES.get(tests.iloc[0].model, tests.iloc[0].model)
-    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()}-{seeds.max()}"
-    axes.set_title(f"OsciQuant, {name}, {bits_label(spec.bits)}, n = {n}", fontsize="medium")
+    axes.set(xlabel="λ", ylabel="learning rate", xticklabels=[f"{lam:g}" for lam in lambdas])
+    axes.set_yticklabels([f"{rate:g}" for rate in rates], rotation=0)
+    axes.set_title(_sweep_title(spec, tests), fontsize="medium")
     return figure
 
 
-def figure7(study: Study, recipes: Recipes) -> Figure:
-    spec, oscillations = study.figures.figure7, read_oscillations(study)
-    figure, grid = _panels(len(spec.panels), height=3.0, width=4.0)
-    colors = dict(zip(study.eval_bits, sns.color_palette("colorblind", len(study.eval_bits))))
-    for letter, path, axes in zip("abcdefgh", spec.panels, grid[0]):
-        axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
-        runs = _runs(oscillations, path)
+def figure6(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
+    tests = _sweep(spec, study)
+    if tests.empty:
+        return None
+    figure, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
+    for color, (rate, group) in zip((METHODS["osciquant"], BLUE, GREEN, PURPLE), tests.groupby("lr")):
+        accuracy = group.groupby("lambda").accuracy.agg(["mean", "std"])
+        axes.errorbar(
+            accuracy.index, accuracy["mean"], accuracy["std"], fmt="o-", capsize=3, color=color,
+            label=f"learning rate {rate:g}",
+        )  # fmt: skip
+    published = read_published()
+    published = published[
+        (published.setting == "sweep") & (published.model == tests.iloc[0].model) & (published.eval_bits == spec.bits)
+    ]
+    if study.published != "miniature" and len(published):
+        table = published.table.iloc[0].removeprefix("table")
+        axes.errorbar(
+            published["lambda"], published["mean"], published["std"], fmt="D", mfc="white", color=BLACK, capsize=3,
+            label=f"published (Table {table})",
+        )  # fmt: skip
+    axes.set(xlabel="λ", ylabel="accuracy (%)")
+    axes.set_title(_sweep_title(spec, tests), fontsize="medium")
+    figure.legend(loc="outside right center", frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def figure7(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
+    return _accuracies(spec, study, recipes, study.eval_bits)
+
+
+def figure8(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
+    return _accuracies(spec, study, recipes, [LATENT])
+
+
+def _accuracies(spec: Panels, study: Study, recipes: Recipes, widths: list[int]) -> Figure | None:
+    """Validation accuracy over epochs at some bit widths and at the one each panel trains for."""
+    epochs = _epochs(spec, study)
+    if epochs is None:
+        return None
+    figure, grid = _panels(spec, recipes, height=3.0, width=4.0)
+    shown: dict[int, Line2D] = {}
+    for path, axes in zip(spec.panels, grid[0]):
+        runs = epochs[path]
         if runs.empty:
-            not_run(axes)
+            _not_run(axes)
             continue
-        for bits, color in sorted(colors.items()):  # FP32 last and dashed: 8 bits lie under it
-            target = bits == runs.train_bits.iloc[0]
-            style = {"lw": 2.2 if target else 1.1, "label": bits_label(bits) + (" (target)" if target else "")}
-            style["ls"] = "--" if bits == LATENT else "-"
-            _band(axes, runs, f"val_acc_{bits}", color=color, **style)
-        axes.set(xlabel="Epoch", ylim=(0, 100) if runs.val_acc_32.max() > 60 else (0, None))
-    grid[0][0].set_ylabel("validation accuracy (%)")
-    handles = next((axes.get_legend_handles_labels() for axes in grid[0] if axes.lines), ([], []))
-    if handles[0]:
-        figure.legend(*handles, loc="outside right center", frameon=False)
+        target = int(runs.train_bits.iloc[0])
+        for bits in sorted({*widths, target}):  # FP32 last and dashed: 8 bits lie under it
+            style = {"color": BITS.get(bits, GREY), "ls": "--" if bits == LATENT else "-"}
+            _band(axes, runs, f"val_acc_{bits}", lw=2.4 if bits == target else 1.2, **style)
+            shown[bits] = Line2D([], [], label=bits_label(bits), **style)
+        axes.set(xlabel="Epoch")
+    grid[0][0].set_ylim(0, 100 if grid[0][0].get_ylim()[1] > 60 else None)
+    _label_left(grid[0], "validation accuracy (%)")
+    figure.legend(handles=[shown[bits] for bits in sorted(shown)], loc="outside right center", frameon=False)
     figure.suptitle(model_name(recipes[spec.panels[0]]), fontsize="medium")
     sns.despine(figure)
     return figure

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from oscillations import cost
 from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
+from oscillations.report import fingerprint
 from oscillations.report.collect import read_measurements, read_oscillations, results, start_label
-from oscillations.report.figures import CAPTIONS, DPI, figures_folder
+from oscillations.report.figures import CAPTIONS, DPI, figures_folder, title
 from oscillations.report.stats import FITTED, NOT_RUN
 from oscillations.report.tables import (
     METHOD_NAMES,
@@ -26,9 +29,10 @@ from oscillations.report.tables import (
     summarise,
     table_cells,
 )
-from oscillations.study import Study, Variant
+from oscillations.study import Study, Variant, figure_number
 
 TEMPLATE = Path(__file__).with_name("template.html")
+CHOICES = Path("docs/choices.md")
 RELATION = {
     "paper": "Same data as the paper: distances to the published numbers are meaningful.",
     "other-data": "Other data than the paper's: distances to the published numbers also hold the change of data.",
@@ -44,6 +48,7 @@ def anchor(experiment: str, variant: str) -> str:
 def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
     measurements, oscillations = read_measurements(study), read_oscillations(study)
+    choices = open_choices(CHOICES.read_text())
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -56,14 +61,55 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         cells=_cells(study, measurements),
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
-        figures=[(name, CAPTIONS[name], _width(study, name)) for name in study.figure_names],
+        searches=_searches(study, variants, measurements),
+        figures=_figures(study, dict(choices)["figure 4"]),
         figures_folder=f"../../figures/{study.study}",
+        choices=choices,
         costs=_costs(study, variants),
         machines=cost.machines(),
         runs=_runs(variants),
         anchor=anchor,
     )
     write_text(results(study) / "index.html", page)
+
+
+def open_choices(text: str) -> list[tuple[str, Markup]]:
+    """(item, what is taken) of every row of docs/choices.md that the project had to choose, as HTML."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [(item, _code(taken)) for item, taken, tag in rows if "choice" in tag]
+
+
+def _code(text: str) -> Markup:
+    """Markdown's `code` as HTML."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
+    """All figures in the paper's order; a note stands in place of figure 4, which cannot be drawn."""
+    figures = [
+        {
+            "name": name,
+            "title": title(name),
+            "caption": CAPTIONS[figure_number(name)],
+            "width": _width(study, name),
+        }
+        for name in study.figure_names
+    ]
+    place = sum(figure_number(figure["name"]) < "figure4" for figure in figures)
+    return [*figures[:place], {"name": "figure4", "title": title("figure4"), "caption": figure4}, *figures[place:]]
+
+
+def _searches(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> dict[str, Any] | None:
+    """The learning-rate searches as a table with what it says."""
+    if not study.fingerprints:
+        return None
+    rows = fingerprint.fingerprint_rows(study, variants, measurements)
+    sentences = [fingerprint.verdict(group) for _, group in rows.groupby("main", sort=False)]
+    return {
+        "title": fingerprint.TITLE,
+        "rows": fingerprint.shown(rows).to_dict("records"),
+        "sentences": sentences,
+    }
 
 
 def _width(study: Study, name: str) -> int:

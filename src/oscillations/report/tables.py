@@ -196,10 +196,7 @@ def write_tables(study: Study, variants: list[Variant]) -> None:
     folder = results(study) / "tables"
     for table in study.tables:
         cells = table_cells(study, variants, table, measurements)
-        text = shown(table, cells)
-        write_text(folder / f"{table}.csv", _csv(cells))
-        write_text(folder / f"{table}.md", _markdown(table, notes(study, cells), text))
-        write_text(folder / f"{table}.tex", _latex(table, notes(study, cells), text))
+        write_formats(folder / table, TITLES[table], notes(study, cells), cells, shown(table, cells))
     agreement = agreement_cells(study, variants, measurements)
     write_text(results(study) / "agreement.csv", _csv(agreement))
     write_text(results(study) / "coverage.csv", _csv(coverage(agreement)))
@@ -245,20 +242,27 @@ def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
     return by_table.reset_index()
 
 
-def _markdown(table: str, notes: list[str], text: pd.DataFrame) -> str:
+def write_formats(path: Path, title: str, notes: list[str], cells: pd.DataFrame, text: pd.DataFrame) -> None:
+    """``cells`` as CSV, and ``text`` (what people read of them, strings) as Markdown and LaTeX, beside each other."""
+    write_text(path.with_suffix(".csv"), _csv(cells))
+    write_text(path.with_suffix(".md"), _markdown(title, notes, text))
+    write_text(path.with_suffix(".tex"), _latex(title, notes, text))
+
+
+def _markdown(title: str, notes: list[str], text: pd.DataFrame) -> str:
     header = " | ".join(text.columns)
     rules = " | ".join("---" for _ in text.columns)
     body = "\n".join("| " + " | ".join(row) + " |" for row in text.itertuples(index=False))
-    return f"### {TITLES[table]}\n\n" + "\n\n".join(notes) + f"\n\n| {header} |\n| {rules} |\n{body}\n"
+    return f"### {title}\n\n" + "\n\n".join(notes) + f"\n\n| {header} |\n| {rules} |\n{body}\n"
 
 
-def _latex(table: str, notes: list[str], text: pd.DataFrame) -> str:
+def _latex(title: str, notes: list[str], text: pd.DataFrame) -> str:
     def escape(value: str) -> str:
         for plain, tex in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("λ", r"$\lambda$"), (FITTED_MARK, r"\dag{}")):
             value = value.replace(plain, tex)
         return value
 
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(TITLES[table])}. {escape(' '.join(notes))}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(title)}. {escape(' '.join(notes))}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\toprule"]
     lines += [" & ".join(map(escape, text.columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]
