@@ -122,8 +122,11 @@ def _panels(spec: Panels, recipes: Recipes, rows: int = 1, height: float = 2.5, 
         rows, count, figsize=(width * count + 0.6, height * rows), squeeze=False, sharex="col", sharey="row",
         layout="constrained",
     )  # fmt: skip
-    for letter, path, axes in zip(string.ascii_lowercase, spec.panels, grid[0]):
-        axes.set_title(f"({letter}) {panel_title(recipes[path])}", fontsize="medium")
+    titles = [panel_title(recipes[path]) for path in spec.panels]
+    if len(set(titles)) < count:  # what tells the panels apart is no option that a title holds
+        titles = [f"{title}\n{path.split('/')[0]}" for title, path in zip(titles, spec.panels)]
+    for letter, title, axes in zip(string.ascii_lowercase, titles, grid[0]):
+        axes.set_title(f"({letter}) {title}", fontsize="medium")
     for axes in grid[-1]:
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     return figure, grid

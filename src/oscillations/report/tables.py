@@ -28,7 +28,10 @@ SETTINGS = {"table1": "scratch", "table4": "sweep", "table5": "sweep"}  # the ot
 FITTED_MARK = "†"
 FITTED_NOTE = f"{FITTED_MARK} A free choice was fitted to this published cell; it counts for no claim."
 FINE_TUNED = ("table2", "table3", "table5")
-METHOD_NAMES = {"baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant"}
+METHOD_NAMES = {
+    "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
+    "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule",
+}  # fmt: skip
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny"}
 
 
