@@ -270,3 +270,29 @@ def test_published_vocabulary_is_the_studies():
     assert set(published.model) == {"mlp5", "resnet18", "vit-tiny"}
     assert set(published.method) == {"baseline", "ptq", "qat", "osciquant"}
     assert Path(ROOT / "params/published.csv").read_text().count("\n") == 135
+
+
+def test_the_paper_study_plans_every_published_table():
+    """7 trainings a model and setting in tables 1 and 2; tables 4 and 5 hold every published lambda."""
+    study, variants = studies.load(ROOT / "params/paper.yaml")
+    published = pd.read_csv(ROOT / "params/published.csv")
+    published = published[published.method != "ptq"]
+    for table, cells in published.groupby("table"):
+        planned = [v.recipe for v in variants if v.experiment in study.tables[f"table{table[1:]}"]]
+        trained = {
+            (r["model"]["name"], r["method"]["name"], r["method"].get("bits", 32))
+            + ((r["method"].get("lambda"),) if table in ("T4", "T5") else ())
+            for r in planned
+        }
+        columns = ["model", "method", "train_bits"] + (["lambda"] if table in ("T4", "T5") else [])
+        wanted = set(cells[columns].itertuples(index=False, name=None))
+        assert wanted <= trained, table
+        if table in ("T1", "T2"):
+            assert len(planned) == len(wanted) == 14
+
+
+def test_a_slice_of_the_images_is_part_of_the_recipe(load):
+    images = {"train": 100, "validation": 50, "test": 20}
+    _, (whole, *_) = load(lambda c: None)
+    _, (part, *_) = load(lambda c: scratch(c).update(images=images))
+    assert (whole.recipe["images"], part.recipe["images"]) == (None, images)
