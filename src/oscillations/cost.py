@@ -114,7 +114,7 @@ def predict(study: Study, variants: list[Variant]) -> list[Cost]:
     """Cost of every experiment among ``variants``, all runs from their start."""
     costs: dict[str, Cost] = {}
     speeds = read_speeds()
-    published = {} if study.published in ("miniature", "none") else published_epochs()  # other networks, other epochs
+    published = published_epochs() if study.judged else {}  # else other networks, other epochs
     finished = {run: record["epochs_run"] for _, run, record in sort_runs(variants)[0]}
     for variant in variants:
         cost = costs.setdefault(variant.experiment, Cost(variant.experiment))

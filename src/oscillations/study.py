@@ -254,7 +254,7 @@ class Study(Strict):
                     raise ValueError(f"experiments.{name}: seeds repeat: {seeds}")
         trainings = {"training": self.training} | {f"experiments.{k}": e.training for k, e in self.experiments.items()}
         for where, training in trainings.items():
-            if training.precision == "bf16" and self.published != "miniature":
+            if training.precision == "bf16" and self.judged:
                 raise ValueError(f"{where}: precision: bf16 is not what published numbers are compared with; use tf32")
         for bits in self.eval_bits:
             if bits != LATENT and not 2 <= bits <= 8:
@@ -262,6 +262,11 @@ class Study(Strict):
         if LATENT not in self.eval_bits or len(set(self.eval_bits)) != len(self.eval_bits):
             raise ValueError("eval_bits: must hold 32, and each width once")
         return self
+
+    @property
+    def judged(self) -> bool:
+        """Whether its numbers are compared with the published ones."""
+        return self.published in ("paper", "other-data")
 
     def dataset(self, experiment: str) -> str:
         return self.experiments[experiment].data or self.data

@@ -274,7 +274,7 @@ def figure6(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
     published = published[
         (published.setting == "sweep") & (published.model == tests.iloc[0].model) & (published.eval_bits == spec.bits)
     ]
-    if study.published != "miniature" and len(published):
+    if study.judged and len(published):
         table = published.table.iloc[0].removeprefix("table")
         axes.errorbar(
             published["lambda"], published["mean"], published["std"], fmt="D", mfc="white", color=BLACK, capsize=3,

@@ -95,7 +95,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     merged = published[columns].merge(found.drop(columns=["lr"]), on=CELL, how="outer")
     merged.insert(0, "table", table)
     merged["difference"] = merged["mean"] - merged.published_mean
-    compared = merged.difference.notna() & merged.published_std.notna() & (study.published != "miniature")
+    compared = merged.difference.notna() & merged.published_std.notna() & study.judged
     compared &= merged.start.isin(_like_published(table))
     merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).astype("boolean").where(compared)
     cells = merged[["model", "method", "eval_bits"]].itertuples(index=False, name=None)
