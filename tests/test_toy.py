@@ -73,7 +73,7 @@ def test_sticky_thresholds(ratio):
 def test_over_regularization_traps_weights_far_from_the_optimum():
     """With lambda = 6 c a weight that starts at 2.45 oscillates around 2.5, though its optimum is 0."""
     strong, plain = (OneWeight(y=0.0).descend(2.45, strength, lr=0.01, steps=5000)[-100:] for strength in (6.0, 1.0))
-    assert np.abs(strong - 2.5).max() < 0.05
+    assert np.abs(strong - 2.5).max() < 0.1
     assert np.abs(plain).max() < 0.55
 
 
