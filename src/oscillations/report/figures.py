@@ -87,12 +87,14 @@ def figures_folder(study: Study) -> Path:
 
 
 def panel_title(recipe: dict[str, Any]) -> str:
-    """'OsciQuant 3-bit, λ = 1'."""
+    """'OsciQuant 3-bit, λ = 1'; another form of the regularizer than the released code's is named."""
     method = recipe["method"]
     title = METHOD_NAMES.get(method["name"], method["name"])
     if "bits" in method:
         title += f" {bits_label(method['bits'])}"
-    return f"{title}, λ = {method['lambda']:g}" if "lambda" in method else title
+    title += f", λ = {method['lambda']:g}" if "lambda" in method else ""
+    form = method.get("preset", "official_code").replace("_", " ")
+    return title if form == "official code" else f"{title}\n({form}, scale: {method['scale_grad']})"
 
 
 def model_name(recipe: dict[str, Any]) -> str:
