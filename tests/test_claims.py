@@ -320,7 +320,9 @@ def test_a_diverged_run_counts_for_nothing(study):
 
 
 def test_fitted_cells_count_for_no_claim(study):
-    fitted = study.model_copy(update={"fitted": [("resnet18", "baseline", 32), ("resnet18", "ptq", 3)]})
+    fitted = study.model_copy(
+        update={"fitted": [("resnet18", "scratch", "baseline", 32), ("resnet18", "scratch", "ptq", 3)]}
+    )
     table = measured(resnet_like() | {("osciquant", 3, 3): 50.0})  # worse than fitted PTQ
     claims = found(fitted, table)
     of_c1 = {c.text: c.verdict for c in claims["C1"].comparisons if c.verdict != "not run"}
@@ -350,7 +352,7 @@ def test_c2_spreads_by_sign_test_over_cells(study):
     assert sign.estimate.p == 2 / 64
     sign = found(study, pd.concat(frames[:2]))["C2"].comparisons[-1]
     assert (sign.estimate.n, sign.verdict) == (4, "inconclusive")
-    fitted = study.model_copy(update={"fitted": [("mlp5", "qat", 3), ("mlp5", "qat", 4)]})
+    fitted = study.model_copy(update={"fitted": [("mlp5", "scratch", "qat", 3), ("mlp5", "scratch", "qat", 4)]})
     assert found(fitted, pd.concat(frames))["C2"].comparisons[-1].estimate.n == 4
 
 
@@ -491,7 +493,7 @@ def test_deepest_recovered_drop():
 
 
 def test_two_seeds_of_a_sweep_or_a_curve_decide_nothing(study):
-    flat = sweep({0.25: 90.0, 1.0: 90.5})
+    flat = sweep({0.25: 90.0, 1.0: 90.5, 1.75: 90.5})
     assert verdicts(study, flat[flat.seed < 2])["C9"] == "inconclusive"
     table = histories(AS_PUBLISHED)
     claims = verdicts(study, None, table[table.seed < 2])
@@ -501,8 +503,8 @@ def test_two_seeds_of_a_sweep_or_a_curve_decide_nothing(study):
 
 
 def test_a_fitted_accuracy_counts_in_no_sweep_and_no_curve(study):
-    fitted = study.model_copy(update={"fitted": [("resnet18", "osciquant", 3)]})
-    assert found(fitted, sweep({0.25: 90.0, 1.0: 90.5}))["C9"].comparisons[0].verdict == "fitted"
+    fitted = study.model_copy(update={"fitted": [("resnet18", s, "osciquant", 3) for s in ("scratch", "sweep")]})
+    assert found(fitted, sweep({0.25: 90.0, 1.0: 90.5, 1.75: 90.5}))["C9"].comparisons[0].verdict == "fitted"
     claim = found(fitted, *curves([80] * 11, [50] * 11))["C10"]
     assert {c.verdict for c in claim.comparisons} == {"fitted", "not run"}
 
@@ -512,7 +514,7 @@ def test_a_fitted_accuracy_counts_in_no_sweep_and_no_curve(study):
 
 def test_claims_files_say_how_many_comparisons_say_what(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fitted = study.model_copy(update={"fitted": [("resnet18", "ptq", 3)]})
+    fitted = study.model_copy(update={"fitted": [("resnet18", "scratch", "ptq", 3)]})
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.setattr(reported, "read_measurements", lambda _: measured(resnet_like()))
     monkeypatch.setattr(reported, "read_oscillations", lambda _: pd.DataFrame())

@@ -28,6 +28,7 @@ experiments:
     methods: {baseline: , qat: {bits: [2, 3]}}
 """
 OTHER = STUDY.replace("study: own", "study: other").replace("reference: other\n", "").replace("  a:\n", "  b:\n")
+OTHER += "fitted: [[mlp5, scratch, ptq, 2]]\n"
 
 
 def measured(study, path, accuracy, best_epoch=2, bits=3, bn="keep", train_bits=3):
@@ -37,6 +38,7 @@ def measured(study, path, accuracy, best_epoch=2, bits=3, bn="keep", train_bits=
         {
             "experiment": experiment, "variant": variant, "seed": seed, "split": "test", "status": "done", "bn": bn,
             "train_bits": train_bits, "eval_bits": bits, "accuracy": value, "best_epoch": best_epoch,
+            "model": "mlp5", "setting": "scratch", "method": "ptq" if variant == "baseline" else "qat",
             "run": f"results/{study}/runs/{path}/seed{seed}",
         }
         for seed, value in enumerate(accuracy)
@@ -65,7 +67,8 @@ def judge(tmp_path, monkeypatch):
         + measured("own", "a/qat-3bit", [69, 70, 71], bits=32, bn="reestimate")
         + measured("own", "a/qat-ternary", [40, 41, 45], bits=2, train_bits=2),
         "other/measurements": measured("other", "b/qat-3bit", [68, 68, 68], best_epoch=3)
-        + measured("other", "b/baseline", [50, 40, 30], train_bits=32),
+        + measured("other", "b/baseline", [50, 40, 30], train_bits=32)
+        + measured("other", "b/baseline", [10, 10, 10], bits=2, train_bits=32),
         "own/oscillations": logged(
             "a/qat-3bit", iteration_nagel=[9, 20, 40], epoch_nagel=[0, 2, 4], kurtosis=[3, 2.5, 2],
             layer_shares=["0.5 0.5", "0.5 0.5", "0.75 0.25"],
@@ -133,6 +136,12 @@ def test_verdicts_against_a_bound(judge, expect, bound, verdict):
     assert found.verdict == verdict
 
 
+def test_a_cell_that_the_reference_was_fitted_to_counts_for_nothing(judge):
+    pair = {"measure": "accuracy", "of": side("a/qat-3bit"), "expect": "above"}
+    assert judge(**pair, minus=side("b/baseline", bits=3)).verdict == "supported"
+    assert judge(**pair, minus=side("b/baseline", bits=2)).verdict == "fitted"
+
+
 def test_what_has_not_run_says_so(judge):
     found = judge(measure="accuracy", of=side("b/qat-ternary"), expect="above")
     assert (found.verdict, found.estimate.n) == ("not run", 0)
@@ -144,11 +153,21 @@ def test_what_has_not_run_says_so(judge):
         ({"of": side("a/qat-4bit")}, "unknown variant 'a/qat-4bit'; did you mean 'a/qat-3bit'"),
         ({"of": side("b/qat-3bit"), "to": "a/qat-3bit"}, "belongs to measure: layer_distance"),
         ({"of": side("b/qat-3bit"), "expect": "within"}, "margin of equivalence is positive"),
+        ({"measure": "kurtosis", "of": side("b/qat-3bit", bits=4)}, "bits, bn: belong to measure: accuracy"),
     ],
 )
 def test_mistakes_are_named(judge, tested, message):
     with pytest.raises(InputError, match=message):
         judge(**({"measure": "accuracy", "expect": "above"} | tested))
+
+
+def test_before_anything_has_run_all_reads_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(PARAMS.parent)
+    study, _ = studies.load(PARAMS / "ablations.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params").symlink_to(PARAMS)
+    claims = hypotheses.claims(study)
+    assert {comparison.verdict for claim in claims for comparison in claim.comparisons} == {"not run"}
 
 
 def test_the_ablations_name_every_hypothesis(monkeypatch):

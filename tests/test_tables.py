@@ -20,8 +20,14 @@ def at_root(monkeypatch):
 def loaded():
     study, variants = studies.load(ROOT / "params/quick.yaml")
     tables = study.tables | {"table5": ["vit-tiny-finetune"]}
-    update = {"published": "paper", "tables": tables, "fitted": [("mlp5", "baseline", 32)]}
+    update = {"published": "paper", "tables": tables, "fitted": [("mlp5", "scratch", "baseline", 32)]}
     return study.model_copy(update=update), variants
+
+
+STARTS = {
+    "resnet18-finetune": "torchvision/resnet18 (ImageNet-1k)",
+    "vit-tiny-finetune": "timm/deit_tiny_patch16_224 (ImageNet-1k)",
+}
 
 
 def measured(cells):
@@ -34,7 +40,7 @@ def measured(cells):
                 "experiment": experiment, "variant": f"{method}-{train_bits}-{lam:g}", "model": model, "method": method,
                 "lambda": lam, "train_bits": train_bits, "eval_bits": eval_bits, "seed": seed, "lr": 1e-3,
                 "accuracy": accuracy, "split": "test", "bn": "keep", "status": "done", "best_epoch": 7,
-                "run": f"results/x/runs/{experiment}/{method}-{train_bits}/seed{seed}",
+                "run": f"results/x/runs/{experiment}/{method}-{train_bits}/seed{seed}", "start": STARTS.get(experiment, ""),
             }  # fmt: skip
             rows.append(row)
     return pd.DataFrame(rows, columns=MEASUREMENTS)
@@ -128,7 +134,7 @@ def test_own_cells_stand_after_the_published_ones(loaded):
     assert cells["lambda"].tolist()[14:] == [0.25, 1.0, 1.0]
     assert cells.published_mean.isna().tolist() == [False] * 14 + [True] * 3
     assert list(shown("table5", table_cells(*loaded, "table5", measured(CELLS))).columns) == [
-        "Model", "Method", "λ", "Bits", "Published", "Reproduced", "n", "Difference"
+        "Model", "Method", "λ", "Bits", "Fine-tuned from", "Published", "Reproduced", "n", "Difference"
     ]  # fmt: skip
 
 
@@ -144,3 +150,17 @@ def test_an_empty_cell_says_what_is_missing_and_why(loaded):
     assert found[-1] == "Not run: resnet18-scratch, needs a GPU."
     table4 = table_cells(study, variants, "table4", measured(CELLS))
     assert set(table4.missing[:14]) == {"not in this study"}
+
+
+@pytest.mark.parametrize("cells", [{}, {("mlp5-scratch", "mlp5", "baseline", math.nan, 32, 32): (51, 52)}])
+def test_a_study_beside_which_nothing_is_published_has_tables_and_no_agreement(loaded, cells):
+    study, variants = loaded
+    study = study.model_copy(update={"published": "none"})
+    found = table_cells(study, variants, "table1", measured(cells))
+    assert found.published_mean.isna().all()
+    assert found["mean"].dropna().tolist() == [51.5] * len(cells)
+    agreement = agreement_cells(study, variants, measured(cells))
+    assert agreement.empty
+    assert coverage(agreement).to_dict("records") == [
+        {"table": "all", "published": 0, "run": 0, "inside": 0, "outside": 0, "fitted": 0}
+    ]

@@ -24,8 +24,9 @@ from oscillations.training import Trainer
 def confirm(variants: list[Variant], epochs: int, device: str = "auto") -> bool:
     """Replay stale runs and stamp those that agree as made by the present code; False if one did not agree.
 
-    Only the code may have changed, and options may have been added to the recipe: a run whose recipe, data or start
-    weights are others has to be trained again.
+    Only the code may have changed, and options may have been added to the recipe that are off: a run whose recipe,
+    data or start weights are others has to be trained again. What acts in later epochs only (a schedule, the
+    stopping rule) is seen by a replay that long; one to the end compares the best epoch as well.
     """
     agreed = True
     for variant in variants:
@@ -46,7 +47,7 @@ def confirm(variants: list[Variant], epochs: int, device: str = "auto") -> bool:
                 continue
             sets = sets or image_sets(about, tensors, variant.recipe, torch_device)
             trainer = new_trainer(variant, run, about, sets, torch_device)
-            difference = first_difference(trainer, run, epochs)
+            difference = first_difference(trainer, run, record, epochs)
             print(f"{run.name}: {difference or 'confirmed'}", flush=True)
             agreed = agreed and difference is None
             if difference is None:
@@ -61,13 +62,14 @@ def confirm(variants: list[Variant], epochs: int, device: str = "auto") -> bool:
 
 
 def _holds(new: Any, old: Any) -> bool:
-    """Whether ``new`` is ``old``, or a mapping that holds all of it and more."""
+    """Whether ``new`` is ``old``, or a mapping that holds all of it and besides only options that are off."""
     if isinstance(new, dict) and isinstance(old, dict):
-        return all(key in new and _holds(new[key], value) for key, value in old.items())
+        kept = all(key in new and _holds(new[key], value) for key, value in old.items())
+        return kept and all(value in (None, False, "none") for key, value in new.items() if key not in old)
     return new == old
 
 
-def first_difference(trainer: Trainer, run: Run, epochs: int) -> str | None:
+def first_difference(trainer: Trainer, run: Run, record: dict[str, Any], epochs: int) -> str | None:
     """Train ``epochs`` epochs and compare with what the run logged; the first number that differs, in words."""
     for epoch_ended in trainer.steps():
         if epoch_ended and trainer.progress.epoch == epochs:
@@ -82,4 +84,9 @@ def first_difference(trainer: Trainer, run: Run, epochs: int) -> str | None:
             for column, value in old.items():
                 if new.get(column) != value:
                     return f"{name}, epoch {old['epoch']}: {column} was {value}, the replay gives {new.get(column)}"
+    if trainer.progress.status != "running":
+        ended = {"best_epoch": trainer.progress.best_epoch, "epochs_run": trainer.progress.epoch}
+        for key, value in ended.items():
+            if record[key] != value:
+                return f"{key} was {record[key]}, the replay gives {value}"
     return None

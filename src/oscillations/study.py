@@ -196,6 +196,9 @@ class Tested(Contrast):
     def _consistent(self) -> Tested:
         if (self.measure == "layer_distance") != (self.to is not None):
             raise ValueError("to: belongs to measure: layer_distance, and only to it")
+        sides = [side for contrast in (self, self.than) if contrast for side in (contrast.of, contrast.minus) if side]
+        if self.measure != "accuracy" and any(side.bits or side.bn != "keep" for side in sides):
+            raise ValueError(f"bits, bn: belong to measure: accuracy, not to {self.measure}")
         if self.expect == "within" and self.bound <= 0:
             raise ValueError("bound: a margin of equivalence is positive")
         return self
@@ -241,8 +244,8 @@ class Study(Strict):
     )
     claims: Claims = Claims()
     hypotheses: dict[Annotated[str, Field(pattern=r"^H[0-9]+$")], Hypothesis] = Field({})
-    fitted: list[tuple[str, str, int]] = Field(
-        [], description="published cells (model, method, eval_bits) that a free choice was fitted to"
+    fitted: list[tuple[str, str, str, int]] = Field(
+        [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
     )
     not_run: dict[str, str] = Field({}, description="experiment -> why it has not run; shown in its tables' cells")
 

@@ -42,7 +42,7 @@ def read_measurements(study: Study | str) -> pd.DataFrame:
 def read_oscillations(study: Study | str) -> pd.DataFrame:
     """Every epoch of the runs that did not diverge; none of a study that has not run."""
     file = Path("results", getattr(study, "study", study), "oscillations.csv")
-    table = with_all_columns(pd.read_csv(file) if file.exists() else pd.DataFrame())
+    table = with_all_columns(pd.read_csv(file)) if file.exists() else pd.DataFrame(columns=OSCILLATIONS)
     return table[table.status == "done"]
 
 

@@ -17,7 +17,7 @@ from oscillations.records import sort_runs
 from oscillations.report import fingerprint
 from oscillations.report.collect import read_measurements, read_oscillations, results, start_label
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder, title
-from oscillations.report.stats import FITTED, NOT_RUN
+from oscillations.report.stats import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
 from oscillations.report.tables import (
     METHOD_NAMES,
     MODEL_NAMES,
@@ -58,6 +58,12 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         claims=_claims(study),
         tables=[_table(study, variants, table, measurements) for table in study.tables],
         coverage=_coverage(study),
+        levels={
+            "interval": round(100 * (1 - LEVEL)),
+            "margin": round(100 * (1 - 2 * LEVEL)),
+            "bootstrap": BOOTSTRAP_FROM,
+            "seeds": MINIMUM_RUNS,
+        },
         cells=_cells(study, measurements),
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
@@ -127,7 +133,7 @@ def _claims(study: Study) -> list[dict[str, Any]]:
         comparisons = evidence[evidence.claim == claim["claim"]].to_dict("records")
         for comparison in comparisons:
             comparison["interval"] = _interval(comparison)
-            comparison["links"] = _links(comparison["runs"])
+            comparison["links"] = _links(study, comparison["runs"])
         run = [row for row in comparisons if row["verdict"] != NOT_RUN]
         missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
         rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
@@ -152,12 +158,14 @@ def _interval(row: dict[str, Any]) -> str:
     return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-def _links(runs: str) -> list[tuple[str, str]]:
-    """(anchor, experiment/variant) of run folders (or experiment/variant names), each variant once."""
+def _links(study: Study, runs: str) -> list[tuple[str, str]]:
+    """(address, experiment/variant) of run folders, each variant once; another study's on its own page."""
     found = {}
     for run in str(runs).split():
-        experiment, variant = run.split("/runs/")[-1].split("/")[:2]
-        found[anchor(experiment, variant)] = f"{experiment}/{variant}"
+        _, name, _, experiment, variant, _ = run.split("/")
+        own = name == study.study
+        page = "" if own else f"../{name}/index.html"
+        found[f"{page}#{anchor(experiment, variant)}"] = f"{'' if own else f'{name}: '}{experiment}/{variant}"
     return list(found.items())
 
 
@@ -166,7 +174,7 @@ def _table(study: Study, variants: list[Variant], table: str, measurements: pd.D
     text = shown(table, cells)
     rows = []
     for (_, cell), strings in zip(cells.iterrows(), text.to_dict("records")):
-        links = _links(cell.runs) if cell.n > 0 else []
+        links = _links(study, cell.runs) if cell.n > 0 else []
         rows.append({"cells": strings, "color": _color(cell), "links": links, "missing": cell.missing})
     return {
         "name": table,

@@ -1,7 +1,7 @@
 """Estimates over seeds and verdicts on them; the arithmetic is scipy's.
 
-All verdicts are at the 5 % level, two-sided: an interval or a p value must exclude the opposite. Equivalence is
-two one-sided tests, which is a 90 % interval inside the margin.
+Verdicts are at the 5 % level, two-sided: an interval or a p value must exclude the opposite. Equivalence is two
+one-sided tests at that level, which is a 90 % interval inside the margin, and contradicted by one outside it.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def significant(estimate: Estimate, neutral: float = 0.0) -> str:
     return SUPPORTED if estimate.value > neutral else CONTRADICTED
 
 
-def verdict(estimate: Estimate, judge: Judge, fitted: bool = False) -> str:
+def verdict(estimate: Estimate, judge: Judge, fitted: bool = False, diverged: int = 0) -> str:
     """What ``judge`` says, where there are runs, enough of them, and none that a choice was fitted to."""
-    if estimate.n == 0:
+    if estimate.n == 0 and not diverged:
         return NOT_RUN
     if fitted:
         return FITTED

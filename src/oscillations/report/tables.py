@@ -80,7 +80,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     published = published[(published.table == table) & (study.published != "none")].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
-    found = summarise(measurements)
+    found = summarise(measurements).astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
     found = found[found.experiment.isin(study.tables.get(table, []))]
     if table != "table3":  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
@@ -98,7 +98,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     compared = merged.difference.notna() & merged.published_std.notna() & study.judged
     compared &= merged.start.isin(_like_published(table))
     merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).astype("boolean").where(compared)
-    cells = merged[["model", "method", "eval_bits"]].itertuples(index=False, name=None)
+    cells = merged[["model", "setting", "method", "eval_bits"]].itertuples(index=False, name=None)
     merged["fitted"] = merged.published_mean.notna() & pd.Series([cell in study.fitted for cell in cells], dtype=bool)
     merged["missing"] = [
         _missing(study, variants, table, cell) if pd.isna(cell.n) else "" for _, cell in merged.iterrows()
@@ -218,7 +218,8 @@ def agreement_cells(study: Study, variants: list[Variant], measurements: pd.Data
     for table in sorted(read_published().table.unique()):
         cells = table_cells(study, variants, table, measurements)
         named = {name: place for place, name in enumerate(study.tables.get(table, []))}
-        cells = cells[cells.published_mean.notna()].assign(place=cells.experiment.map(named))
+        cells = cells[cells.published_mean.notna()]
+        cells = cells.assign(place=cells.experiment.map(named))
         tables.append(cells.loc[cells.sort_values("place", kind="stable").drop_duplicates(CELL).index.sort_values()])
     cells = pd.concat(tables, ignore_index=True)
     cells["n"] = cells.n.fillna(0).astype(int)

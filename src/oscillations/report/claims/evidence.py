@@ -34,12 +34,14 @@ class Sample:
     values: pd.Series | pd.DataFrame
     runs: dict[int, str] = field(default_factory=dict)
     fitted: bool = False
+    diverged: int = 0  # runs that ended without a number
 
     @classmethod
     def of(cls, rows: pd.DataFrame, column: str, fitted: bool = False) -> Sample:
         """From rows with ``seed`` and ``run``, one per seed; a seed without a number has none."""
+        diverged = int((rows.status == "diverged").sum()) if "status" in rows else 0
         rows = rows[rows[column].notna()].set_index("seed")
-        return cls(rows[column].astype(float), rows.run.to_dict(), fitted)
+        return cls(rows[column].astype(float), rows.run.to_dict(), fitted, diverged)
 
     @classmethod
     def none(cls) -> Sample:
@@ -57,7 +59,8 @@ def combine(samples: Sequence[Sample], function: Callable[[pd.DataFrame], pd.Ser
         return Sample.none()
     table = pd.concat([sample.values for sample in samples], axis=1, join="inner", keys=range(len(samples)))
     runs = {seed: " ".join(sample.runs[seed] for sample in samples) for seed in table.index}
-    return Sample(function(table), runs, any(sample.fitted for sample in samples))
+    diverged = sum(sample.diverged for sample in samples)
+    return Sample(function(table), runs, any(sample.fitted for sample in samples), diverged)
 
 
 def side_by_side(samples: Sequence[Sample]) -> Sample:
@@ -69,6 +72,12 @@ def per_run(rows: pd.DataFrame, measure: Measure, fitted: bool = False) -> Sampl
     """``measure`` of every run's rows; NaN means that the run says nothing."""
     found = [(seed, run, measure(mine)) for (seed, run), mine in rows.groupby(["seed", "run"])]
     return Sample.of(pd.DataFrame(found, columns=["seed", "run", "value"]), "value", fitted)
+
+
+def without_diverged_numbers(measurements: pd.DataFrame) -> pd.DataFrame:
+    """The table in which a diverged run has neither an accuracy nor a best epoch."""
+    done = measurements.status == "done"
+    return measurements.assign(**{column: measurements[column].where(done) for column in ("accuracy", "best_epoch")})
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,9 @@ class Claim:
         """Judge what ``measure`` makes of the numbers of all seeds."""
         estimate = measure(sample.values.to_numpy(dtype=float))
         runs = sorted({run for names in sample.runs.values() for run in names.split()})
-        self.comparisons.append(Comparison(text, estimate, verdict(estimate, judge, sample.fitted), runs))
+        text += f" ({sample.diverged} runs diverged)" if sample.diverged else ""
+        found = verdict(estimate, judge, sample.fitted, sample.diverged)
+        self.comparisons.append(Comparison(text, estimate, found, runs))
 
     @property
     def verdict(self) -> str:
@@ -132,7 +143,7 @@ class Sweep:
     model: str
     bits: int
     rows: pd.DataFrame
-    fitted: list[tuple[str, str, int]]  # as in the study
+    fitted: list[tuple[str, str, str, int]]  # as in the study
 
     def __str__(self) -> str:
         return f"{MODEL_NAMES.get(self.model, self.model)}, {bits_label(self.bits)}"
@@ -140,11 +151,11 @@ class Sweep:
     def osciquant(self, measure: Measure, low: float = 0.0, high: float = math.inf) -> dict[float, Sample]:
         """A number per run, by lambda in rising order."""
         chosen = self.rows[(self.rows.method == "osciquant") & self.rows["lambda"].between(low, high)]
-        fitted = (self.model, "osciquant", self.bits) in self.fitted
+        fitted = (self.model, "sweep", "osciquant", self.bits) in self.fitted
         return {lam: per_run(rows, measure, fitted) for lam, rows in chosen.groupby("lambda")}
 
     def qat(self, measure: Measure) -> Sample:
-        fitted = (self.model, "qat", self.bits) in self.fitted
+        fitted = (self.model, "sweep", "qat", self.bits) in self.fitted
         return per_run(self.rows[self.rows.method == "qat"], measure, fitted)
 
 
@@ -154,8 +165,8 @@ class Evidence:
     def __init__(self, study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame):
         """The tables of :mod:`oscillations.report.collect`."""
         self.study = study
-        done = measurements[measurements.status == "done"]
-        self.tests = done[(done.split == "test") & (done.bn == "keep")]
+        tests = without_diverged_numbers(measurements)
+        self.tests = tests[(tests.split == "test") & (tests.bn == "keep")]
         epochs = with_all_columns(oscillations)
         names = [epochs[column].astype(str) for column in ("experiment", "variant", "seed")]
         run = f"results/{study.study}/runs/" + names[0] + "/" + names[1] + "/seed" + names[2]
@@ -198,13 +209,13 @@ class Evidence:
             (t.experiment == group.experiment) & (t.method == method)
             & (t.train_bits == train_bits) & (t.eval_bits == eval_bits)
         ]  # fmt: skip
-        return Sample.of(rows, column, (group.model, method, eval_bits) in self.study.fitted)
+        return Sample.of(rows, column, (group.model, group.setting, method, eval_bits) in self.study.fitted)
 
     def history(self, group: Group, method: str, train_bits: int, measure: Measure) -> Sample:
         """A number per seed from its run's epochs."""
         e = self.epochs
         rows = e[(e.experiment == group.experiment) & (e.method == method) & (e.train_bits == train_bits)]
-        return per_run(rows, measure, (group.model, method, train_bits) in self.study.fitted)
+        return per_run(rows, measure, (group.model, group.setting, method, train_bits) in self.study.fitted)
 
     def sweeps(self, rows: pd.DataFrame, *tables: str) -> list[Sweep]:
         """The lambda sweeps of some tables among ``rows`` (``tests`` or ``epochs``), published ones first.

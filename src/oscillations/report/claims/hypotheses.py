@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run
+from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, without_diverged_numbers
 from oscillations.report.claims.paper import per_epoch, per_step
 from oscillations.report.collect import read_measurements, read_oscillations
 from oscillations.report.stats import Judge, above, below, mean_interval, tost_interval, within
-from oscillations.study import Contrast, Side, Study, Tested
+from oscillations.study import Contrast, Side, Study, Tested, load
 
 JUDGES = {"above": above, "below": below, "within": within}
 MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_interval}
@@ -38,9 +40,12 @@ class Runs:
     """What a study and its reference have measured, by ``experiment/variant``."""
 
     def __init__(self, study: Study):
-        names = [study.study, *([study.reference] if study.reference else [])]
-        tests = pd.concat([read_measurements(name) for name in names])
-        tests = tests[(tests.split == "test") & (tests.status == "done")]
+        names, self.fitted = [study.study], set(study.fitted)
+        if study.reference:
+            names.append(study.reference)
+            self.fitted |= set(load(Path("params", f"{study.reference}.yaml"))[0].fitted)
+        tests = without_diverged_numbers(pd.concat([read_measurements(name) for name in names]))
+        tests = tests[tests.split == "test"]
         self.tests = tests.assign(path=tests.experiment + "/" + tests.variant)
         best = self.tests[["path", "seed", "run", "best_epoch"]].drop_duplicates()
         epochs = pd.concat([read_oscillations(name) for name in names])
@@ -61,7 +66,9 @@ class Runs:
         """What one variant measured, by seed."""
         if tested.measure == "accuracy":
             mine = self.tests[(self.tests.path == path) & (self.tests.bn == side.bn)]
-            return Sample.of(mine[mine.eval_bits == (mine.train_bits if side.bits is None else side.bits)], "accuracy")
+            mine = mine[mine.eval_bits == (mine.train_bits if side.bits is None else side.bits)]
+            cells = mine[["model", "setting", "method", "eval_bits"]].itertuples(index=False, name=None)
+            return Sample.of(mine, "accuracy", any(cell in self.fitted for cell in cells))
         mine = self.epochs[self.epochs.path == path]
         if tested.measure in ("per_step", "per_epoch"):
             # counts fall during training: only epochs that all compared runs have
