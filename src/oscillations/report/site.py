@@ -91,7 +91,7 @@ def _code(text: str) -> Markup:
 
 
 def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
-    """All figures in the paper's order; a note stands in place of figure 4, which cannot be drawn."""
+    """All figures in the paper's order; where it is its figures, a note stands in place of figure 4."""
     figures = [
         {
             "name": name,
@@ -101,6 +101,8 @@ def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
         }
         for name in study.figure_names
     ]
+    if not study.tables:
+        return figures
     place = sum(figure_number(figure["name"]) < "figure4" for figure in figures)
     return [*figures[:place], {"name": "figure4", "title": title("figure4"), "caption": figure4}, *figures[place:]]
 
