@@ -390,30 +390,30 @@ def measured(start, accuracy=88.5):
     ],
 )
 def test_only_starts_like_the_papers_are_judged_and_all_are_shown(tmp_path, start, judged):
-    study, _ = load(tmp_path)
+    study, variants = load(tmp_path)
     table = measured(start)
-    cells = table_cells(study, "table2", table)
+    cells = table_cells(study, variants, "table2", table)
     cell = cells[(cells.model == "resnet18") & (cells.method == "baseline")].iloc[0]
     assert cell.difference == pytest.approx(0)
-    assert (cell.inside is True or cell.inside == 1.0) == judged
     assert pd.isna(cell.inside) != judged
+    assert not judged or cell.inside
     text = shown("table2", cells.loc[[cell.name]])
     assert text["Fine-tuned from"].tolist() == [start]
-    agreement = agreement_cells(study, table)
+    agreement = agreement_cells(study, variants, table)
     mine = agreement[agreement.n > 0]
     assert set(mine.start) == {start}
     assert mine.inside.notna().all() == judged
 
 
 def test_a_study_beside_no_published_numbers_shows_none(tmp_path):
-    study, _ = load(tmp_path, ("published: paper", "published: none"))
-    cells = table_cells(study, "table2", measured("torchvision/resnet18 (ImageNet-1k)"))
+    study, variants = load(tmp_path, ("published: paper", "published: none"))
+    cells = table_cells(study, variants, "table2", measured("torchvision/resnet18 (ImageNet-1k)"))
     assert len(cells) == 1
     assert pd.isna(cells["published_mean"]).all()
     text = shown("table2", cells)
     assert "Published" not in text and "Difference" not in text
     assert text.Reproduced.tolist() == ["88.50 ± 0.00"]
-    assert agreement_cells(study, measured("x")).empty
+    assert agreement_cells(study, variants, measured("x")).empty
 
 
 # -- the workflow --------------------------------------------------------------------------------------------
