@@ -178,7 +178,7 @@ def test_a_clone_without_data_or_weights(finished):
 def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
     finished.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     output = finished.cli("collect", "--study", "params/tiny.yaml")
-    assert "runs/mlp5-scratch/osciquant-3bit, seeds [0, 1]: made with another recipe (method)" in output
+    assert "runs/mlp5-scratch/osciquant-3bit, seeds [0, 1]: made with another recipe (method.lambda)" in output
     assert "snakemake all --config study=tiny only=mlp5-scratch/osciquant-3bit" in output
     measured = pd.read_csv(finished.folder / "results/tiny/measurements.csv")
     assert "osciquant" not in set(measured[measured.experiment == "mlp5-scratch"].method)

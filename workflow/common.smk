@@ -50,6 +50,9 @@ if workflow.is_main_process:
 
 onsuccess:
     provenance.save(STUDY.study)
+    page = Path("results", STUDY.study, "index.html")
+    if page.exists():
+        print(f"results: {page}", file=sys.stderr)
 
 
 onerror:

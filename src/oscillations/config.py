@@ -38,7 +38,7 @@ def _explain(where: str, problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        choices = [text.strip("'") for text in re.split(r", | or ", problem["ctx"]["expected"])]
         message = f"{problem['input']!r} is not allowed; {did_you_mean(problem['input'], choices)}"
     elif problem["type"] == "missing":
         message = "this key is missing"

@@ -29,11 +29,7 @@ def evaluation_key(record: dict[str, Any]) -> str:
 def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | None:
     """Why a record is not the study's result, or None if it is. Works without data and weights."""
     if record["recipe"] != variant.recipe:
-        changed = sorted(
-            key for key in record["recipe"] | variant.recipe
-            if record["recipe"].get(key) != variant.recipe.get(key)
-        )  # fmt: skip
-        return f"made with another recipe ({', '.join(changed)})"
+        return f"made with another recipe ({', '.join(changed_keys(record['recipe'], variant.recipe))})"
     if record["fingerprint"] != variant.fingerprint:
         return "made by other code"
     about = Path("data", f"{variant.recipe['data']}.json")
@@ -49,6 +45,18 @@ def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | N
         if start != record["start_sha256"]:
             return f"started from other weights than {parent.name} has now"
     return None
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the options that differ, those inside a mapping one by one."""
+    changed = []
+    for key in sorted(old | new):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after or (key in old) != (key in new):
+            changed.append(prefix + key)
+    return changed
 
 
 def sort_runs(variants: list[Variant]) -> tuple[list[tuple[Variant, Run, dict]], dict[Run, str]]:

@@ -243,7 +243,7 @@ class Study(Strict):
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
     )
     claims: Claims = Claims()
-    hypotheses: dict[Annotated[str, Field(pattern=r"^H[0-9]+$")], Hypothesis] = Field({})
+    hypotheses: dict[str, Hypothesis] = Field({}, description="by a short name, H1 say")
     fitted: list[tuple[str, str, str, int]] = Field(
         [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
     )

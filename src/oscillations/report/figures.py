@@ -32,13 +32,13 @@ CAPTIONS = {
     "figure2": "Where the latent weights of one layer lie on their quantization grid at the best epoch (all seeds "
     "together). Dashed lines are thresholds between levels.",
     "figure3": "Oscillations during training. Top: sampled once per epoch, as in the paper; bottom: counted after "
-    "every step. Line: mean over seeds, band: their range.",
+    "every step. Line: mean over seeds, band: their range, as far as all seeds went.",
     "figure5": "Test accuracy over learning rate and λ (mean over seeds; grey: no run).",
     "figure6": "Test accuracy over λ. Points: mean over seeds, bars: their standard deviation.",
     "figure7": "Validation accuracy at every bit width while training; the thick line is the width trained for. "
-    "Line: mean over seeds, band: their range.",
+    "Line: mean over seeds, band: their range, as far as all seeds went.",
     "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
-    "seeds, band: their range.",
+    "seeds, band: their range, as far as all seeds went.",
     "figureA1": "Two weights in series under QAT (exact; x = 1, y = 0.75, s = 1). Beside the oscillation term of one "
     "weight (a) there is a drift that the rounding error of the other weight makes (b); descent ends elsewhere than "
     "oscillation alone would lead (c). The length of an arrow is the root of the strength.",
@@ -121,7 +121,7 @@ def _panels(spec: Panels, recipes: Recipes, rows: int = 1, height: float = 2.5, 
     """A figure with a titled column of axes for every panel: ``(figure, axes [rows, panels])``."""
     count = len(spec.panels)
     figure, grid = plt.subplots(
-        rows, count, figsize=(width * count + 0.6, height * rows), squeeze=False, sharex="col", sharey="row",
+        rows, count, figsize=(width * count + 0.6, height * rows), squeeze=False, sharex=True, sharey="row",
         layout="constrained",
     )  # fmt: skip
     titles = [panel_title(recipes[path]) for path in spec.panels]
@@ -178,8 +178,8 @@ def _histogram(layer: str, path: str, study: Study) -> pd.DataFrame:
 
 
 def _band(axes: Axes, table: pd.DataFrame, column: str, **style) -> None:
-    """Mean over seeds with their range; epochs that only some seeds reached are drawn for those."""
-    by_epoch = table.groupby("epoch")[column]
+    """Mean over seeds with their range, up to the last epoch that all seeds reached."""
+    by_epoch = table[table.epoch <= table.groupby("seed").epoch.max().min()].groupby("epoch")[column]
     mean = by_epoch.mean()
     (line,) = axes.plot(mean.index, mean, **style)
     axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=line.get_color(), alpha=0.18, lw=0)

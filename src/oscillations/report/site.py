@@ -74,6 +74,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         costs=_costs(study, variants),
         machines=cost.machines(),
         runs=_runs(variants),
+        stale=len(sort_runs(variants)[1]),
         anchor=anchor,
     )
     write_text(results(study) / "index.html", page)
@@ -155,6 +156,8 @@ def _interval(row: dict[str, Any]) -> str:
         return ""
     digits = 2 if abs(row["estimate"]) >= 0.1 else 5
     text = f"{row['estimate']:.{digits}f}"
+    if row["n"] < MINIMUM_RUNS:
+        return text
     if pd.notna(row["p"]):
         return f"{text} (p = {row['p']:.2g})"
     return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
@@ -226,7 +229,7 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
     if oscillations.empty or "near_threshold" not in oscillations:
         return []
     quantized = oscillations[oscillations.train_bits != LATENT]
-    last = quantized.sort_values("epoch").groupby(["experiment", "variant", "seed"], sort=False).tail(1)
+    last = quantized.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
     last = last.assign(
         per_epoch=100 * last.epoch_nagel / last.weights,
         per_step=100 * last.iteration_nagel / last.weights / last.steps_per_epoch,
@@ -262,20 +265,16 @@ def _costs(study: Study, variants: list[Variant]) -> list[dict[str, str]]:
         records = [record for _, run, record in current if run.experiment == predicted.experiment]
         hours = _hours(records)
         spent = ", ".join(f"{value:.2f} {kind}" for kind, value in hours.items() if value)
+        row = predicted.row() | {"finished runs": str(len(records)), "they took": spent, "left": "", "command": ""}
         left = predicted.runs - len(records)
-        command = f"snakemake --cores 8 all --config study={study.study} only={predicted.experiment}"
-        rows.append(
-            predicted.row()
-            | {
-                "finished runs": str(len(records)),
-                "they took": spent,
-                "left": f"{left} runs, {_hours_left(predicted, left, hours['core-hours'], len(records))}"
-                if left
-                else "",
-                "command": command if left else "",
-            }
-        )
-    return rows
+        if left:
+            reason = study.not_run.get(predicted.experiment)
+            row["left"] = f"{left} runs, {_hours_left(predicted, left, hours['core-hours'], len(records))}"
+            row["left"] += f" ({reason})" if reason else ""
+            row["command"] = f"snakemake --cores 8 all --config study={study.study} only={predicted.experiment}"
+        rows.append(row)
+    empty = [column for column in ("they took", "left", "command") if not any(row[column] for row in rows)]
+    return [{column: text for column, text in row.items() if column not in empty} for row in rows]
 
 
 def _hours(records: list[dict[str, Any]]) -> dict[str, float]:
