@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_gradients import RoundSTE
 
 from oscillations.toy import OneWeight, TwoWeights, alternating_runs, figure1_trajectory
 
@@ -75,16 +76,6 @@ def test_over_regularization_traps_weights_far_from_the_optimum():
     strong, plain = (OneWeight(y=0.0).descend(2.45, strength, lr=0.01, steps=5000)[-100:] for strength in (6.0, 1.0))
     assert np.abs(strong - 2.5).max() < 0.1
     assert np.abs(plain).max() < 0.55
-
-
-class RoundSTE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        return torch.round(u)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
 
 
 def draws(count=1000):
