@@ -55,6 +55,9 @@ BAD = {
     "unknown model option": (
         lambda c: scratch(c).update(model={"name": "mlp5", "widht": 3}), r"model: unknown key 'widht'; did you mean 'width'"
     ),
+    "heads that do not divide the width": (
+        lambda c: scratch(c).update(model={"name": "vit-tiny", "width": 48, "heads": 5}), r"heads: 5 do not divide a width of 48"
+    ),
     "model without a name": (lambda c: scratch(c).update(model={}), r"model: name is missing"),
     "unknown dataset": (lambda c: c.update(data="cifar"), r"data: unknown dataset 'cifar'; did you mean 'cifar10'\?"),
     "unknown layer": (

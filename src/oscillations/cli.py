@@ -212,6 +212,8 @@ def check(options: argparse.Namespace) -> None:
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     cost.print_costs(cost.predict(study, chosen))
+    if study.reference and not Path("results", study.reference, "measurements.csv").exists():
+        print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")
     runs = sum(len(variant.seeds) for variant in chosen)
     print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oscillations.config import Strict
 
@@ -22,6 +22,12 @@ class Options(Strict):
     width: int = Field(192, ge=1, description="embedding dimension, a multiple of the heads")
     depth: int = Field(12, ge=1, description="transformer blocks")
     heads: int = Field(3, ge=1, description="attention heads")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Options:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} do not divide a width of {self.width}")
+        return self
 
 
 def layers(options: Options) -> list[str]:
