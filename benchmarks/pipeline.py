@@ -60,7 +60,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
 def scratch_project(folder: Path) -> None:
     """What a workflow needs, in a new folder."""
     folder.mkdir(parents=True)
-    for name in ("src", "workflow", "params"):
+    for name in ("src", "workflow", "params", "docs"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
     (folder / "profiles").symlink_to("workflow/profiles")
