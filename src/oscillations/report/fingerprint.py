@@ -25,8 +25,7 @@ def write_fingerprint(study: Study, variants: list[Variant]) -> None:
     """Write the table of all searches of the study, if it has any."""
     if study.fingerprints:
         rows = fingerprint_rows(study, variants, read_measurements(study))
-        sentences = [verdict(group) for _, group in rows.groupby("main", sort=False)]
-        write_formats(results(study) / "tables/fingerprint", TITLE, [study.note, *sentences], rows, shown(rows))
+        write_formats(results(study) / "tables/fingerprint", TITLE, [study.note, *sentences(rows)], rows, shown(rows))
 
 
 def fingerprint_rows(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +105,11 @@ def _published(model: str, setting: str) -> tuple[dict[str, float], dict[str, fl
 
 def _split(row: pd.Series) -> str:
     return f"{row.train_images:,} / {row.validation:,}"
+
+
+def sentences(rows: pd.DataFrame) -> list[str]:
+    """What the rows say, one sentence per main experiment."""
+    return [verdict(group) for _, group in rows.groupby("main", sort=False)]
 
 
 def verdict(group: pd.DataFrame) -> str:

@@ -29,7 +29,7 @@ from oscillations.report.tables import (
     summarise,
     table_cells,
 )
-from oscillations.study import Study, Variant, figure_number
+from oscillations.study import Run, Study, Variant, figure_number
 
 TEMPLATE = Path(__file__).with_name("template.html")
 CHOICES = Path("docs/choices.md")
@@ -49,6 +49,8 @@ def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
     measurements, oscillations = read_measurements(study), read_oscillations(study)
     choices = open_choices(CHOICES.read_text())
+    current, stale = sort_runs(variants)
+    records = {run: record for _, run, record in current}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -71,10 +73,10 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         figures=_figures(study, dict(choices)["figure 4"]),
         figures_folder=f"../../figures/{study.study}",
         choices=choices,
-        costs=_costs(study, variants),
+        costs=_costs(study, variants, records),
         machines=cost.machines(),
-        runs=_runs(variants),
-        stale=len(sort_runs(variants)[1]),
+        runs=_runs(variants, records, stale),
+        stale=len(stale),
         anchor=anchor,
     )
     write_text(results(study) / "index.html", page)
@@ -113,11 +115,10 @@ def _searches(study: Study, variants: list[Variant], measurements: pd.DataFrame)
     if not study.fingerprints:
         return None
     rows = fingerprint.fingerprint_rows(study, variants, measurements)
-    sentences = [fingerprint.verdict(group) for _, group in rows.groupby("main", sort=False)]
     return {
         "title": fingerprint.TITLE,
         "rows": fingerprint.shown(rows).to_dict("records"),
-        "sentences": sentences,
+        "sentences": fingerprint.sentences(rows),
     }
 
 
@@ -257,19 +258,18 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def _costs(study: Study, variants: list[Variant]) -> list[dict[str, str]]:
+def _costs(study: Study, variants: list[Variant], records: dict[Run, dict]) -> list[dict[str, str]]:
     """Predicted hours of every experiment, what its finished runs took, and how to make those that are left."""
-    current, _ = sort_runs(variants)
     rows = []
     for predicted in cost.predict(study, variants):
-        records = [record for _, run, record in current if run.experiment == predicted.experiment]
-        hours = _hours(records)
+        finished = [record for run, record in records.items() if run.experiment == predicted.experiment]
+        hours = _hours(finished)
         spent = ", ".join(f"{value:.2f} {kind}" for kind, value in hours.items() if value)
-        row = predicted.row() | {"finished runs": str(len(records)), "they took": spent, "left": "", "command": ""}
-        left = predicted.runs - len(records)
+        row = predicted.row() | {"finished runs": str(len(finished)), "they took": spent, "left": "", "command": ""}
+        left = predicted.runs - len(finished)
         if left:
             reason = study.not_run.get(predicted.experiment)
-            row["left"] = f"{left} runs, {_hours_left(predicted, left, hours['core-hours'], len(records))}"
+            row["left"] = f"{left} runs, {_hours_left(predicted, left, hours['core-hours'], len(finished))}"
             row["left"] += f" ({reason})" if reason else ""
             row["command"] = f"snakemake --cores 8 all --config study={study.study} only={predicted.experiment}"
         rows.append(row)
@@ -310,10 +310,8 @@ def _cells(study: Study, measurements: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def _runs(variants: list[Variant]) -> list[dict[str, Any]]:
+def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, str]) -> list[dict[str, Any]]:
     """Every variant of the study with the state of its seeds."""
-    current, stale = sort_runs(variants)
-    records = {run: record for _, run, record in current}
     rows = []
     for variant in variants:
         seeds = []
