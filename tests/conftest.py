@@ -82,7 +82,7 @@ def recipe():
         "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,
         "training": {
             "optimizer": "adam", "lr": 2e-3, "batch_size": 32, "precision": "fp32", "epochs": 4, "patience": 3,
-            "augment": "none",
+            "augment": "none", "schedule": "none",
         },
     }  # fmt: skip
 

@@ -376,3 +376,23 @@ def test_signed_schedule_goes_from_oscillation_to_dampening(shape, expected):
     for progress in (0, 0.75):
         (grad,) = closed_form(chosen, weights, [torch.zeros(4, 4).double()], progress)
         torch.testing.assert_close(grad, chosen.strength(progress) * quantizer.error(0))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [(6, 5), (8, 3, 3, 3)], ids=["linear", "channels-last"])
+def test_g8_per_channel_flow_is_autograds(bits, shape):
+    torch.manual_seed(bits)
+    weight, upstream = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 4:
+        weight, upstream = (tensor.to(memory_format=torch.channels_last) for tensor in (weight, upstream))
+    latent = weight.clone().requires_grad_()
+    scale = latent.abs().flatten(1).amax(1).view(-1, *[1] * (len(shape) - 1)) / (2 ** (bits - 1) - 1)
+    quantized = RoundSTE.apply(latent / scale) * scale
+    (quantized * upstream).sum().backward()
+    chosen = method("qat", bits=bits, per_channel=True)
+    quantizer = chosen.make_quantizer({"w": weight})
+    quantizer.update()
+    torch.testing.assert_close(quantizer.quantized[0], quantized.detach())
+    grads = [upstream.clone()]
+    chosen.after_backward(quantizer, grads, 0.0)
+    torch.testing.assert_close(grads[0], latent.grad)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from oscillations.quantizer import LATENT, WeightQuantizer, max_scale, quantize
+from oscillations.bits import LATENT
+from oscillations.quantizer import WeightQuantizer, grid_of, max_scale, mse_scale, quantize
 
 BITS = [2, 3, 4, 8]
 
@@ -110,3 +111,28 @@ def test_mse_scale_beats_the_maximum():
     fused.update()
     assert (fused.quantized[0] - weight).square().sum() < 0.5 * (quantize(weight, 2) - weight).square().sum()
     assert fused.codes.unique().tolist() == [-1, 0, 1]
+
+
+def test_per_channel_scales_are_those_of_the_channels_alone():
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3)
+    for scale_of in (max_scale, mse_scale):
+        scales = scale_of(weight, 3, per_channel=True)
+        assert scales.shape == (4, 1, 1, 1)
+        assert [scale.item() for scale in scales] == [scale_of(channel, 3).item() for channel in weight]
+    rows = torch.stack([quantize(channel, 3) for channel in weight])
+    assert torch.equal(quantize(weight, 3, per_channel=True), rows)
+
+
+def test_grids_of_the_field():
+    assert [grid_of("sym_odd", bits).levels for bits in (2, 3, 4)] == [3, 7, 15]
+    assert [grid_of("lsq", bits) for bits in (2, 3)] == [(-1, 1, 0), (-4, 3, 0)]
+    assert grid_of("mid_rise", 2) == (-2, 1, 0.5)
+    fused = WeightQuantizer({"w": torch.tensor([-9.0, -0.1, 0.1, 1.2])}, 2, scale_source="learned", grid="mid_rise")
+    fused.scales = [torch.tensor(1.0)]
+    fused.update()
+    assert fused.codes.tolist() == [-2, -1, 0, 1]
+    assert fused.quantized[0].tolist() == [-1.5, -0.5, 0.5, 1.5]
+    fused.level_scales = [torch.tensor(2.0)]
+    fused.update()
+    assert fused.quantized[0].tolist() == [-3.0, -1.0, 1.0, 3.0]

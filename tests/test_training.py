@@ -1,6 +1,7 @@
 """The engine: early stopping (X1), determinism, resuming, divergence, and what is logged."""
 
 import json
+import math
 from typing import ClassVar
 
 import pytest
@@ -31,6 +32,10 @@ METHODS = [
     {"name": "pseudo-noise", "bits": 3},
     {"name": "pseudo-noise", "bits": 2, "noise": "gaussian", "scale_grad": "detach"},
     {"name": "signed", "bits": 3, "preset": "paper_text", "lambda_start": 0.01, "lambda_end": -0.01, "shape": "step"},
+    {"name": "osciquant", "bits": 3, "lambda": 1.0, "per_channel": True},
+    {"name": "qat", "bits": 3, "per_channel": True, "scale_source": "mse", "scale_grad": "detach"},
+    {"name": "lsq", "bits": 3},
+    {"name": "lsq", "bits": 4, "grid": "lsq", "per_channel": True, "scale_init": "mse", "clip_order": "round_first"},
 ]  # fmt: skip
 
 
@@ -103,6 +108,26 @@ def test_resuming_other_recipes_changes_nothing(recipe, blobs, changes, tmp_path
     again = trainer(recipe, blobs)
     again.load_state(resume.load(tmp_path / "resume")[0])
     assert same_state(run(again), whole)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_checkpoint_evaluates_as_its_best_epoch_did(recipe, blobs, method):
+    made = run(trainer(recipe, blobs, method=method))
+    best = made.progress.history[made.progress.best_epoch - 1]
+    again = trainer(recipe, blobs, method=method)
+    again.load_trained(made.best)
+    found = again.validate()
+    assert {key: found[key] for key in found if key != "val_loss"} == {
+        key: best[key] for key in found if key != "val_loss"
+    }
+
+
+def test_a_cosine_schedule_ends_at_no_step_at_all(recipe, blobs):
+    rates = []
+    made = trainer(recipe, blobs, training=recipe["training"] | {"schedule": "cosine"})
+    run(made, lambda made: rates.append(made.optimizer.lr))
+    steps = 4 * made.steps_per_epoch
+    assert rates == [2e-3 * (1 + math.cos(math.pi * (i // 10 + i % 10 / 10) / 4)) / 2 for i in range(steps)]
 
 
 def test_every_method_of_the_project_is_trained_here():

@@ -33,18 +33,22 @@ def accuracies(trainer: Trainer, done: bool) -> list[dict[str, Any]]:
 
 
 def histograms(trainer: Trainer) -> list[dict[str, Any]]:
-    """Counts of u = w / s at the target bits, per quantized tensor; nothing for the baseline."""
+    """Counts of weights in steps (levels at integers) at the target bits, per quantized tensor; none for the baseline.
+
+    ``scale``: a step's size, with scales per channel their mean.
+    """
     quantizer, rows = trainer.quantizer, []
     if quantizer is None:
         return rows
+    low, high, _ = quantizer.grid
     half = 0.5 / BINS_PER_STEP
-    count = 2 * quantizer.limit * BINS_PER_STEP + 1
-    centres = torch.linspace(-quantizer.limit, quantizer.limit, count)
-    for name, weight, scale in zip(quantizer.names, quantizer.weights, quantizer.scales):
-        edge = quantizer.limit + half
-        counts = torch.histc((weight / scale).float().cpu(), bins=count, min=-edge, max=edge)
+    centres = torch.linspace(low, high, (high - low) * BINS_PER_STEP + 1)
+    for i, name in enumerate(quantizer.names):
+        u = quantizer.position(i).float().cpu()
+        counts = torch.histc(u, bins=len(centres), min=low - half, max=high + half)
+        scale = quantizer.scales[i].mean().item()
         rows += [
-            {"layer": name, "bits": quantizer.bits, "scale": scale.item(), "u": round(u, 4), "count": int(n)}
+            {"layer": name, "bits": quantizer.bits, "scale": scale, "u": round(u, 4), "count": int(n)}
             for u, n in zip(centres.tolist(), counts.tolist())
             if n
         ]

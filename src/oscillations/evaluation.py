@@ -48,7 +48,7 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
                 about, tensors = datasets.read(variant.recipe["data"], DATA)
                 sets = image_sets(about, tensors, variant.recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
-            trainer = _trained(variant, run, about, sets, torch_device)
+            trainer = trained(variant, run, about, sets, torch_device)
             prefix = {"run": run.name, "key": key}
             mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
             bins = pd.DataFrame([prefix | row for row in histograms(trainer)])
@@ -75,15 +75,10 @@ def _read(file: Path, columns: list[str]) -> pd.DataFrame:
     return found if "key" in found else pd.DataFrame(columns=columns)
 
 
-def _trained(
+def trained(
     variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
 ) -> Trainer:
-    """A trainer that holds the run's checkpoint, its quantizer set up as at the start of training."""
+    """A trainer that holds the run's checkpoint."""
     trainer = new_trainer(variant, run, about, sets, device)
-    weights = load_checkpoint(run)
-    with torch.no_grad():
-        for key, value in trainer.model.state_dict().items():
-            value.copy_(weights[key])
-    if trainer.quantizer is not None:
-        trainer.quantizer.update()
+    trainer.load_trained(load_checkpoint(run))
     return trainer

@@ -16,7 +16,7 @@ MOMENTUM = 0.9
 
 
 class Optimizer:
-    """Base: a constant learning rate, no weight decay."""
+    """Base: no weight decay; ``lr`` may be changed between steps."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float):
         self.parameters, self.lr = list(parameters), lr

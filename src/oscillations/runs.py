@@ -31,6 +31,7 @@ from oscillations.batches import ImageSet, image_sets, split_indices
 from oscillations.device import in_turns, set_up_torch
 from oscillations.errors import InputError, Interrupted
 from oscillations.files import file_hash, read_json, replacing, sha256, write_json, write_text
+from oscillations.quantizer import WeightQuantizer
 from oscillations.records import is_current
 from oscillations.study import Run, Variant
 from oscillations.training import Trainer, make_trainer
@@ -212,7 +213,7 @@ def _write_run(
 ) -> None:
     """Checkpoint, history and record into the work folder; the record last, so that it vouches for the rest."""
     progress, work = trainer.progress, run.work
-    weights = trainer.best or trainer.model.state_dict()
+    weights = trainer.best or trainer.trained()
     with replacing(work / "model.safetensors") as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
     for name, rows in epoch_tables(trainer).items():
@@ -236,11 +237,21 @@ def _write_run(
         "monitored": best.get("monitored"),
         "validation_accuracy": {key[8:]: value for key, value in best.items() if key.startswith("val_acc_")},
         "oscillations_at_best": {key: value for key, value in best.items() if key.startswith(kinds)},
+        "quantizer": trainer.quantizer and _about_quantizer(trainer.quantizer),
         "checkpoint_sha256": file_hash(work / "model.safetensors"),
         "environment": environment(trainer.loss_sum.device, recipe),
         "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
     write_json(work / "run.json", record)
+
+
+def _about_quantizer(quantizer: WeightQuantizer) -> dict[str, Any]:
+    """How the weights are quantized at the target bits."""
+    return {
+        "grid": quantizer.grid_name,
+        "levels": quantizer.grid.levels,
+        "calibration": quantizer.scale_source.removeprefix("dynamic_"),
+    }
 
 
 def epoch_tables(trainer: Trainer) -> dict[str, str]:

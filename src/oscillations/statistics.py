@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oscillations.bits import largest_code
+from oscillations.quantizer import WeightQuantizer, reduced
 
 NEAR = 0.05  #: a weight is "near" a threshold if it lies within this share of a step from it
 
@@ -22,22 +22,23 @@ def weight_statistics(weight: Tensor) -> dict[str, float]:
     }
 
 
-def grid_statistics(weight: Tensor, quantized: Tensor, scale: Tensor, bits: int) -> dict[str, float | str]:
-    """How the weights lie on their quantization grid.
+def grid_statistics(quantizer: WeightQuantizer, i: int) -> dict[str, float | str]:
+    """How the weights of tensor ``i`` lie on their quantization grid.
 
-    ``near_threshold``: share with |frac(w/s) - 1/2| < 0.05, where frac is taken modulo 1 (uniform: 0.1).
-    ``error``: mean |q - w| / s (uniform: 0.25). ``drift``: sum w (q - w), positive if the error points
-    outwards. ``level_shares``: share per level from the lowest to the highest code.
+    ``near_threshold``: share with |frac(u) - 1/2| < 0.05, where u is the weight in steps, thresholds at
+    half-integers, and frac is taken modulo 1 (uniform: 0.1). ``error``: mean |q - w| / s (uniform: 0.25).
+    ``drift``: sum w (q - w), positive if the error points outwards. ``level_shares``: share per level from the
+    lowest to the highest code; ``share_zero`` that of code 0, where it is the level zero.
     """
-    u = (weight.detach() / scale).double()
-    limit = largest_code(bits)
-    codes = (quantized / scale).round().long()
-    shares = torch.bincount(codes.flatten() + limit, minlength=2 * limit + 1).double() / u.numel()
-    error = (quantized - weight.detach()).double()
+    weight, scale, grid = quantizer.weights[i], quantizer.scales[i].double(), quantizer.grid
+    u = quantizer.position(i).double()
+    shares = torch.bincount(quantizer.code_views[i].long().flatten() - grid.low, minlength=grid.levels).double()
+    shares /= u.numel()
+    error = (quantizer.quantized[i] - weight).double()
     return {
         "near_threshold": ((u - u.floor() - 0.5).abs() < NEAR).double().mean().item(),
-        "error": (error.abs().mean() / scale.double()).item(),
-        "drift": (weight.detach().double() * error).sum().item(),
-        "share_zero": shares[limit].item(),
+        "error": (error.abs().mean(reduced(weight, scale.dim() > 0), keepdim=scale.dim() > 0) / scale).mean().item(),
+        "drift": (weight.double() * error).sum().item(),
+        "share_zero": 0.0 if grid.offset else shares[-grid.low].item(),
         "level_shares": " ".join(f"{share:.5f}" for share in shares.tolist()),
     }

@@ -31,7 +31,8 @@ class Training(Strict):
     """How a network is trained; the same for every method of an experiment."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
-    lr: PositiveFloat = Field(description="constant learning rate")
+    lr: PositiveFloat = Field(description="learning rate")
+    schedule: Literal["none", "cosine"] = Field("none", description="of the rate: constant, or a half cosine to 0")
     batch_size: PositiveInt
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of matrix products: float32, TF32 where the GPU has it, or bfloat16 in training only"
@@ -46,6 +47,7 @@ class TrainingChange(Strict):
 
     optimizer: Literal["adam", "sgd"] | None = None
     lr: PositiveFloat | None = None
+    schedule: Literal["none", "cosine"] | None = None
     batch_size: PositiveInt | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     epochs: PositiveInt | None = None

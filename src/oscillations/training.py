@@ -29,6 +29,7 @@ from oscillations.optimizer import OPTIMIZERS
 from oscillations.quantizer import WeightQuantizer, quantize
 from oscillations.statistics import grid_statistics, weight_statistics
 
+QUANTIZER = "quantizer/"  # begins the names of the quantizer's tensors in a checkpoint
 FREQUENT = (0.005, 0.01, 0.1)  # thresholds on the oscillation frequency that are reported
 
 
@@ -63,6 +64,7 @@ class Trainer:
         self.parameters = list(parameters.values())
         self.names = list(parameters)
         self.optimizer = OPTIMIZERS[training["optimizer"]](model.parameters(), lr=training["lr"])
+        self.lr, self.cosine = training["lr"], training["schedule"] == "cosine"
         self.augment = training["augment"] == "crop_flip"
         self.half_precision = training["precision"] == "bf16"
         self.batch_size, self.epochs, self.patience = (
@@ -71,13 +73,13 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(sets["train"]) / self.batch_size)
         self.metric = getattr(options, "select_metric", "fp_val")
         self.reestimate = getattr(options, "bn_eval", "keep") == "reestimate"
-        self.tie = getattr(options, "tie", "half_even")
+        self.tie, self.per_channel = getattr(options, "tie", "half_even"), getattr(options, "per_channel", False)
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=sets["train"].labels.device)
         self.best: dict[str, Tensor] = {}
         self.quantizer: WeightQuantizer | None = None
         if method.bits is not None:
-            self.quantizer = WeightQuantizer(parameters, method.bits, scale_source=options.scale_source, tie=self.tie)
+            self.quantizer = method.make_quantizer(parameters)
             self.quantizer.update()
             codes, sizes = self.quantizer.codes, self.quantizer.sizes
             self.counters = {
@@ -89,17 +91,19 @@ class Trainer:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One optimizer step on a batch; returns its cross-entropy (a tensor, so that nothing waits)."""
-        quantizer, method = self.quantizer, self.method
+        quantizer, method, progress = self.quantizer, self.method, self.share_done()
+        if self.cosine:
+            self.optimizer.lr = self.lr * (1 + math.cos(math.pi * progress)) / 2
         values = None if quantizer is None else method.forward_weights(quantizer)
         with weights_as(self.parameters, values):
             with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
                 loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
-            loss.backward()
+            method.loss(loss, self.parameters, progress).backward()
         if quantizer is not None:
             grads = [parameter.grad for parameter in self.parameters]
-            method.after_backward(quantizer, grads, self.share_done())
-        self.optimizer.step()
+            method.after_backward(quantizer, grads, progress)
+        method.step(self.optimizer, quantizer, progress)
         if quantizer is not None:
             quantizer.update()
         return loss.detach()
@@ -140,13 +144,14 @@ class Trainer:
         if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.model.parameters()):
             progress.status = "diverged"
             return
-        row = {"epoch": progress.epoch, "train_loss": loss, **self.validate()}
-        metric = self.monitored(row)
+        with self.method.exported(self.quantizer):
+            row = {"epoch": progress.epoch, "train_loss": loss, **self.validate()}
+            metric = self.monitored(row)
+            if metric > progress.best_metric:
+                progress.best_metric, progress.best_epoch = metric, progress.epoch
+                self.best = {key: value.clone() for key, value in self.trained().items()}
         row |= {"monitored": metric, **self.log_layers()}
         progress.history.append(row)
-        if metric > progress.best_metric:
-            progress.best_metric, progress.best_epoch = metric, progress.epoch
-            self.best = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         if progress.epoch - progress.best_epoch >= self.patience or progress.epoch == self.epochs:
             progress.status = "done"
 
@@ -174,7 +179,7 @@ class Trainer:
         """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 everywhere else."""
         if self.quantizer is not None and bits == self.quantizer.bits:
             return self.quantizer.quantized
-        return [quantize(parameter.data, bits, self.tie) for parameter in self.parameters]
+        return [quantize(parameter.data, bits, self.tie, self.per_channel) for parameter in self.parameters]
 
     def monitored(self, row: dict[str, float]) -> float:
         """The validation accuracy that picks the best epoch (methods section 5.1)."""
@@ -193,7 +198,7 @@ class Trainer:
             row = {"epoch": progress.epoch, "layer": name, "weights": parameter.numel()}
             row |= weight_statistics(parameter.data)
             if quantizer is not None:
-                row |= grid_statistics(parameter.data, quantizer.quantized[i], quantizer.scales[i], quantizer.bits)
+                row |= grid_statistics(quantizer, i)
             rows.append(row)
         sums: dict[str, float] = {}
         if quantizer is not None:
@@ -215,9 +220,23 @@ class Trainer:
 
     # -- state ---------------------------------------------------------------------------------------------
 
+    def trained(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the network's state dict, and under ``quantizer/`` what its quantizer needs."""
+        quantizer = {} if self.quantizer is None else self.quantizer.state()
+        return self.model.state_dict() | {f"{QUANTIZER}{key}": value for key, value in quantizer.items()}
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """Hold what :meth:`trained` gave, in place: the quantizer reads the weights where they lie."""
+        with torch.no_grad():
+            for key, value in self.model.state_dict().items():
+                value.copy_(tensors[key])
+        if self.quantizer is not None:
+            self.quantizer.load_state(_under(tensors, QUANTIZER))
+            self.quantizer.update()
+
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as named tensors."""
-        state = {f"model/{key}": value for key, value in self.model.state_dict().items()}
+        state = {f"trained/{key}": value for key, value in self.trained().items()}
         state |= {f"best/{key}": value for key, value in self.best.items()}
         state |= {f"optimizer/{key}": value for key, value in self.optimizer.state().items()}
         if self.quantizer is not None:
@@ -233,23 +252,22 @@ class Trainer:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue where :meth:`state` was taken."""
 
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
         device = self.loss_sum.device
         self.progress = Progress(**json.loads(state["progress"].numpy().tobytes()))
-        with torch.no_grad():  # in place: the quantizer reads the weights where they lie
-            for key, value in self.model.state_dict().items():
-                value.copy_(state[f"model/{key}"])
-        self.best = {key: value.to(device) for key, value in under("best/").items()}
-        self.optimizer.load_state(under("optimizer/"))
+        self.load_trained(_under(state, "trained/"))
+        self.best = {key: value.to(device) for key, value in _under(state, "best/").items()}
+        self.optimizer.load_state(_under(state, "optimizer/"))
         if self.quantizer is not None:
             for level, counter in self.counters.items():
-                counter.load_state(under(f"counter/{level}/"))
-            self.quantizer.update()
-        self.method.load_state({key: value.to(device) for key, value in under("method/").items()})
+                counter.load_state(_under(state, f"counter/{level}/"))
+        self.method.load_state({key: value.to(device) for key, value in _under(state, "method/").items()})
         self.loss_sum.copy_(state["loss_sum"])
-        set_random_state(under("random/"))
+        set_random_state(_under(state, "random/"))
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, by the rest of their names."""
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def make_trainer(
@@ -278,6 +296,7 @@ def make_trainer(
     options = dict(recipe["method"])
     found = methods.find(options.pop("name"))
     method = found(found.Options(**options))
+    method.attach(model)
     biases = getattr(method.options, "quantize_bias", False)
     parameters = models.quantized_parameters(model, recipe["quant_layers"], biases)
     return Trainer(recipe, model, method, parameters, sets, seed)

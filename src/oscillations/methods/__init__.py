@@ -1,7 +1,8 @@
 """Training methods, one per file, found by name.
 
 A method is a file here with one :class:`Method` subclass. It says which weights the forward pass uses and
-what is added to their gradients after the backward pass; the engine (``training.py``) does everything else.
+what is added to their gradients after the backward pass, and where it must, how they are quantized and stepped;
+the engine (``training.py``) does everything else.
 The file's name (dashes for underscores) is the method's name in a study, so a new method is one file and one
 line of a study.
 
@@ -13,16 +14,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oscillations.config import Strict
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from oscillations.optimizer import Optimizer
     from oscillations.quantizer import WeightQuantizer
 
 
@@ -30,12 +33,12 @@ class Options(Strict):
     """What a study may say about a method; unknown options are refused."""
 
 
-class QuantizedOptions(Options):
+class TargetOptions(Options):
     """Options of every method that trains for a bit width."""
 
     bits: int = Field(ge=2, le=8, description="target bit width (2 = ternary)")
     quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
-    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
+    per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
     tie: Literal["half_even", "half_up"] = "half_even"
     bn_eval: Literal["keep", "reestimate"] = Field(
         "keep", description="batch-norm statistics in the quantized validation while training"
@@ -43,6 +46,18 @@ class QuantizedOptions(Options):
     select_metric: Literal["quant_val_at_target", "fp_val", "mean_over_bits"] = Field(
         "quant_val_at_target", description="validation accuracy that picks the best epoch"
     )
+
+    @model_validator(mode="after")
+    def _biases_have_no_channels(self) -> TargetOptions:
+        if self.quantize_bias and self.per_channel:
+            raise ValueError("quantize_bias: a bias has one entry per channel; it cannot have per_channel scales")
+        return self
+
+
+class QuantizedOptions(TargetOptions):
+    """Options of the methods on the grid of Eq. 1-2, whose scale follows from the weights."""
+
+    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
 
 
 class ScaleGradientOptions(QuantizedOptions):
@@ -68,15 +83,37 @@ class Method:
         """Target bit width; None trains without any quantizer."""
         return getattr(self.options, "bits", None)
 
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> WeightQuantizer:
+        """The quantizer of the latent weights; called once, if there are target bits."""
+        from oscillations.quantizer import WeightQuantizer
+
+        o = self.options
+        return WeightQuantizer(parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel)
+
+    def attach(self, model: nn.Module) -> None:
+        """See the freshly built network once, for methods that act on its layers."""
+
     def forward_weights(self, quantizer: WeightQuantizer) -> list[Tensor] | None:
         """Weights of the training forward pass; None means the latent ones."""
         return None
+
+    def loss(self, loss: Tensor, parameters: list[Tensor], progress: float) -> Tensor:
+        """The loss to differentiate, given the task's; for terms whose gradient has no closed form."""
+        return loss
 
     def after_backward(self, quantizer: WeightQuantizer, grads: list[Tensor], progress: float) -> None:
         """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients.
 
         ``progress`` is the share of the maximal number of training steps already made, in [0, 1).
         """
+
+    def step(self, optimizer: Optimizer, quantizer: WeightQuantizer | None, progress: float) -> None:
+        """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it."""
+        optimizer.step()
+
+    def exported(self, quantizer: WeightQuantizer | None) -> AbstractContextManager:
+        """Inside it the network holds the weights that are validated and kept, if these are not the trained ones."""
+        return nullcontext()
 
     def penalty(self, quantizer: WeightQuantizer, progress: float) -> Tensor | None:
         """Value of the loss term that :meth:`after_backward` stands for, if there is one."""

@@ -25,6 +25,7 @@ OSCILLATIONS = [
     "epoch", "train_loss", "val_loss", "monitored", "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4", "weights",
     "max_over_std", "kurtosis", "iteration_nagel", "epoch_nagel", "near_threshold", "share_zero", "layer_shares",
 ]  # fmt: skip
+SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
 def results(study: Study) -> Path:
@@ -70,14 +71,15 @@ def collect(study: Study, variants: list[Variant]) -> None:
             file = results(study) / "runs" / run.experiment / "evaluations.csv"
             evaluations[run.experiment] = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["run"])
         about = _about(study, variant, record, run.seed, str(run.folder))
+        quantizer = record.get("quantizer") or SYMMETRIC
         for bits, accuracy in record["validation_accuracy"].items():
-            rows.append(about | _evaluation(about, int(bits), "keep", "validation", accuracy))
+            rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
         tests = evaluations[run.experiment]
         key = evaluation_key(record)
         tests = tests[tests.run == run.name]
         for row in tests.itertuples():
             if row.key == key:
-                rows.append(about | _evaluation(about, row.eval_bits, row.bn, "test", row.accuracy))
+                rows.append(about | _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy))
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
     write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
 
@@ -113,15 +115,18 @@ def start_label(recipe: dict[str, Any], record: dict[str, Any]) -> str:
     return record["start"]["label"] if recipe["pretrained"] else recipe["start_from"] or ""
 
 
-def _evaluation(about: dict[str, Any], bits: int, bn: str, split: str, accuracy: float) -> dict[str, Any]:
-    """PTQ is what a quantized evaluation of the baseline is called."""
+def _evaluation(
+    about: dict[str, Any], quantizer: dict[str, Any], bits: int, bn: str, split: str, accuracy: float
+) -> dict[str, Any]:
+    """PTQ is what a quantized evaluation of the baseline is called; away from its target bits, all is Eq. 1-2."""
     quantized = bits != LATENT
+    own = quantizer if bits == about["train_bits"] else SYMMETRIC
     return {
         "method": "ptq" if about["method"] == "baseline" and quantized else about["method"],
         "eval_bits": bits,
-        "grid": "sym_odd" if quantized else None,
-        "levels": 2**bits - 1 if quantized else None,
-        "calibration": "max" if quantized else None,
+        "grid": own["grid"] if quantized else None,
+        "levels": own.get("levels", 2**bits - 1) if quantized else None,
+        "calibration": own["calibration"] if quantized else None,
         "bn": bn,
         "split": split,
         "accuracy": accuracy,

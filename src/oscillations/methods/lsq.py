@@ -1,0 +1,105 @@
+"""LSQ: quantization-aware training with learned scales (Esser et al. 2020, arXiv:1902.08153); weights only."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat
+
+from oscillations.methods import Method, TargetOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import Grid, WeightQuantizer
+
+SMALLEST_SCALE = 1e-8
+
+
+class LsqOptions(TargetOptions):
+    grid: Literal["sym_odd", "lsq"] = Field("sym_odd", description="levels of Eq. 1-2, or one more below zero")
+    scale_init: Literal["lsq", "mse"] = Field(
+        "lsq", description="2 mean|w| / sqrt(largest code), or the least squared error"
+    )
+    scale_lr: PositiveFloat = Field(1e-4, description="learning rate of the scales' Adam; constant")
+    clip_order: Literal["clip_first", "round_first"] = Field(
+        "clip_first", description="whether weights within half a step beyond the last levels receive a gradient"
+    )
+
+
+def initial_scale(weight: Tensor, grid: Grid, per_channel: bool = False) -> Tensor:
+    """LSQ's 2 mean|w| / sqrt(p): 0-dim, or ``[C, 1, ...]``."""
+    from oscillations.quantizer import reduced
+
+    mean = weight.abs().mean(reduced(weight, per_channel), keepdim=per_channel)
+    return (2 * mean / math.sqrt(grid.high)).clamp_min(SMALLEST_SCALE)
+
+
+def gradients(
+    weight: Tensor, scale: Tensor, codes: Tensor, upstream: Tensor, grid: Grid, margin: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """dL/dw and dL/ds of s round(clip(w / s)) for dL/dq = ``upstream``, the latter without LSQ's gradient scale.
+
+    A weight whose code was clipped has gradient 0, and its own code (the grid's end) as dq/ds; all others 1, and
+    round(u) - u. ``margin`` widens what counts as inside, in steps.
+    """
+    from oscillations.quantizer import reduced
+
+    u = weight / scale
+    inside = (u > grid.low - margin) & (u < grid.high + margin)
+    per_step = u.mul_(inside).neg_().add_(codes).mul_(upstream)
+    return upstream * inside, per_step.sum(reduced(weight, scale.dim() > 0), keepdim=scale.dim() > 0)
+
+
+class Lsq(Method):
+    """Forward and backward pass on q(w) with clamped codes; scales follow their gradients by an Adam of their own.
+
+    The scale's gradient is multiplied by 1 / sqrt(N p), N the weights that share it and p the largest code. What
+    builds on LSQ (dampening, freezing, averaging ...) subclasses this and has its options.
+    """
+
+    Options = LsqOptions
+
+    def make_quantizer(self, parameters):
+        from oscillations.optimizer import Adam
+        from oscillations.quantizer import mse_scale
+
+        o = self.options
+        quantizer = self.quantizer_class()(
+            parameters, o.bits, scale_source="learned", tie=o.tie, grid=o.grid, per_channel=o.per_channel
+        )
+        quantizer.scales = [
+            initial_scale(weight, quantizer.grid, o.per_channel) if o.scale_init == "lsq"
+            else mse_scale(weight, o.bits, per_channel=o.per_channel).clamp_min(SMALLEST_SCALE)
+            for weight in quantizer.weights
+        ]  # fmt: skip
+        self.scale_optimizer = Adam(quantizer.scales, o.scale_lr)
+        return quantizer
+
+    def quantizer_class(self) -> type[WeightQuantizer]:
+        from oscillations.quantizer import WeightQuantizer
+
+        return WeightQuantizer
+
+    def forward_weights(self, quantizer):
+        return quantizer.quantized
+
+    def after_backward(self, quantizer, grads, progress):
+        margin = 0.5 if self.options.clip_order == "round_first" else 0.0
+        for i, (weight, scale, grad) in enumerate(zip(quantizer.weights, quantizer.scales, grads)):
+            inner, scale_gradient = gradients(weight, scale, quantizer.code_views[i], grad, quantizer.grid, margin)
+            grad.copy_(inner)
+            scale.grad = scale_gradient / math.sqrt(weight.numel() / scale.numel() * quantizer.grid.high)
+
+    def step(self, optimizer, quantizer, progress):
+        optimizer.step()
+        self.scale_optimizer.step()
+        for scale in quantizer.scales:
+            scale.clamp_(min=SMALLEST_SCALE)
+
+    def state(self):
+        return self.scale_optimizer.state()
+
+    def load_state(self, state):
+        self.scale_optimizer.load_state(state)
