@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from oscillations.training import Trainer, make_trainer
 DATA = Path("data")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
 FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
+WORK_FILES = ("model.safetensors", *FILES)
 
 
 class StopSignal:
@@ -71,6 +72,11 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
             run.work / "model.safetensors", run.work / "run.json"
         ):
             print(f"{run.name}: finished before, not in place yet", flush=True)
+        elif twin := made_in_another_study(run, identity):
+            print(f"{run.name}: the same run as in study {twin.study}", flush=True)
+            for source, target in zip(_places(twin), (run.work / name for name in WORK_FILES)):
+                with replacing(target) as part:
+                    shutil.copyfile(source, part)
         else:
             missing.append((run, identity))
     if missing:
@@ -96,6 +102,15 @@ def run_identity(variant: Variant, run: Run, about: dict[str, Any]) -> dict[str,
         "data_sha256": about["sha256"],
         "start_sha256": start and start["sha256"],
     }
+
+
+def made_in_another_study(run: Run, identity: dict[str, Any]) -> Run | None:
+    """A finished run of another study that is this very run: same name, recipe, code, data and seed."""
+    for record in sorted(Path("results").glob(f"*/runs/{run.name}/run.json")):
+        twin = replace(run, study=record.parts[1])
+        if is_current(record, identity) and _whole(twin.checkpoint, record):
+            return twin
+    return None
 
 
 def start_of(variant: Variant, run: Run) -> dict[str, Any] | None:
@@ -274,10 +289,14 @@ def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
 
 def _put_in_place(run: Run) -> None:
     """Copy a finished run from its work folder to its declared paths."""
-    targets = {"model.safetensors": run.checkpoint} | {name: run.folder / name for name in FILES}
-    for name, target in targets.items():
+    for name, target in zip(WORK_FILES, _places(run)):
         with replacing(target) as part:
             shutil.copyfile(run.work / name, part)
+
+
+def _places(run: Run) -> list[Path]:
+    """Where each of ``WORK_FILES`` is put."""
+    return [run.checkpoint, *(run.folder / name for name in FILES)]
 
 
 def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
