@@ -161,6 +161,19 @@ def test_two_narrowed_commands_stand_together(project):
         assert project.planned(config=config) == {}, config
 
 
+def test_a_run_that_another_study_has_made_is_copied(finished):
+    text = (finished.folder / "params/tiny.yaml").read_text()
+    (finished.folder / "params/twin.yaml").write_text(text.replace("study: tiny", "study: twin"))
+    output = finished.cli("train", "--study", "twin", "--only", "mlp5-scratch/qat-3bit")
+    assert output.count("the same run as in study tiny") == 2
+    name = "mlp5-scratch/qat-3bit/seed1"
+    for file in (f"results/{{}}/runs/{name}/run.json", f"checkpoints/{{}}/{name}.safetensors"):
+        made, copied = (finished.folder / file.format(study) for study in ("tiny", "twin"))
+        assert made.read_bytes() == copied.read_bytes()
+    finished.edit("params/twin.yaml", "lr: 2.0e-3", "lr: 1.0e-3")
+    assert "the same run" not in finished.cli("train", "--study", "twin", "--only", "mlp5-scratch/qat-3bit")
+
+
 def test_a_clone_without_data_or_weights(finished):
     """Nothing to do, and `report` makes every table, figure, claim and the site again."""
     drawn = {file.name for file in (finished.folder / "figures/tiny").iterdir()}

@@ -23,7 +23,7 @@ from oscillations.runs import DATA, load_checkpoint, new_trainer, remove_work
 from oscillations.study import Run, Variant
 from oscillations.training import Trainer
 
-COLUMNS = ["run", "key", "eval_bits", "bn", "accuracy"]
+COLUMNS = ["run", "key", "eval_bits", "bn", "accuracy", "bn_divergence"]
 HISTOGRAM_COLUMNS = ["run", "key", "layer", "bits", "scale", "u", "count"]
 
 
@@ -66,13 +66,13 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
 def _write(file: Path, frames: list[pd.DataFrame], columns: list[str]) -> None:
     filled = [frame for frame in frames if len(frame)]
     whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
-    write_text(file, whole[columns].to_csv(index=False, lineterminator="\n"))
+    write_text(file, whole.reindex(columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
 def _read(file: Path, columns: list[str]) -> pd.DataFrame:
     """A table of an earlier evaluation; one without keys is of no use."""
     found = pd.read_csv(file, dtype={"key": str}) if file.exists() else pd.DataFrame(columns=columns)
-    return found if "key" in found else pd.DataFrame(columns=columns)
+    return found.reindex(columns=columns) if "key" in found else pd.DataFrame(columns=columns)
 
 
 def trained(

@@ -18,7 +18,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
-    "start",
+    "start", "bn_divergence",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -79,7 +79,8 @@ def collect(study: Study, variants: list[Variant]) -> None:
         tests = tests[tests.run == run.name]
         for row in tests.itertuples():
             if row.key == key:
-                rows.append(about | _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy))
+                found = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
+                rows.append(about | found | {"bn_divergence": row.bn_divergence})
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
     write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
 
