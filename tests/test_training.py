@@ -38,6 +38,7 @@ METHODS = [
     {"name": "lsq", "bits": 4, "grid": "lsq", "per_channel": True, "scale_init": "mse", "clip_order": "round_first"},
     {"name": "statsq", "bits": 3},
     {"name": "cga", "bits": 3, "start": 0.5, "boundary": 0.05},
+    {"name": "gradient-l1", "bits": 3, "share": 0.5},
 ]  # fmt: skip
 
 

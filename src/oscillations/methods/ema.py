@@ -1,0 +1,83 @@
+"""LSQ whose exported weights are averages over the training steps (Gupta and Asthana 2024).
+
+A weight that oscillates about a threshold has an average that lies on the side it visits more.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt
+
+from oscillations.methods.lsq import Lsq, LsqOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EmaOptions(LsqOptions):
+    decay: float = Field(0.999, ge=0, lt=1, description="weight of the past in the averages, after the warm-up")
+    warmup_steps: PositiveInt = Field(2000, description="steps after which the decay has reached 63 % of its value")
+
+
+def average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """averages <- decay averages + (1 - decay) values, in place."""
+    import torch
+
+    with torch.no_grad():
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+class Ema(Lsq):
+    """Trains as LSQ does; validates and keeps exponential moving averages.
+
+    Averaged are the latent weights, the scales, and all else the network learns or tracks: biases, norm layers,
+    and their running statistics, so that these belong to the weights. Step t's decay is d (1 - exp(-t / warm-up)).
+    """
+
+    Options = EmaOptions
+
+    def attach(self, model):
+        self._values = [value for value in model.state_dict().values() if value.is_floating_point()]
+
+    def make_quantizer(self, parameters):
+        import torch
+
+        quantizer = super().make_quantizer(parameters)
+        self._values += quantizer.scales
+        self.averages = [value.clone() for value in self._values]
+        self.steps = torch.zeros((), dtype=torch.int64)
+        return quantizer
+
+    def step(self, optimizer, quantizer, progress):
+        super().step(optimizer, quantizer, progress)
+        self.steps += 1
+        share = 1 - math.exp(-int(self.steps.numpy()) / self.options.warmup_steps)
+        average(self.averages, self._values, self.options.decay * share)
+
+    @contextmanager
+    def exported(self, quantizer):
+        import torch
+
+        trained = [value.clone() for value in self._values]
+        with torch.no_grad():
+            torch._foreach_copy_(self._values, self.averages)
+            quantizer.update()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._values, trained)
+                quantizer.update()
+
+    def state(self):
+        averages = {f"average/{i}": value for i, value in enumerate(self.averages)}
+        return super().state() | averages | {"steps": self.steps}
+
+    def load_state(self, state):
+        super().load_state(state)
+        for i, value in enumerate(self.averages):
+            value.copy_(state[f"average/{i}"])
+        self.steps.copy_(state["steps"])
