@@ -18,8 +18,12 @@ CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 MEAN, STD = list(cifar10.MEAN), list(cifar10.STD)
 RECIPE = {
-    "validation": 10_000, "split_seed": 0, "classes": None, "resize": None, "eval_bits": [32],
-    "training": {"lr": 3e-3, "batch_size": 128, "precision": "fp32", "epochs": 100, "patience": 10},
+    "validation": 10_000, "split_seed": 0, "images": None, "classes": None, "resize": None, "pretrained": None,
+    "eval_bits": [32],
+    "training": {
+        "optimizer": "adam", "lr": 3e-3, "schedule": "none", "batch_size": 128, "precision": "fp32", "epochs": 100,
+        "patience": 10, "augment": "none",
+    },
 }  # fmt: skip
 
 #: name -> what a table says of it, and its options in a study
@@ -94,14 +98,21 @@ def machine() -> str:
     return f"{model}{gpu}, torch {torch.__version__}"
 
 
-def report(file: str, rows: list[dict]) -> None:
-    """Print the rows as a table and store them with the machine's description."""
+def report(file: str, rows: list[dict], key: tuple[str, ...] = ()) -> None:
+    """Print the rows as a table and store them with the machine's description.
+
+    With a ``key``, rows of the stored table whose key is not among the new ones stay.
+    """
     rows = [row | {"machine": machine()} for row in rows]
     columns = list(rows[0])
     widths = [max(len(c), *(len(str(row[c])) for row in rows)) for c in columns]
     for line in [dict(zip(columns, columns)), *rows]:
         print("  ".join(str(line[c]).ljust(width) for c, width in zip(columns, widths)))
     RESULTS.mkdir(exist_ok=True)
+    if key and (RESULTS / file).exists():
+        with (RESULTS / file).open(newline="") as stored:
+            new = {tuple(row[name] for name in key) for row in rows}
+            rows = [row for row in csv.DictReader(stored) if tuple(row[name] for name in key) not in new] + rows
     with (RESULTS / file).open("w", newline="") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()

@@ -1,11 +1,13 @@
 """Seconds per training step and per evaluated image of a study's workloads.
 
-    python benchmarks/cost.py [--study NAME ...]
+    python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS]
     python benchmarks/cost.py --check STUDY
 
 ``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads (``oscillations.cost``)
-are measured once, counters on, taking turns within a model; the image time is that of one evaluation bit. The second
-form sets the prediction against the wall times of the study's finished runs (benchmarks/results/cost_check.csv).
+are measured once, counters on, taking turns within a model; the image time is that of one evaluation bit, and
+``ratio_to_fp`` a step's cost beside the model's full-precision step in the same turns. Workloads measured before keep
+their rows until they are measured again. The second form sets the prediction against the wall times of the study's
+finished runs (benchmarks/results/cost_check.csv).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from common import RESULTS, alternate, report, stand_in
+from common import RESULTS, alternate, ratio, report, stand_in
 from steps import repeat
 
 from oscillations import cost, datasets
@@ -52,9 +54,11 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
             "device_kind": device.type,
         }  # fmt: skip
     times = alternate(candidates, rounds)
+    baseline = next((f"step {key}" for key, about in abouts.items() if about["method"] == "baseline"), None)
     return [
         about
         | {
+            "ratio_to_fp": round(ratio(times, f"step {key}", baseline), 3) if baseline else "",
             "step_ms": round(1e3 * statistics.median(times[f"step {key}"]) / steps, 3),
             "image_ms": round(1e3 * statistics.median(times[f"image {key}"]) / IMAGES, 4),
             "rounds": rounds,
@@ -111,6 +115,7 @@ def check(name: str) -> list[dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", nargs="+", default=["paper", "quick"])
+    parser.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--check", metavar="STUDY", help="only compare with the finished runs of this study")
     options = parser.parse_args()
@@ -120,11 +125,11 @@ def main():
         return
     models: dict[str, dict[str, studies.Variant]] = {}
     for name in options.study:
-        for variant in studies.load(Path(f"params/{name}.yaml"))[1]:
+        for variant in studies.narrow(studies.load(Path(f"params/{name}.yaml"))[1], options.only):
             of_model = models.setdefault(f"{name} {variant.recipe['model']}", {})
             of_model.setdefault(cost.workload(variant.recipe), variant)
     rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=5)]
-    report("cost.csv", rows)
+    report("cost.csv", rows, key=("workload", "device_kind"))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,16 @@ COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_wh
 
 
 def workload(recipe: dict[str, Any]) -> str:
-    """What decides the time of a step, as one string: runs with equal workloads take equally long steps."""
+    """What decides the time of a step, as one string: runs with equal workloads take equally long steps.
+
+    What is off is left out, so that an option that is added later leaves the others' names as they are.
+    """
     decisive = {key: recipe[key] for key in ("resize", "model", "quant_layers", "threads")}
     decisive |= {"images": list(datasets.find(recipe["data"]).IMAGE_SHAPE)}
     decisive |= {key: recipe["training"][key] for key in ("batch_size", "precision")}
     decisive |= {key: value for key, value in recipe["method"].items() if key not in COST_NOTHING}
     decisive["regularized"] = bool(recipe["method"].get("lambda"))
-    return canonical_json(decisive)
+    return canonical_json({key: value for key, value in decisive.items() if value not in (None, False, "none")})
 
 
 @dataclass(frozen=True)
