@@ -5,7 +5,7 @@ import torch
 
 from oscillations import models
 from oscillations.errors import InputError
-from oscillations.models import library, mlp5, resnet18, vit_tiny
+from oscillations.models import library, mlp5, mobilenetv2, resnet18, vit_tiny
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 
@@ -93,9 +93,65 @@ def test_resnet18_is_torchvisions():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_mobilenetv2_is_torchvisions():
+    from torchvision.models import mobilenet_v2 as reference
+
+    torch.manual_seed(0)
+    theirs = reference(num_classes=10, dropout=0.0)
+    ours = models.build({"name": "mobilenetv2", "stem": "imagenet"}, IMAGENET, 10)
+    models.load_weights(ours, theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for mode in (True, False):
+        theirs.train(mode)
+        ours.train(mode)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_p1_mobilenetv2():
+    model, quantized = built({"name": "mobilenetv2", "stem": "imagenet"}, IMAGENET)
+    assert count(model.parameters()) == 3_504_872 - 990 * (1280 + 1)  # the ImageNet count, 10 for 1000 classes
+    assert len(quantized) == 53
+    assert all(tensor.dim() >= 2 for tensor in quantized.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "last"),
+    [
+        ({"stem": "imagenet"}, 224, 7),
+        ({}, 32, 4),
+        ({}, 8, 1),
+        ({"smallest": 4}, 8, 4),
+        ({"stem": "imagenet", "smallest": 4}, 8, 4),
+        ({"stem": "imagenet", "smallest": 4}, 32, 4),
+        ({"stem": "imagenet", "smallest": 5}, 8, 8),
+    ],
+    ids=str,
+)
+def test_mobilenetv2_keeps_small_images_large_enough(options, side, last):
+    model = models.build({"name": "mobilenetv2", "width": 0.1} | options, (1, side, side), 10)
+    assert model.features(torch.randn(2, 1, side, side)).shape[2:] == (last, last)
+
+
+def test_mobilenetv2_has_its_topology_at_every_width():
+    from oscillations.models._mobilenetv2 import InvertedResidual, scaled
+
+    assert [scaled(channels, 0.1) for channels in (16, 96, 160, 320, 1280)] == [8, 16, 16, 32, 128]
+    assert [scaled(channels, 1.4) for channels in (16, 24, 32)] == [24, 32, 48]
+    for width in (0.1, 1.0):
+        model = models.build({"name": "mobilenetv2", "width": width}, CIFAR, 10)
+        blocks = [module for module in model.modules() if isinstance(module, InvertedResidual)]
+        convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+        depthwise = [c for c in convolutions if c.groups > 1]
+        assert len(blocks) == len(depthwise) == 17
+        assert all(c.groups == c.in_channels == c.out_channels and c.kernel_size == (3, 3) for c in depthwise)
+        assert min(c.out_channels for c in convolutions) >= 8
+
+
 @pytest.mark.parametrize(
     ("module", "spec", "shape"),
     [
+        (mobilenetv2, {"name": "mobilenetv2", "width": 0.1}, CIFAR),
         (mlp5, {"name": "mlp5"}, CIFAR),
         (resnet18, {"name": "resnet18", "width": 4}, CIFAR),
         pytest.param(

@@ -137,6 +137,13 @@ def test_every_method_of_the_project_is_trained_here():
     assert {method["name"] for method in METHODS} == set(methods.names())
 
 
+def test_same_seed_same_bits_of_a_small_mobilenet(recipe, blobs):
+    model = {"name": "mobilenetv2", "width": 0.1, "stem": "imagenet", "smallest": 4}
+    changes = {"model": model, "quant_layers": ["*"], "training": recipe["training"] | {"epochs": 1}}
+    first, second = (run(trainer(recipe, blobs, method={"name": "qat", "bits": 3}, **changes)) for _ in range(2))
+    assert same_state(first, second)
+
+
 def test_same_seed_same_bits_other_seed_others(recipe, blobs):
     first, second = (run(trainer(recipe, blobs)) for _ in range(2))
     assert same_state(first, second)

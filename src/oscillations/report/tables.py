@@ -32,7 +32,7 @@ METHOD_NAMES = {
     "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
     "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule",
 }  # fmt: skip
-MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny"}
+MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny", "mobilenetv2": "MobileNetV2"}
 
 
 def read_published() -> pd.DataFrame:
