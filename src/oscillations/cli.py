@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     confirming = command(confirm, "narrow", "device")
     confirming.add_argument("--epochs", type=positive, default=1, help="how many to replay")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
+    command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
@@ -142,6 +143,16 @@ def evaluate(options: argparse.Namespace) -> None:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
     mine = [variant for variant in variants if variant.experiment == options.experiment]
     evaluation.evaluate(study.study, options.experiment, mine, options.device)
+
+
+def posttrain(options: argparse.Namespace) -> None:
+    """Quantize the trained runs of one entry of the study's posttraining, and measure them."""
+    from oscillations import posttrain as module
+
+    study, variants = studies.load(options.study)
+    if options.name not in study.posttraining:
+        raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
+    module.posttrain(study, variants, options.name, options.device)
 
 
 def collect(options: argparse.Namespace) -> None:

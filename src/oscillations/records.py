@@ -26,6 +26,19 @@ def evaluation_key(record: dict[str, Any]) -> str:
     return sha256(canonical_json(about).encode())[:16]
 
 
+def posttraining_key(record: dict[str, Any], method: str, options: dict[str, Any], bits: int) -> str:
+    """Names what a post-training result belongs to: the run, its checkpoint, the method's options and code."""
+    about = {key: record[key] for key in (*IDENTITY, "checkpoint_sha256")}
+    about |= {"method": method, "options": options, "bits": bits, "code": posttraining_code(method)}
+    return sha256(canonical_json(about).encode())[:16]
+
+
+def posttraining_code(*methods: str) -> str:
+    """Fingerprint of the code that decides the numbers of these post-training methods."""
+    modules = [f"posttraining.{method.replace('-', '_')}" for method in methods]
+    return fingerprint("posttraining.measurement", "posttraining.reconstruction", *modules)
+
+
 def stale_because(record: dict[str, Any], variant: Variant, run: Run) -> str | None:
     """Why a record is not the study's result, or None if it is. Works without data and weights."""
     if record["recipe"] != variant.recipe:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, WithJsonSchema, model_validator
 
-from oscillations import datasets, methods, models, weights
+from oscillations import datasets, methods, models, posttraining, weights
 from oscillations.bits import LATENT, bit_name
 from oscillations.config import Strict, parse
 from oscillations.errors import InputError, did_you_mean
@@ -216,6 +216,29 @@ class Hypothesis(Strict):
     comparisons: list[Tested] = Field(min_length=1)
 
 
+class PostTraining(Strict):
+    """Post-training quantization of runs of this study."""
+
+    of: list[str] = Field(min_length=1, description="experiment/variant of the runs")
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field(min_length=1, description="among eval_bits")
+    methods: dict[Name, dict[str, Any] | None] = Field(
+        min_length=1, description="label -> the method's options, and method: its name if the label is another"
+    )
+
+    def resolved(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(label, method, all its options) of every label; the study has been checked."""
+        for label, given in self.methods.items():
+            options = dict(given or {})
+            method = options.pop("method", label)
+            yield label, method, posttraining.find(method).Options(**options).model_dump(mode="json")
+
+
+def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
+    """Accuracies, and reconstruction losses per unit, of one post-training entry."""
+    folder = Path("results", study, "posttraining")
+    return folder / f"{name}.csv", folder / f"{name}-reconstruction.csv"
+
+
 class Study(Strict):
     """A whole study file."""
 
@@ -245,6 +268,7 @@ class Study(Strict):
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
     )
     claims: Claims = Claims()
+    posttraining: dict[Name, PostTraining] = Field({}, description="post-training methods applied to finished runs")
     hypotheses: dict[str, Hypothesis] = Field({}, description="by a short name, H1 say")
     fitted: list[tuple[str, str, str, int]] = Field(
         [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
@@ -287,7 +311,9 @@ class Study(Strict):
     @property
     def figure_names(self) -> list[str]:
         """All figures, in the paper's order; 1, A1 and A5 are exact and need no run."""
-        return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5"]
+        learned = {method for entry in self.posttraining.values() for _, method, _ in entry.resolved()} - {"nearest"}
+        own = ["reconstruction"] if learned else []
+        return ["figure1", *sorted(self.figures, key=figure_number), *own, "figureA1", "figureA5"]
 
 
 @dataclass(frozen=True)
@@ -407,6 +433,7 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
             raise InputError(f"{path}: experiments.{variant.experiment}: {variant.name} stands for two variants")
         parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
     _check_references(study, {variant.path: variant for variant in variants}, path)
+    _check_posttraining(study, {variant.path: variant for variant in variants}, path)
     _check_hypotheses(study, set(paths), path)
     return study, variants
 
@@ -572,6 +599,31 @@ def _check_references(study: Study, variants: dict[str, Variant], path: Path) ->
     for main in study.fingerprints:
         if f"{main}/baseline" not in variants:
             raise InputError(f"{path}: fingerprints.{main}: has no one learning rate that would be the study's choice")
+
+
+def _check_posttraining(study: Study, variants: dict[str, Variant], path: Path) -> None:
+    """Entries name variants, methods and options that exist and fit each other."""
+    for name, entry in study.posttraining.items():
+        where = f"{path}: posttraining.{name}"
+        for variant in entry.of:
+            if variant not in variants:
+                raise InputError(f"{where}.of: unknown variant {variant!r}; {did_you_mean(variant, variants)}")
+        for bits in entry.bits:
+            if bits not in study.eval_bits:
+                raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")
+        for label, given in entry.methods.items():
+            options = dict(given or {})
+            method = options.pop("method", label)
+            if method not in posttraining.names():
+                known = posttraining.names()
+                raise InputError(f"{where}.methods.{label}: unknown method {method!r}; {did_you_mean(method, known)}")
+            found = posttraining.find(method)
+            chosen = parse(found.Options, options, f"{where}.methods.{label}")
+            for variant in entry.of:
+                try:
+                    found.check(chosen, variants[variant].recipe)
+                except ValueError as error:
+                    raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
 
 
 def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:

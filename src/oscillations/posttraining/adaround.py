@@ -1,0 +1,21 @@
+"""AdaRound: learned rounding, layer by layer (Nagel et al. 2020, arXiv:2004.10568)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from oscillations.posttraining import PostTraining, ReconstructionOptions
+
+if TYPE_CHECKING:
+    from oscillations.posttraining.reconstruction import Calibration
+    from oscillations.posttraining.units import Unit
+
+
+class AdaRound(PostTraining):
+    Options = ReconstructionOptions
+
+    def quantize(self, calibration: Calibration) -> list[list[Unit]]:
+        for unit in calibration.chain.units:
+            for layer in calibration.chain.layers(unit):
+                calibration.reconstruct(layer, self.options)
+        return [[unit] for unit in calibration.chain.units]

@@ -1,0 +1,35 @@
+"""BRECQ: learned rounding, block by block (Li et al. 2021, arXiv:2102.05426)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from oscillations.posttraining import PostTraining, ReconstructionOptions
+
+if TYPE_CHECKING:
+    from oscillations.posttraining.reconstruction import Calibration
+    from oscillations.posttraining.units import Unit
+
+
+class BrecqOptions(ReconstructionOptions):
+    fisher: bool = Field(False, description="weigh squared errors by squared gradients of the network's answer")
+
+
+class Brecq(PostTraining):
+    """Subclasses merge neighbouring units, or mix the inputs."""
+
+    Options = BrecqOptions
+
+    def groups(self, calibration: Calibration) -> list[list[Unit]]:
+        """The units that are reconstructed together: neighbours, in network order."""
+        return [[unit] for unit in calibration.chain.units]
+
+    def quantize(self, calibration: Calibration) -> list[list[Unit]]:
+        from oscillations.posttraining.units import merged
+
+        groups, prob = self.groups(calibration), getattr(self.options, "prob", 1.0)
+        for group in groups:
+            calibration.reconstruct(merged(group), self.options, prob=prob, fisher=self.options.fisher)
+        return groups
