@@ -1,5 +1,5 @@
 """
-The paper as one DAG: fetch -> train -> evaluate -> oscillations -> tables, figures, claims, site.
+The paper as one DAG: fetch -> train -> evaluate, posttrain -> oscillations -> tables, figures, claims, site.
 
     snakemake --cores 8 all                         the study "quick" (params/quick.yaml)
     snakemake --cores 8 all --config study=paper    another study; also only=EXPERIMENT seeds=0,1 source=PATH
@@ -18,6 +18,7 @@ include: "workflow/common.smk"
 include: "workflow/fetch.smk"
 include: "workflow/train.smk"
 include: "workflow/evaluate.smk"
+include: "workflow/posttrain.smk"
 include: "workflow/report.smk"
 
 

@@ -36,6 +36,19 @@ SHOWN_EVALUATIONS = [
 ]
 
 
+def posttraining_runs(entry):
+    """Runs of a post-training entry that are shown."""
+    return [run for run in SHOWN if f"{run.experiment}/{run.variant}" in STUDY.posttraining[entry].of]
+
+
+SHOWN_POSTTRAINING = [
+    str(file)
+    for entry in STUDY.posttraining
+    if posttraining_runs(entry)
+    for file in studies.posttraining_files(STUDY.study, entry)
+]
+
+
 # Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
 if workflow.is_main_process:
     if any(Path(".snakemake/locks").glob("*")):

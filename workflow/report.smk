@@ -1,14 +1,15 @@
 """
-REQUIRED INPUTS: records, histories and evaluations of all current runs of the study (whatever this command is
+REQUIRED INPUTS: records, histories, evaluations and post-training results of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
-         index.html,tables/}, figures/<study>/
+         posttraining.csv,reconstruction.csv,index.html,tables/}, figures/<study>/
 
 Nothing here imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
 TABLES = [*STUDY.tables, *(["fingerprint"] if STUDY.fingerprints else [])]
+POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
@@ -16,11 +17,13 @@ REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"t
 
 
 rule collect:
-    """Every current run at every evaluation, one tidy table."""
+    """Every current run at every evaluation, one tidy table; and what post-training methods make of it."""
     input:
         SHOWN_EVALUATIONS,  # made anew whenever a record is
+        SHOWN_POSTTRAINING,
     output:
         f"{RESULTS}/measurements.csv",
+        POSTTRAINING,
     log:
         f"logs/{STUDY.study}/report/collect.log",
     benchmark:

@@ -47,7 +47,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
             for bits in entry.bits:
                 key = posttraining_key(record, method, options, bits)
                 mine = [table[(table.key == key) & (table.label == label)] for table in known]
-                if mine[0].empty:
+                if mine[0].empty or (mine[1].empty and record["status"] == "done"):
                     about = {"run": run.name, "key": key, "label": label, "eval_bits": bits}
                     if record["status"] == "done":
                         trainer = trainer or _trainer(variant, run, device)
@@ -85,11 +85,13 @@ def _write(files: Any, tables: Any, columns: Any) -> None:
     for file, frames, which in zip(files, tables, columns):
         filled = [frame for frame in frames if len(frame)]
         whole = pd.concat(filled) if filled else pd.DataFrame(columns=which)
+        whole = whole.astype({column: "Int64" for column in ("levels", "iterations") if column in which})
         write_text(file, whole[which].to_csv(index=False, lineterminator="\n"))
 
 
 def _read(files: list[Path], columns: list[str]) -> pd.DataFrame:
     """The rows of earlier calls, also of one that was interrupted, each once."""
-    found = [pd.read_csv(file, dtype={"key": str}) for file in files if file.exists()]
-    whole = pd.concat([pd.DataFrame(columns=columns), *(table for table in found if len(table))])
+    found = [pd.read_csv(file, dtype={"key": str}, float_precision="round_trip") for file in files if file.exists()]
+    filled = [table for table in found if len(table)]
+    whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
     return whole.drop_duplicates([c for c in ("key", "label", "bn", "place") if c in columns])

@@ -65,7 +65,8 @@ class PostTraining:
 
 def names() -> list[str]:
     """All method names: the files of this folder but the shared tools, dashes for underscores."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if module.name not in TOOLS)
+    found = {module.name for module in pkgutil.iter_modules(__path__)} - TOOLS
+    return sorted(name.replace("_", "-") for name in found)
 
 
 def find(name: str) -> type[PostTraining]:

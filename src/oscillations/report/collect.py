@@ -11,8 +11,8 @@ import pandas as pd
 from oscillations.bits import LATENT
 from oscillations.errors import InputError
 from oscillations.files import write_text
-from oscillations.records import evaluation_key, sort_runs
-from oscillations.study import Study, Variant
+from oscillations.records import evaluation_key, posttraining_key, sort_runs
+from oscillations.study import Run, Study, Variant, posttraining_files
 
 MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
@@ -25,6 +25,12 @@ OSCILLATIONS = [
     "epoch", "train_loss", "val_loss", "monitored", "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4", "weights",
     "max_over_std", "kurtosis", "iteration_nagel", "epoch_nagel", "near_threshold", "share_zero", "layer_shares",
 ]  # fmt: skip
+POSTTRAINING = [
+    "study", "data", "experiment", "variant", "model", "start_method", "train_bits", "label", "method", "eval_bits",
+    "per_channel", "grid", "levels", "calibration", "bn", "seed", "accuracy", "calibration_loss", "iterations",
+    "seconds", "oscillation", "largest_loss", "status", "run",
+]  # fmt: skip
+RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
 SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
@@ -83,6 +89,40 @@ def collect(study: Study, variants: list[Variant]) -> None:
                 rows.append(about | found | {"bn_divergence": row.bn_divergence})
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
     write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
+    if study.posttraining:
+        collect_posttraining(study, current)
+
+
+def collect_posttraining(study: Study, current: list[tuple[Variant, Run, dict[str, Any]]]) -> None:
+    """Write ``posttraining.csv`` and ``reconstruction.csv``: what the present options and code made of current runs."""
+    tables: tuple[list, list] = ([], [])
+    for name, entry in study.posttraining.items():
+        files = [file for file in posttraining_files(study.study, name) if file.exists()]
+        found = [pd.read_csv(file, dtype={"key": str}, float_precision="round_trip") for file in files]
+        parents = [(variant, run, record) for variant, run, record in current if variant.path in entry.of]
+        for variant, run, record in parents if len(found) == 2 else []:
+            about = _about(study, variant, record, run.seed, str(run.folder))
+            about |= {"start_method": about["method"]}
+            about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
+            for label, method, options in entry.resolved():
+                keys = [posttraining_key(record, method, options, bits) for bits in entry.bits]
+                for table, rows in zip(tables, found):
+                    mine = rows[rows.key.isin(keys) & (rows.label == label)]
+                    table.append(mine.assign(**about))
+    for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
+        filled = [frame for frame in frames if len(frame)]
+        whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
+        whole = whole.astype({column: "Int64" for column in ("levels", "iterations") if column in columns})
+        write_text(results(study) / f"{name}.csv", whole[columns].to_csv(index=False, lineterminator="\n"))
+
+
+def read_posttraining(study: Study | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every post-training result of a study, and its reconstruction losses; none of one that has not run."""
+    folder = Path("results", getattr(study, "study", study))
+    pairs = (("posttraining", POSTTRAINING), ("reconstruction", RECONSTRUCTION))
+    files = [(folder / f"{name}.csv", columns) for name, columns in pairs]
+    read = [pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns) for file, columns in files]
+    return read[0], read[1]
 
 
 def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:

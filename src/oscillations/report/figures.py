@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from oscillations.bits import LATENT, largest_code
 from oscillations.files import replacing
-from oscillations.report.collect import read_measurements, read_oscillations, results
+from oscillations.report.collect import read_measurements, read_oscillations, read_posttraining, results
 from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
 from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE
 from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
@@ -39,6 +39,9 @@ CAPTIONS = {
     "Line: mean over seeds, band: their range, as far as all seeds went.",
     "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
     "seeds, band: their range, as far as all seeds went.",
+    "reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration images, "
+    "after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
+    "oscillation; circles join units that were reconstructed together.",
     "figureA1": "Two weights in series under QAT (exact; x = 1, y = 0.75, s = 1). Beside the oscillation term of one "
     "weight (a) there is a drift that the rounding error of the other weight makes (b); descent ends elsewhere than "
     "oscillation alone would lead (c). The length of an arrow is the root of the strength.",
@@ -66,6 +69,8 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
     for name in study.figure_names:
         if name in exact:
             figure = exact[name]()
+        elif name == "reconstruction":
+            figure = reconstruction(study, recipes) or _nothing_ran(title(name))
         else:
             drawn = of_runs[figure_number(name)](study.figures[name], study, recipes)
             figure = drawn or _nothing_ran(title(name))
@@ -77,7 +82,9 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
 
 
 def title(name: str) -> str:
-    """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``."""
+    """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``; others by their name."""
+    if not name.startswith("figure"):
+        return name.capitalize()
     number, _, label = name.removeprefix("figure").partition("-")
     return f"Figure {number} ({label})" if label else f"Figure {number}"
 
@@ -321,3 +328,49 @@ def _accuracies(spec: Panels, study: Study, recipes: Recipes, widths: list[int])
     figure.suptitle(model_name(recipes[spec.panels[0]]), fontsize="medium")
     sns.despine(figure)
     return figure
+
+
+def reconstruction(study: Study, recipes: Recipes) -> Figure | None:
+    """A column for every kind of run, a row for every bit width, a line for every label."""
+    results, losses = read_posttraining(study)
+    if losses.empty:
+        return None
+    runs = results.drop_duplicates("run").assign(path=results.experiment + "/" + results.variant)
+    losses = losses.merge(runs[["run", "path", "seed"]], on="run")
+    order = dict.fromkeys(path for entry in study.posttraining.values() for path in entry.of)
+    paths, widths = [path for path in order if path in set(losses.path)], sorted(losses.eval_bits.unique())
+    labels = {label: None for entry in study.posttraining.values() for label, _, _ in entry.resolved()}
+    colors = dict(zip(labels, [GREY, *(color for color in sns.color_palette("colorblind", 10) if color)] * 2))
+    figure, grid = plt.subplots(
+        len(widths), len(paths), figsize=(2.9 * len(paths) + 1.6, 2.3 * len(widths) + 0.4), squeeze=False,
+        sharex="col", layout="constrained",
+    )  # fmt: skip
+    for path, column in zip(paths, grid.T):
+        column[0].set_title(
+            f"{model_name(recipes[path])}, {panel_title(recipes[path])}\n{path.split('/')[0]}", fontsize="medium"
+        )
+        column[-1].set_xlabel("unit, in network order")
+        column[-1].xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+        for bits, axes in zip(widths, column):
+            mine = losses[(losses.path == path) & (losses.eval_bits == bits)]
+            for label, runs in mine.groupby("label"):
+                _depth(axes, runs, colors[label])
+            axes.set_yscale("log")
+    for bits, row in zip(widths, grid):
+        row[0].set_ylabel(f"{bits_label(bits)}: |z_q - z|² / |z|²")
+    shown = set(losses.label)
+    handles = [Line2D([], [], color=colors[label], label=label) for label in labels if label in shown]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def _depth(axes: Axes, runs: pd.DataFrame, color: Any) -> None:
+    """One label: mean and range over seeds, and circles on units that share a group."""
+    by_place = runs.groupby("place")
+    mean = by_place.loss.mean()
+    axes.plot(mean.index, mean, color=color, lw=1.3)
+    axes.fill_between(mean.index, by_place.loss.min(), by_place.loss.max(), color=color, alpha=0.18, lw=0)
+    first = runs[runs.seed == runs.seed.min()].set_index("place").group
+    together = first.index[first.duplicated(keep=False)]
+    axes.plot(together, mean[together], "o", color=color, ms=3.5)

@@ -1,0 +1,40 @@
+"""
+REQUIRED INPUTS: the records of the runs that an entry of the study's posttraining names (each vouches for its
+                 checkpoint by hash), data/<dataset>.json, pretrained weights
+OUTPUTS: results/<study>/posttraining/{<entry>.csv,<entry>-reconstruction.csv}
+"""
+
+
+def posttraining_experiments(entry):
+    """Experiments that an entry's runs belong to."""
+    return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
+
+
+if STUDY.posttraining:
+
+    rule posttrain:
+        """Quantize trained runs with every post-training method of one entry, and measure them."""
+        input:
+            data=lambda wildcards: sum(map(dataset_files, posttraining_experiments(wildcards.entry)), []),
+            start=lambda wildcards: sum(map(pretrained_files, posttraining_experiments(wildcards.entry)), []),
+            records=lambda wildcards: [str(run.record) for run in posttraining_runs(wildcards.entry)],
+        output:
+            update(f"results/{STUDY.study}/posttraining/{{entry}}.csv"),
+            update(f"results/{STUDY.study}/posttraining/{{entry}}-reconstruction.csv"),
+        log:
+            f"logs/{STUDY.study}/posttrain/{{entry}}.log",
+        benchmark:
+            f"logs/{STUDY.study}/posttrain/{{entry}}.tsv"
+        wildcard_constraints:
+            entry="|".join(map(re.escape, STUDY.posttraining)),
+        threads: STUDY.threads
+        resources:
+            gpu=GPUS,
+        params:
+            code=lambda wildcards: records.posttraining_code(
+                *(method for _, method, _ in STUDY.posttraining[wildcards.entry].resolved())
+            ),
+            entry=lambda wildcards: as_json(STUDY.posttraining[wildcards.entry].model_dump(mode="json")),
+            study=STUDY_FILE,
+        shell:
+            "python -m oscillations posttrain --study {params.study} --name {wildcards.entry} > {log} 2>&1"
