@@ -50,6 +50,8 @@ figures:
   figure8: {panels: [mlp5-scratch/osciquant-ternary]}
 fingerprints:
   mlp5-scratch: [mlp5-scratch]
+comparisons:
+  mlp5: {experiments: [mlp5-scratch]}
 """
 
 

@@ -15,6 +15,7 @@ from oscillations.report.site import open_choices
 
 NAMES = [
     "figure1", "figure2", "figure3", "figure5", "figure6", "figure7", "figure7-qat", "figure8", "figureA1", "figureA5",
+    "figure-comparison-mlp5", "figure-heatmap-mlp5",
 ]  # fmt: skip
 
 
@@ -57,8 +58,8 @@ def accuracies(*rows):
 
 def test_figures_of_a_study_in_the_papers_order(tiny):
     assert tiny[0].figure_names == NAMES
-    assert [figures.title(name) for name in ("figure1", "figure7-qat", "figureA5")] == [
-        "Figure 1", "Figure 7 (qat)", "Figure A5",
+    assert [figures.title(name) for name in ("figure1", "figure7-qat", "figureA5", "figure-heatmap-mlp5")] == [
+        "Figure 1", "Figure 7 (qat)", "Figure A5", "Heatmap (mlp5)",
     ]  # fmt: skip
     assert set(figures.CAPTIONS) == {studies.figure_number(name) for name in NAMES}
 
@@ -130,7 +131,7 @@ def test_every_figure_of_a_finished_study(finished_project):
         assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50, name
         assert (finished_project.folder / f"figures/tiny/{name}.pdf").read_bytes().startswith(b"%PDF")
     page = (finished_project.folder / "results/tiny/index.html").read_text()
-    assert re.findall(r'<figure id="([^"]+)"', page) == [*NAMES[:3], "figure4", *NAMES[3:]]
+    assert re.findall(r'<figure id="([^"]+)"', page) == [*NAMES[-2:], *NAMES[:3], "figure4", *NAMES[3:-2]]
     assert "<b>Figure 4.</b> not drawn" in page
     assert 'id="open"' not in page  # a miniature's choices are its own
     assert 'id="fingerprint"' in page

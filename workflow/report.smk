@@ -8,7 +8,8 @@ Nothing here imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
-TABLES = [*STUDY.tables, *(["fingerprint"] if STUDY.fingerprints else [])]
+COMPARISONS = [f"comparison-{name}" for name in STUDY.comparisons]
+TABLES = [*STUDY.tables, *(["fingerprint"] if STUDY.fingerprints else []), *COMPARISONS]
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
@@ -53,9 +54,11 @@ rule oscillations:
 
 
 rule tables:
-    """Published beside reproduced, agreement.csv and its counts, and the learning-rate searches."""
+    """Published beside reproduced, agreement.csv and its counts, learning-rate searches, and comparisons of methods."""
     input:
         rules.collect.output,
+        rules.oscillations.output if COMPARISONS else [],
+        [f"{RESULTS}/posttraining.csv"] if any(spec.posttraining for spec in STUDY.comparisons.values()) else [],
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),
@@ -66,7 +69,7 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=fingerprint("report.tables", "report.fingerprint"),
+        code=fingerprint("report.tables", "report.fingerprint", "report.comparison"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -77,6 +80,7 @@ rule figures:
     """Every figure as PNG and PDF."""
     input:
         rules.collect.output,
+        [f"{RESULTS}/tables/{table}.csv" for table in COMPARISONS],
         rules.oscillations.output,
         SHOWN_EVALUATIONS,
     output:

@@ -170,13 +170,15 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the tables, published beside reproduced, agreement.csv, coverage.csv, and the learning-rate searches."""
+    """Write the tables, published beside reproduced, agreement.csv, coverage.csv, searches and comparisons."""
+    from oscillations.report.comparison import write_comparisons
     from oscillations.report.fingerprint import write_fingerprint
     from oscillations.report.tables import write_tables
 
     study, variants = studies.load(options.study)
     write_tables(study, variants)
     write_fingerprint(study, variants)
+    write_comparisons(study, variants)
 
 
 def figures(options: argparse.Namespace) -> None:

@@ -114,8 +114,8 @@ LABEL = r"(-[a-z0-9.]+)*$"
 
 
 def figure_number(name: str) -> str:
-    """``figure2-mlp5`` is a ``figure2``."""
-    return name.split("-")[0]
+    """``figure2-mlp5`` is a ``figure2``; what is not the paper's has a word for a number: ``figure-heatmap-mlp5``."""
+    return re.match(r"figure(-[a-z]+|[^-]*)|[^-]*", name)[0]
 
 
 def _figure_specs(content: Any) -> Any:
@@ -144,6 +144,17 @@ Figures = Annotated[
         }
     ),
 ]
+
+
+class Comparison(Strict):
+    """Which methods stand in one table: those of a model at one target bit width."""
+
+    experiments: list[str] = Field(min_length=1, description="experiments of one model")
+    posttraining: list[str] = Field([], description="post-training entries whose methods stand beside the trained ones")
+    bits: int = Field(3, ge=2, le=8, description="target bit width (2 = ternary)")
+
+
+COMPARISON_FIGURES = ("figure-comparison", "figure-heatmap")  # of every comparison
 
 
 class Claims(Strict):
@@ -264,6 +275,9 @@ class Study(Strict):
     figures: Figures = Field(
         {}, description="what figures 2, 3 and 5 to 8 show; a label makes another of its kind: figure2-mlp5"
     )
+    comparisons: dict[Name, Comparison] = Field(
+        {}, description="every method in one table: tables/comparison-<name>, with its two figures"
+    )
     fingerprints: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
     )
@@ -310,10 +324,11 @@ class Study(Strict):
 
     @property
     def figure_names(self) -> list[str]:
-        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run."""
+        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Comparisons' come last."""
         learned = {method for entry in self.posttraining.values() for _, method, _ in entry.resolved()} - {"nearest"}
         own = ["reconstruction"] if learned else []
-        return ["figure1", *sorted(self.figures, key=figure_number), *own, "figureA1", "figureA5"]
+        compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
+        return ["figure1", *sorted(self.figures, key=figure_number), *own, "figureA1", "figureA5", *compared]
 
 
 @dataclass(frozen=True)
@@ -434,6 +449,7 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
         parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
     _check_references(study, {variant.path: variant for variant in variants}, path)
     _check_posttraining(study, {variant.path: variant for variant in variants}, path)
+    _check_comparisons(study, path)
     _check_hypotheses(study, set(paths), path)
     return study, variants
 
@@ -624,6 +640,21 @@ def _check_posttraining(study: Study, variants: dict[str, Variant], path: Path) 
                     found.check(chosen, variants[variant].recipe)
                 except ValueError as error:
                     raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
+
+
+def _check_comparisons(study: Study, path: Path) -> None:
+    """Comparisons name experiments of one model and post-training entries that exist, at a width that is evaluated."""
+    for name, spec in study.comparisons.items():
+        where = f"{path}: comparisons.{name}"
+        for key, known in (("experiments", study.experiments), ("posttraining", study.posttraining)):
+            for wrong in [entry for entry in getattr(spec, key) if entry not in known]:
+                raise InputError(f"{where}.{key}: unknown entry {wrong!r}; {did_you_mean(wrong, known)}")
+        first, *others = (study.experiments[experiment].model for experiment in spec.experiments)
+        for other in others:
+            if other != first:
+                raise InputError(f"{where}.experiments: {other['name']} beside {first['name']}: one model to a table")
+        if spec.bits not in study.eval_bits:
+            raise InputError(f"{where}.bits: {spec.bits} is not among eval_bits")
 
 
 def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:

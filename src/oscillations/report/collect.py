@@ -53,6 +53,21 @@ def read_oscillations(study: Study | str) -> pd.DataFrame:
     return table[table.status == "done"]
 
 
+def last_epochs(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """Each quantized run's last epoch, with shares of the quantized weights in percent.
+
+    ``per_step`` and ``per_epoch`` (changed back), ``near`` (a threshold) and ``zero`` (quantized to it).
+    """
+    quantized = oscillations[oscillations.train_bits != LATENT]
+    last = quantized.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
+    return last.assign(
+        per_epoch=100 * last.epoch_nagel / last.weights,
+        per_step=100 * last.iteration_nagel / last.weights / last.steps_per_epoch,
+        near=100 * last.near_threshold,
+        zero=100 * last.share_zero,
+    )
+
+
 def with_all_columns(oscillations: pd.DataFrame) -> pd.DataFrame:
     """The table with what nothing in it has logged (a baseline counts nothing, say) as empty columns."""
     missing = [column for column in OSCILLATIONS if column not in oscillations]

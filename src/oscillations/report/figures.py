@@ -21,6 +21,8 @@ from matplotlib.lines import Line2D
 from oscillations.bits import LATENT, largest_code
 from oscillations.files import replacing
 from oscillations.report.collect import read_measurements, read_oscillations, read_posttraining, results
+from oscillations.report.comparison import read_comparison
+from oscillations.report.comparison_figures import heatmap, scatter
 from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
 from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE
 from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
@@ -37,6 +39,12 @@ CAPTIONS = {
     "figure6": "Test accuracy over λ. Points: mean over seeds, bars: their standard deviation.",
     "figure7": "Validation accuracy at every bit width while training; the thick line is the width trained for. "
     "Line: mean over seeds, band: their range, as far as all seeds went.",
+    "figure-comparison": "Accuracy at the target bits over oscillation in the last epoch, of every trained method "
+    "(means over seeds); colour: mean accuracy at the other quantized widths, marker: family. Where a method has other "
+    "levels than Eq. 1-2, their number stands behind its name. Post-training methods do not oscillate over steps and "
+    "are not drawn.",
+    "figure-heatmap": "Test accuracy of every method at every width (means over seeds), framed at the target's; grey: "
+    "no run. Where a method has other levels than Eq. 1-2, their number stands behind its name.",
     "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
     "seeds, band: their range, as far as all seeds went.",
     "reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration images, "
@@ -66,13 +74,19 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
         "figure7": figure7,
         "figure8": figure8,
     }
+    of_comparisons = {"figure-comparison": scatter, "figure-heatmap": heatmap}
     for name in study.figure_names:
+        kind = figure_number(name)
         if name in exact:
             figure = exact[name]()
         elif name == "reconstruction":
             figure = reconstruction(study, recipes) or _nothing_ran(title(name))
+        elif kind in of_comparisons:
+            compared = name.removeprefix(f"{kind}-")
+            rows = read_comparison(study, compared)
+            figure = of_comparisons[kind](study, study.comparisons[compared], rows) or _nothing_ran(title(name))
         else:
-            drawn = of_runs[figure_number(name)](study.figures[name], study, recipes)
+            drawn = of_runs[kind](study.figures[name], study, recipes)
             figure = drawn or _nothing_ran(title(name))
         for suffix in ("png", "pdf"):
             with replacing(figures_folder(study) / f"{name}.{suffix}") as part:
@@ -82,11 +96,13 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
 
 
 def title(name: str) -> str:
-    """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``; others by their name."""
+    """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``, 'Heatmap (mlp5)' of ``figure-heatmap-mlp5``."""
     if not name.startswith("figure"):
         return name.capitalize()
-    number, _, label = name.removeprefix("figure").partition("-")
-    return f"Figure {number} ({label})" if label else f"Figure {number}"
+    kind = figure_number(name)
+    number, label = kind.removeprefix("figure"), name.removeprefix(kind).removeprefix("-")
+    said = number[1:].capitalize() if number.startswith("-") else f"Figure {number}"
+    return f"{said} ({label})" if label else said
 
 
 def figures_folder(study: Study) -> Path:

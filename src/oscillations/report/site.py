@@ -11,11 +11,10 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from oscillations import cost
-from oscillations.bits import LATENT
 from oscillations.files import write_text
 from oscillations.records import sort_runs
-from oscillations.report import fingerprint
-from oscillations.report.collect import read_measurements, read_oscillations, results, start_label
+from oscillations.report import comparison, fingerprint
+from oscillations.report.collect import last_epochs, read_measurements, read_oscillations, results, start_label
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder, title
 from oscillations.report.stats import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
 from oscillations.report.tables import (
@@ -69,8 +68,12 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         cells=_cells(study, measurements),
         norms=_norms(measurements),
         statistics=_statistics(oscillations),
+        compared=[_comparison(study, name) for name in study.comparisons],
         searches=_searches(study, variants, measurements),
         figures=_figures(study, dict(choices)["figure 4"]),
+        method_figures=[
+            _figure(study, name) for name in study.figure_names if figure_number(name).startswith("figure-")
+        ],
         figures_folder=f"../../figures/{study.study}",
         choices=choices,
         costs=_costs(study, variants, records),
@@ -94,20 +97,40 @@ def _code(text: str) -> Markup:
 
 
 def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
-    """All figures in the paper's order; where it is its figures, a note stands in place of figure 4."""
-    figures = [
-        {
-            "name": name,
-            "title": title(name),
-            "caption": CAPTIONS[figure_number(name)],
-            "width": _width(study, name),
-        }
-        for name in study.figure_names
-    ]
+    """The paper's figures in their order; where it is its figures, a note stands in place of figure 4."""
+    figures = [_figure(study, name) for name in study.figure_names if not figure_number(name).startswith("figure-")]
     if not study.tables:
         return figures
     place = sum(figure_number(figure["name"]) < "figure4" for figure in figures)
     return [*figures[:place], {"name": "figure4", "title": title("figure4"), "caption": figure4}, *figures[place:]]
+
+
+def _figure(study: Study, name: str) -> dict[str, Any]:
+    caption = CAPTIONS[figure_number(name)]
+    return {"name": name, "title": title(name), "caption": caption, "width": _width(study, name)}
+
+
+def _comparison(study: Study, name: str) -> dict[str, Any]:
+    """Every method of a comparison, by family, as its table shows them."""
+    spec, rows = study.comparisons[name], comparison.read_comparison(study, name)
+    text = comparison.shown(study, spec, rows)
+    families: dict[str, list[dict[str, Any]]] = {family: [] for family in text.Family}
+    for row, cells in zip(rows.itertuples(), text.drop(columns="Family").to_dict("records")):
+        links = [target for target, _ in _links(study, "" if pd.isna(row.runs) else row.runs)]
+        cells = {header: _bold(cell) for header, cell in cells.items()}
+        families[row.family].append({"cells": cells, "link": links[0] if links else ""})
+    return {
+        "name": comparison.compared_name(name),
+        "title": comparison.title(study, spec),
+        "columns": list(text.columns.drop("Family")),
+        "families": families,
+        "notes": comparison.notes(study, spec, rows),
+    }
+
+
+def _bold(text: str) -> Markup:
+    """Markdown's **bold** as HTML."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text))))
 
 
 def _searches(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> dict[str, Any] | None:
@@ -229,16 +252,8 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
     """Weights and oscillations in each run's last epoch, mean and spread over seeds."""
     if oscillations.empty or "near_threshold" not in oscillations:
         return []
-    quantized = oscillations[oscillations.train_bits != LATENT]
-    last = quantized.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
-    last = last.assign(
-        per_epoch=100 * last.epoch_nagel / last.weights,
-        per_step=100 * last.iteration_nagel / last.weights / last.steps_per_epoch,
-        near=100 * last.near_threshold,
-        zero=100 * last.share_zero,
-    )
     rows = []
-    for (experiment, variant), group in last.groupby(["experiment", "variant"], sort=False):
+    for (experiment, variant), group in last_epochs(oscillations).groupby(["experiment", "variant"], sort=False):
 
         def text(column: str, digits: int = 2, group: pd.DataFrame = group) -> str:
             return plus_minus(group[column].mean(), group[column].std(ddof=1), digits)

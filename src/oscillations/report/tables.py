@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +31,11 @@ FITTED_NOTE = f"{FITTED_MARK} A free choice was fitted to this published cell; i
 FINE_TUNED = ("table2", "table3", "table5")
 METHOD_NAMES = {
     "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
-    "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule",
+    "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule", "lsq": "LSQ",
+    "dampening": "Dampening", "freezing": "Freezing", "osciquant-freezing": "OsciQuant + freezing", "aoq": "AOQ",
+    "bin-regularization": "Bin regularization", "statsq": "StatsQ", "cga": "StatsQ + CGA",
+    "gradient-l1": "Gradient-L1", "ema": "EMA", "qc": "QC", "nearest": "Nearest", "adaround": "AdaRound",
+    "brecq": "BRECQ", "qdrop": "QDrop (input mix)", "mrecg": "MRECG",
 }  # fmt: skip
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny", "mobilenetv2": "MobileNetV2"}
 
@@ -247,7 +252,7 @@ def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_formats(path: Path, title: str, notes: list[str], cells: pd.DataFrame, text: pd.DataFrame) -> None:
-    """``cells`` as CSV, and ``text`` (what people read of them, strings) as Markdown and LaTeX, beside each other."""
+    """``cells`` as CSV, and ``text`` (what people read of them, strings; ``**bold**``) as Markdown and LaTeX, beside each other."""
     write_text(path.with_suffix(".csv"), _csv(cells))
     write_text(path.with_suffix(".md"), _markdown(title, notes, text))
     write_text(path.with_suffix(".tex"), _latex(title, notes, text))
@@ -262,9 +267,16 @@ def _markdown(title: str, notes: list[str], text: pd.DataFrame) -> str:
 
 def _latex(title: str, notes: list[str], text: pd.DataFrame) -> str:
     def escape(value: str) -> str:
-        for plain, tex in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("λ", r"$\lambda$"), (FITTED_MARK, r"\dag{}")):
+        for plain, tex in (
+            ("_", r"\_"),
+            ("%", r"\%"),
+            ("±", r"$\pm$"),
+            ("λ", r"$\lambda$"),
+            (FITTED_MARK, r"\dag{}"),
+            ("−", "$-$"),
+        ):
             value = value.replace(plain, tex)
-        return value
+        return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", value)
 
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(title)}. {escape(' '.join(notes))}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\toprule"]

@@ -352,5 +352,5 @@ def _c16(evidence: Evidence) -> Claim:
         "C16",
         "QAT with frozen or dampened oscillations from the start is worse than when that starts late; freezing only "
         "low-frequency weights does no harm.",
-        reason="needs freezing and dampening of weights, methods that are not part of this project yet",
+        reason="study methods decides it: its hypothesis C16 holds the runs with freezing and dampening",
     )
