@@ -39,6 +39,8 @@ METHODS = [
     {"name": "statsq", "bits": 3},
     {"name": "cga", "bits": 3, "start": 0.5, "boundary": 0.05},
     {"name": "gradient-l1", "bits": 3, "share": 0.5},
+    {"name": "ema", "bits": 3, "decay": 0.9, "warmup_steps": 10},
+    {"name": "qc", "bits": 3, "start": 0.6},
 ]  # fmt: skip
 
 

@@ -43,18 +43,16 @@ class Ema(Lsq):
         self._values = [value for value in model.state_dict().values() if value.is_floating_point()]
 
     def make_quantizer(self, parameters):
-        import torch
-
         quantizer = super().make_quantizer(parameters)
         self._values += quantizer.scales
         self.averages = [value.clone() for value in self._values]
-        self.steps = torch.zeros((), dtype=torch.int64)
+        self.steps = 0
         return quantizer
 
     def step(self, optimizer, quantizer, progress):
         super().step(optimizer, quantizer, progress)
         self.steps += 1
-        share = 1 - math.exp(-int(self.steps.numpy()) / self.options.warmup_steps)
+        share = 1 - math.exp(-self.steps / self.options.warmup_steps)
         average(self.averages, self._values, self.options.decay * share)
 
     @contextmanager
@@ -73,11 +71,13 @@ class Ema(Lsq):
                 quantizer.update()
 
     def state(self):
+        import torch
+
         averages = {f"average/{i}": value for i, value in enumerate(self.averages)}
-        return super().state() | averages | {"steps": self.steps}
+        return super().state() | averages | {"steps": torch.tensor(self.steps)}
 
     def load_state(self, state):
         super().load_state(state)
         for i, value in enumerate(self.averages):
             value.copy_(state[f"average/{i}"])
-        self.steps.copy_(state["steps"])
+        self.steps = int(state["steps"])

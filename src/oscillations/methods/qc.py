@@ -1,0 +1,128 @@
+"""LSQ with a quantization correction at its end (Gupta and Asthana 2024).
+
+When the weights have stopped, a scale and a shift of every output channel correct what their oscillation has left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveFloat
+
+from oscillations.methods.lsq import Lsq, LsqOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import WeightQuantizer
+
+
+class QcOptions(LsqOptions):
+    start: float = Field(11 / 12, ge=0, le=1, description="share of the training before the correction")
+    correction_lr: PositiveFloat = Field(1e-3, description="learning rate of the correction's Adam; constant")
+
+
+def fold(scale: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales ``[C, 1, ...]`` of the levels and biases ``[C]`` that need no correction any more; the codes stay.
+
+    ``gamma`` and ``beta``: ``[C]`` of a linear layer, ``[C, 1, 1]`` of a convolution.
+    """
+    shift = beta.flatten()
+    return scale * gamma.unsqueeze(-1), shift if bias is None else gamma.flatten() * bias + shift
+
+
+def quantizer_class() -> type[WeightQuantizer]:
+    """LSQ's, with the corrections as a part of what a checkpoint holds."""
+    import torch
+
+    from oscillations.quantizer import WeightQuantizer
+
+    class CorrectedQuantizer(WeightQuantizer):
+        def __init__(self, weights, *args, **kwargs):
+            super().__init__(weights, *args, **kwargs)
+            layers = {name.rpartition(".")[0]: w for name, w in weights.items() if w.dim() > 1}
+            shapes = {layer: (len(w), *[1] * (w.dim() - 2)) for layer, w in layers.items()}  # of an output's channels
+            self.gammas = {layer: w.new_ones(shapes[layer]).requires_grad_() for layer, w in layers.items()}
+            self.betas = {layer: w.new_zeros(shapes[layer]).requires_grad_() for layer, w in layers.items()}
+            self.corrects = False  # until then no layer's output is touched
+
+        def corrected(self, layer, output):
+            if not self.corrects:
+                return output
+            return (output * self.gammas[layer] + self.betas[layer]).to(output.dtype)
+
+        def state(self):
+            gammas = {f"gamma/{layer}": gamma.detach() for layer, gamma in self.gammas.items()}
+            betas = {f"beta/{layer}": beta.detach() for layer, beta in self.betas.items()}
+            return super().state() | gammas | betas
+
+        @torch.no_grad()
+        def load_state(self, state):
+            super().load_state(state)
+            changed = [gamma != 1 for gamma in self.gammas.values()] + [beta != 0 for beta in self.betas.values()]
+            self.corrects = any(values.any().item() for values in changed)
+
+    return CorrectedQuantizer
+
+
+class Qc(Lsq):
+    """LSQ up to the step that reaches ``start``; after it, only the corrections are learned.
+
+    Weights, scales and batch-norm statistics stay as they are, and with them the codes. A correction is a part of the network: it acts on a layer's output at every bit width.
+    """
+
+    Options = QcOptions
+
+    def attach(self, model):
+        self._model = model
+
+    def quantizer_class(self):
+        return quantizer_class()
+
+    def make_quantizer(self, parameters):
+        from torch.nn.modules.batchnorm import _BatchNorm
+
+        from oscillations.optimizer import Adam
+
+        model, quantizer = self._model, super().make_quantizer(parameters)
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+        def keep_statistics(model, _):
+            if quantizer.corrects and model.training:
+                for norm in norms:
+                    norm.eval()
+
+        model.register_forward_pre_hook(keep_statistics)
+        for layer in quantizer.gammas:
+            model.get_submodule(layer).register_forward_hook(
+                lambda module, inputs, output, layer=layer: quantizer.corrected(layer, output)
+            )
+        self._quantizer = quantizer
+        corrections = [*quantizer.gammas.values(), *quantizer.betas.values()]
+        self.correction_optimizer = Adam(corrections, self.options.correction_lr)
+        return quantizer
+
+    def after_backward(self, quantizer, grads, progress):
+        if not quantizer.corrects:
+            super().after_backward(quantizer, grads, progress)
+
+    def step(self, optimizer, quantizer, progress):
+        if quantizer.corrects:
+            self.correction_optimizer.step()
+            self.correction_optimizer.zero_grad()
+        else:
+            super().step(optimizer, quantizer, progress)
+            quantizer.corrects = progress >= self.options.start
+
+    def state(self):
+        import torch
+
+        corrections = {f"correction/{key}": value for key, value in self.correction_optimizer.state().items()}
+        return super().state() | corrections | {"corrects": torch.tensor(self._quantizer.corrects)}
+
+    def load_state(self, state):
+        super().load_state(state)
+        prefix = "correction/"
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        self.correction_optimizer.load_state(own)
+        self._quantizer.corrects = bool(state["corrects"])
