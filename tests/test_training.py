@@ -41,6 +41,7 @@ METHODS = [
     {"name": "gradient-l1", "bits": 3, "share": 0.5},
     {"name": "ema", "bits": 3, "decay": 0.9, "warmup_steps": 10},
     {"name": "qc", "bits": 3, "start": 0.6},
+    {"name": "bin-regularization", "bits": 3},
 ]  # fmt: skip
 
 

@@ -68,7 +68,8 @@ def quantizer_class() -> type[WeightQuantizer]:
 class Qc(Lsq):
     """LSQ up to the step that reaches ``start``; after it, only the corrections are learned.
 
-    Weights, scales and batch-norm statistics stay as they are, and with them the codes. A correction is a part of the network: it acts on a layer's output at every bit width.
+    Weights, scales and batch-norm statistics stay as they are, and with them the codes. A correction is a part of the
+    network: it acts on a layer's output at every bit width.
     """
 
     Options = QcOptions

@@ -1,0 +1,60 @@
+"""LSQ with bin regularization: every bin's weights are pulled to its level (Han et al. 2021, ICCV)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeFloat
+
+from oscillations.methods.lsq import Lsq, LsqOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import Grid
+
+
+class BinRegularizationOptions(LsqOptions):
+    lambda_: NonNegativeFloat = Field(1.0, alias="lambda", description="strength of the regularizer")
+    start: float = Field(0.25, ge=0, le=1, description="share of the training, with LSQ alone, before the regularizer")
+    scale_gradient: bool = Field(True, description="whether the regularizer also moves the levels, through the scale")
+
+
+def bin_shares(codes: Tensor, grid: Grid) -> Tensor:
+    """1 / V for every weight, V the number of weights of its tensor with its code; 0 if it is the only one."""
+    import torch
+
+    places = (codes.int() - grid.low).flatten()
+    ones = torch.ones((), device=codes.device).expand(len(places))
+    counts = torch.zeros(grid.levels, device=codes.device).index_add_(0, places, ones)
+    shares = counts.reciprocal().masked_fill_(counts < 2, 0)
+    return shares.index_select(0, places).view(codes.shape)
+
+
+class BinRegularization(Lsq):
+    """Adds lambda times the sum over tensors and bins of (mean of the bin - level)^2 + variance of the bin.
+
+    That is the mean of (w - level)^2 over the bin: dampening, normalised for each bin. Which bin a weight is in is
+    constant; bins of less than two weights count nothing.
+    """
+
+    Options = BinRegularizationOptions
+
+    def after_backward(self, quantizer, grads, progress):
+        from oscillations.quantizer import reduced
+
+        super().after_backward(quantizer, grads, progress)
+        if progress < self.options.start:
+            return
+        for i, (scale, grad, codes) in enumerate(zip(quantizer.scales, grads, quantizer.code_views)):
+            pull = quantizer.error(i).mul_(bin_shares(codes, quantizer.grid)).mul_(2 * self.options.lambda_)
+            grad.sub_(pull)
+            if self.options.scale_gradient:
+                scale.grad += (pull * codes).sum(reduced(grad, scale.dim() > 0), keepdim=scale.dim() > 0)
+
+    def penalty(self, quantizer, progress):
+        if progress < self.options.start:
+            return None
+        tensors = enumerate(quantizer.code_views)
+        losses = [quantizer.error(i).square_().mul_(bin_shares(codes, quantizer.grid)).sum() for i, codes in tensors]
+        return self.options.lambda_ * sum(losses)
