@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
 
+from oscillations import methods, posttraining
 from oscillations import study as studies
 from oscillations.errors import InputError
 from oscillations.report import comparison, comparison_figures
@@ -225,12 +227,13 @@ def test_columns_without_numbers_are_left_out(fake, rows):
 
 
 def test_formats_hold_the_same_rows(fake, rows):
-    folder = "results/fake/tables/comparison-a"
-    markdown = open(f"{folder}.md").read()
+    folder = Path("results/fake/tables")
+    markdown = (folder / "comparison-a.md").read_text()
     assert markdown.startswith("### Every method at its target bits: MLP5, 3-bit\n\nFor the tests.\n\nWeight-only")
     assert "| **65.00 ± 2.00** | +4.00 [+1.52, +6.48] (n = 3) | 3 |" in markdown
-    assert r"\textbf{65.00 $\pm$ 2.00}" in open(f"{folder}.tex").read()
-    assert "**" not in open(f"{folder}.tex").read()
+    latex = (folder / "comparison-a.tex").read_text()
+    assert r"\textbf{65.00 $\pm$ 2.00}" in latex
+    assert "**" not in latex
 
 
 def test_a_study_in_which_nothing_has_run_has_a_table_that_says_so(fake, tmp_path):
@@ -238,7 +241,7 @@ def test_a_study_in_which_nothing_has_run_has_a_table_that_says_so(fake, tmp_pat
         (tmp_path / f"results/fake/{name}.csv").unlink()
     comparison.write_comparisons(*fake)
     rows = comparison.read_comparison(fake[0], "a")
-    assert set(cells["3-bit"] for cells in text(fake, rows).values()) == {"not run"}
+    assert {cells["3-bit"] for cells in text(fake, rows).values()} == {"not run"}
     assert comparison_figures.scatter(fake[0], fake[0].comparisons["a"], rows) is None
     assert comparison_figures.heatmap(fake[0], fake[0].comparisons["a"], rows) is None
 
@@ -267,8 +270,7 @@ def test_names_in_a_figure_cover_neither_points_nor_each_other():
     axes.set(xlim=(0, 1), ylim=(0, 1))
     labels = comparison_figures.place_labels(axes, points, [f"a method {i}" for i in range(25)])
     figure.draw_without_rendering()
-    boxes = [label.get_bbox_patch() or label for label in labels]
-    extents = [plt.Text.get_window_extent(box) for box in boxes]
+    extents = [plt.Text.get_window_extent(label) for label in labels]
     for i, extent in enumerate(extents):
         assert extent.count_overlaps(extents[i + 1 :]) == 0
         assert not any(extent.contains(*home) for home in axes.transData.transform(points))
@@ -303,12 +305,9 @@ def test_a_comparison_names_what_exists(tmp_path, change, message):
 
 
 def test_every_method_has_a_name_for_people_and_a_section_in_the_docs():
-    files = [
-        file for folder in ("methods", "posttraining") for file in (ROOT / "src/oscillations" / folder).glob("*.py")
-    ]
     sections = (ROOT / "docs/methods.md").read_text()
-    for file in files:
-        name = file.stem.replace("_", "-")
-        if (file.stem != "__init__" and "Options" in file.read_text()) or name == "baseline":
-            assert name in METHOD_NAMES, f"{file}: no entry in METHOD_NAMES"
-            assert f"`{file.parent.name}/{file.name}`" in sections, f"{file}: no section in docs/methods.md"
+    for folder, names in (("methods", methods.names()), ("posttraining", posttraining.names())):
+        for name in names:
+            assert name in METHOD_NAMES, f"{folder}: {name} has no entry in METHOD_NAMES"
+            file = f"{folder}/{name.replace('-', '_')}.py"
+            assert f"`{file}`" in sections, f"{file} has no section in docs/methods.md"

@@ -58,7 +58,7 @@ rule tables:
     input:
         rules.collect.output,
         rules.oscillations.output if COMPARISONS else [],
-        [f"{RESULTS}/posttraining.csv"] if any(spec.posttraining for spec in STUDY.comparisons.values()) else [],
+        POSTTRAINING if COMPARISONS else [],
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),

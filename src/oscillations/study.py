@@ -324,11 +324,11 @@ class Study(Strict):
 
     @property
     def figure_names(self) -> list[str]:
-        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Comparisons' come last."""
+        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Those of all methods come last."""
+        compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
         learned = {method for entry in self.posttraining.values() for _, method, _ in entry.resolved()} - {"nearest"}
         own = ["reconstruction"] if learned else []
-        compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
-        return ["figure1", *sorted(self.figures, key=figure_number), *own, "figureA1", "figureA5", *compared]
+        return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5", *compared, *own]
 
 
 @dataclass(frozen=True)

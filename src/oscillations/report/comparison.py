@@ -129,16 +129,15 @@ def _posttrained(
     study: Study, variants: list[Variant], spec: Comparison, tests: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """Rows of the post-training methods on each start, done anew at every width."""
-    found = read_posttraining(study)[0]
+    found, _ = read_posttraining(study)
     found = found.assign(path=found.experiment + "/" + found.variant)
     seeds = {variant.path: variant.seeds for variant in variants}
     for name in spec.posttraining:
         entry = study.posttraining[name]
         for path in entry.of:
             experiment = path.split("/")[0]
-            for label, options in entry.methods.items():
+            for label, method, _ in entry.resolved():
                 mine = found[(found.path == path) & (found.label == label)]
-                method = (options or {}).get("method", label)
                 plain = METHOD_NAMES.get(method, method)
                 own = mine[mine.eval_bits == spec.bits]
                 row = {

@@ -97,11 +97,9 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
 
 def title(name: str) -> str:
     """'Figure 2' of ``figure2``, 'Figure 2 (mlp5)' of ``figure2-mlp5``, 'Heatmap (mlp5)' of ``figure-heatmap-mlp5``."""
-    if not name.startswith("figure"):
-        return name.capitalize()
     kind = figure_number(name)
     number, label = kind.removeprefix("figure"), name.removeprefix(kind).removeprefix("-")
-    said = number[1:].capitalize() if number.startswith("-") else f"Figure {number}"
+    said = f"Figure {number}" if kind.startswith("figure") and number[0] != "-" else number.strip("-").capitalize()
     return f"{said} ({label})" if label else said
 
 

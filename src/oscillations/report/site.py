@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 from oscillations import cost
 from oscillations.files import write_text
 from oscillations.records import sort_runs
-from oscillations.report import comparison, fingerprint
+from oscillations.report import comparison as methods
+from oscillations.report import fingerprint
 from oscillations.report.collect import last_epochs, read_measurements, read_oscillations, results, start_label
 from oscillations.report.figures import CAPTIONS, DPI, figures_folder, title
 from oscillations.report.stats import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
@@ -71,9 +72,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         compared=[_comparison(study, name) for name in study.comparisons],
         searches=_searches(study, variants, measurements),
         figures=_figures(study, dict(choices)["figure 4"]),
-        method_figures=[
-            _figure(study, name) for name in study.figure_names if figure_number(name).startswith("figure-")
-        ],
+        method_figures=[_figure(study, name) for name in study.figure_names if not _of_paper(name)],
         figures_folder=f"../../figures/{study.study}",
         choices=choices,
         costs=_costs(study, variants, records),
@@ -98,11 +97,15 @@ def _code(text: str) -> Markup:
 
 def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
     """The paper's figures in their order; where it is its figures, a note stands in place of figure 4."""
-    figures = [_figure(study, name) for name in study.figure_names if not figure_number(name).startswith("figure-")]
+    figures = [_figure(study, name) for name in study.figure_names if _of_paper(name)]
     if not study.tables:
         return figures
     place = sum(figure_number(figure["name"]) < "figure4" for figure in figures)
     return [*figures[:place], {"name": "figure4", "title": title("figure4"), "caption": figure4}, *figures[place:]]
+
+
+def _of_paper(figure: str) -> bool:
+    return figure.startswith("figure") and not figure.startswith("figure-")
 
 
 def _figure(study: Study, name: str) -> dict[str, Any]:
@@ -112,19 +115,19 @@ def _figure(study: Study, name: str) -> dict[str, Any]:
 
 def _comparison(study: Study, name: str) -> dict[str, Any]:
     """Every method of a comparison, by family, as its table shows them."""
-    spec, rows = study.comparisons[name], comparison.read_comparison(study, name)
-    text = comparison.shown(study, spec, rows)
+    spec, rows = study.comparisons[name], methods.read_comparison(study, name)
+    text = methods.shown(study, spec, rows)
     families: dict[str, list[dict[str, Any]]] = {family: [] for family in text.Family}
     for row, cells in zip(rows.itertuples(), text.drop(columns="Family").to_dict("records")):
         links = [target for target, _ in _links(study, "" if pd.isna(row.runs) else row.runs)]
         cells = {header: _bold(cell) for header, cell in cells.items()}
         families[row.family].append({"cells": cells, "link": links[0] if links else ""})
     return {
-        "name": comparison.compared_name(name),
-        "title": comparison.title(study, spec),
+        "name": methods.compared_name(name),
+        "title": methods.title(study, spec),
         "columns": list(text.columns.drop("Family")),
         "families": families,
-        "notes": comparison.notes(study, spec, rows),
+        "notes": methods.notes(study, spec, rows),
     }
 
 

@@ -252,7 +252,7 @@ def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_formats(path: Path, title: str, notes: list[str], cells: pd.DataFrame, text: pd.DataFrame) -> None:
-    """``cells`` as CSV, and ``text`` (what people read of them, strings; ``**bold**``) as Markdown and LaTeX, beside each other."""
+    """``cells`` as CSV, and ``text`` (strings for people; ``**bold**``) as Markdown and LaTeX."""
     write_text(path.with_suffix(".csv"), _csv(cells))
     write_text(path.with_suffix(".md"), _markdown(title, notes, text))
     write_text(path.with_suffix(".tex"), _latex(title, notes, text))
@@ -267,14 +267,8 @@ def _markdown(title: str, notes: list[str], text: pd.DataFrame) -> str:
 
 def _latex(title: str, notes: list[str], text: pd.DataFrame) -> str:
     def escape(value: str) -> str:
-        for plain, tex in (
-            ("_", r"\_"),
-            ("%", r"\%"),
-            ("±", r"$\pm$"),
-            ("λ", r"$\lambda$"),
-            (FITTED_MARK, r"\dag{}"),
-            ("−", "$-$"),
-        ):
+        signs = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "−": "$-$", "λ": r"$\lambda$", FITTED_MARK: r"\dag{}"}
+        for plain, tex in signs.items():
             value = value.replace(plain, tex)
         return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", value)
 
