@@ -139,6 +139,7 @@ class Rounding:
         movable = (below >= grid.low) & (below < grid.high)  # the others are clamped, whatever h is
         self.span = movable * scale
         self.base = below.clamp(grid.low, grid.high) * scale
+        self.scale = scale
         self._sigmoid, self._raw, self._h, self._soft, self._grad, self._side, self._power = (
             torch.empty_like(self.v) for _ in range(7)
         )
@@ -151,7 +152,8 @@ class Rounding:
         return torch.addcmul(self.base, self._h, self.span, out=self._soft)
 
     def hard(self) -> Tensor:
-        return self.base + (self.v >= 0) * self.span
+        """s (floor(w/s) + 1[V >= 0]), exactly on the levels."""
+        return ((self.base / self.scale).round() + ((self.v >= 0) & (self.span > 0))) * self.scale
 
     def gradient(self, upstream: Tensor, nu: float, beta: float | None) -> Tensor:
         """dLoss/dV for dLoss/dw_hat = ``upstream``; without ``beta``, without the rounding term.
@@ -175,7 +177,7 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 def initial_v(remainder: Tensor) -> Tensor:
     """V with h(V) = ``remainder``, in [0, 1): the soft weights start where the latent ones are."""
-    return -torch.log((ZETA - GAMMA) / (remainder - GAMMA) - 1)
+    return torch.log((remainder - GAMMA) / (ZETA - remainder))
 
 
 def beta(progress: float) -> float | None:

@@ -354,7 +354,8 @@ def reconstruction(study: Study, recipes: Recipes) -> Figure | None:
     order = dict.fromkeys(path for entry in study.posttraining.values() for path in entry.of)
     paths, widths = [path for path in order if path in set(losses.path)], sorted(losses.eval_bits.unique())
     labels = {label: None for entry in study.posttraining.values() for label, _, _ in entry.resolved()}
-    colors = dict(zip(labels, [GREY, *(color for color in sns.color_palette("colorblind", 10) if color)] * 2))
+    colors = dict(zip(labels, [GREY, *sns.color_palette("colorblind")] * 2))
+    styles = dict(zip(labels, ["-", "--"] * len(labels)))  # on a chain of single layers BRECQ lies on AdaRound
     figure, grid = plt.subplots(
         len(widths), len(paths), figsize=(2.9 * len(paths) + 1.6, 2.3 * len(widths) + 0.4), squeeze=False,
         sharex="col", layout="constrained",
@@ -368,22 +369,22 @@ def reconstruction(study: Study, recipes: Recipes) -> Figure | None:
         for bits, axes in zip(widths, column):
             mine = losses[(losses.path == path) & (losses.eval_bits == bits)]
             for label, runs in mine.groupby("label"):
-                _depth(axes, runs, colors[label])
+                _depth(axes, runs, color=colors[label], ls=styles[label])
             axes.set_yscale("log")
     for bits, row in zip(widths, grid):
-        row[0].set_ylabel(f"{bits_label(bits)}: |z_q - z|² / |z|²")
+        row[0].set_ylabel(f"{bits_label(bits)}: $|z_q - z|^2\\,/\\,|z|^2$")
     shown = set(losses.label)
-    handles = [Line2D([], [], color=colors[label], label=label) for label in labels if label in shown]
+    handles = [Line2D([], [], color=colors[label], ls=styles[label], label=label) for label in labels if label in shown]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     sns.despine(figure)
     return figure
 
 
-def _depth(axes: Axes, runs: pd.DataFrame, color: Any) -> None:
+def _depth(axes: Axes, runs: pd.DataFrame, color: Any, ls: str) -> None:
     """One label: mean and range over seeds, and circles on units that share a group."""
     by_place = runs.groupby("place")
     mean = by_place.loss.mean()
-    axes.plot(mean.index, mean, color=color, lw=1.3)
+    axes.plot(mean.index, mean, color=color, ls=ls, lw=1.3)
     axes.fill_between(mean.index, by_place.loss.min(), by_place.loss.max(), color=color, alpha=0.18, lw=0)
     first = runs[runs.seed == runs.seed.min()].set_index("place").group
     together = first.index[first.duplicated(keep=False)]

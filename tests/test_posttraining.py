@@ -1,0 +1,500 @@
+"""Post-training: units (the chain is the network), AdaRound (R1), BRECQ and QDrop (R2), MRECG (M1), and the step."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import TINY
+from torch import nn
+
+from oscillations import models, posttraining, records
+from oscillations import study as studies
+from oscillations.errors import InputError
+from oscillations.optimizer import Adam
+from oscillations.posttraining import measurement, mrecg
+from oscillations.posttraining.reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
+from oscillations.posttraining.units import Chain, merged
+from oscillations.quantizer import grid_of, max_scale, mse_scale
+from oscillations.report import collect, figures
+
+NETWORKS = {
+    "mlp5": ({"name": "mlp5", "width": 12}, (1, 8, 8)),
+    "resnet18": ({"name": "resnet18", "width": 4}, (1, 8, 8)),
+    "vit-tiny": ({"name": "vit-tiny", "width": 12, "depth": 2, "heads": 3, "patch_size": 4}, (1, 8, 8)),
+    "mobilenet": ({"name": "torchvision/mobilenet_v2"}, (3, 32, 32)),
+}
+
+
+def network(name, seed=0):
+    """A network in evaluation mode with norm statistics of its own, and its quantized weights."""
+    spec, shape = NETWORKS[name]
+    torch.manual_seed(seed)
+    model = models.build(spec, shape, 10).train()
+    with torch.no_grad():
+        model(torch.randn(16, *shape))
+    model.eval().requires_grad_(False)
+    return model, models.quantized_parameters(model, models.find(spec["name"]).QUANTIZED), torch.randn(64, *shape)
+
+
+def calibration(model, weights, images, bits=3, scale=max_scale, per_channel=False, seed=0):
+    scales = {name: scale(weight.data, bits, per_channel=per_channel) for name, weight in weights.items()}
+    return Calibration(model, weights, scales, bits, grid_of("sym_odd", bits), images, seed)
+
+
+def apply(method, model, weights, images, bits=3, **options):
+    found = posttraining.find(method)
+    cal = calibration(model, weights, images, bits)
+    return cal, found(found.Options(**options)).quantize(cal)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small MLP that has learned to tell four noisy patterns apart, with 256 of its images."""
+    torch.manual_seed(0)
+    model = models.build({"name": "mlp5", "width": 24}, (1, 8, 8), 4)
+    centres, labels = torch.randn(4, 1, 8, 8), torch.arange(512) % 4
+    images = centres[labels] + torch.randn(512, 1, 8, 8)
+    optimizer = Adam(model.parameters(), 3e-3)
+    for step in range(200):
+        chosen = torch.arange(64) + 64 * (step % 8)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.eval().requires_grad_(False)
+    return model, models.quantized_parameters(model, ["fc*"]), images[:256]
+
+
+# -- units ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_units_compose_to_the_network_and_hold_every_weight_once(name):
+    model, weights, images = network(name)
+    chain = Chain(model, list(weights))
+    x = images[:4]
+    for unit in chain.units:
+        x = chain.module(unit.start, unit.stop)(x)
+    assert torch.equal(x, model(images[:4]))
+    held = [weight for unit in chain.units for weight in unit.weights]
+    assert sorted(held) == sorted(weights)
+    assert chain.units[0].start is chain.input
+    assert chain.units[-1].stop is chain.output
+    assert all(left.stop is right.start for left, right in zip(chain.units, chain.units[1:]))
+
+
+def test_units_are_blocks_and_single_layers():
+    names = {name: [unit.name for unit in Chain(*network(name)[:2]).units] for name in NETWORKS}
+    assert names["mlp5"] == [f"fc{i}" for i in range(1, 7)]
+    assert names["resnet18"] == ["conv1", *(f"layer{s}.{b}" for s in range(1, 5) for b in range(2)), "fc"]
+    assert names["vit-tiny"] == ["patch_embed.proj", "blocks.0", "blocks.1", "head"]
+    blocks = [f"features.{i}" for i in range(1, 18)]
+    assert names["mobilenet"] == ["features.0.0", *blocks, "features.18.0", "classifier.1"]
+
+
+def test_what_branches_is_one_unit_without_being_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.d((x + self.c(self.b(x).relu())).relu())
+
+    model = Net()
+    units = Chain(model, [f"{name}.weight" for name in "abcd"]).units
+    assert [unit.weights for unit in units] == [("a.weight",), ("b.weight", "c.weight"), ("d.weight",)]
+
+
+def test_layers_of_a_block_end_where_it_joins():
+    model, weights, images = network("resnet18")
+    chain = Chain(model, list(weights))
+    layers = chain.layers(chain.units[3])  # layer2.0: a projection beside two convolutions
+    assert {layer.name for layer in layers} == {"layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0"}
+    assert all(len(layer.weights) == 1 for layer in layers)
+    first = next(layer for layer in layers if layer.name == "layer2.0.conv1")
+    x = torch.randn(2, 4, 8, 8)
+    block = model.layer2[0]
+    assert torch.equal(chain.module(first.start, first.stop)(x), F.relu(block.bn1(block.conv1(x))))
+    assert chain.layers(chain.units[0]) == [chain.units[0]]
+
+
+# -- R1: AdaRound -----------------------------------------------------------------------------------------------
+
+
+def test_R1_h_and_v0():
+    remainder = torch.tensor([0.0, 0.25, 0.5, 0.75])
+    v = initial_v(remainder)
+    torch.testing.assert_close(v, torch.tensor([-2.3979, -0.8873, 0.0, 0.8873]), atol=5e-5, rtol=0)
+    torch.testing.assert_close(rectified_sigmoid(v), remainder, atol=1e-6, rtol=0)
+    h = rectified_sigmoid(torch.linspace(-30, 30, 601))
+    assert h.min() == 0 and h.max() == 1 and (h.diff() >= 0).all()
+    r = torch.rand(10_000).mul_(0.999)
+    torch.testing.assert_close(rectified_sigmoid(initial_v(r)), r, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("scale", [max_scale, mse_scale])
+def test_R1_soft_starts_at_the_weights_and_hard_at_the_nearest_level(scale, bits, per_channel):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 30)).requires_grad_(False)
+    model[0].weight.mul_(torch.rand(30, 1) + 0.1)
+    cal = calibration(model, {"0.weight": model[0].weight}, torch.randn(8, 40), bits, scale, per_channel)
+    weight, s = model[0].weight, cal.scales["0.weight"]
+    rounding = Rounding(weight, s, cal.grid)
+    assert torch.equal(rounding.hard(), cal.nearest("0.weight"))
+    inside = weight.clamp(cal.grid.low * s, cal.grid.high * s)
+    torch.testing.assert_close(rounding.soft(), inside, atol=1e-5, rtol=1e-5)
+    rounding.v.copy_(torch.randn_like(weight) * 5)  # whatever was learned
+    codes = rounding.hard() / s
+    torch.testing.assert_close(codes, codes.round(), atol=1e-5, rtol=0)
+    assert codes.abs().max() <= cal.grid.high + 1e-5
+    assert ((rounding.hard() - inside).abs() < s * (1 + 1e-5)).all()
+
+
+def test_R1_rounding_term_is_zero_iff_decided_and_largest_at_one_half():
+    h = torch.linspace(0, 1, 101)
+    for exponent in (2.0, 20.0):
+        term = 1 - (2 * h - 1).abs() ** exponent
+        assert term[0] == term[-1] == 0 and (term[1:-1] > 0).all() and term.argmax() == 50
+    assert beta(0.0) is None and beta(0.19) is None
+    assert beta(0.2) == 20 and beta(1.0) == 2 and beta(0.6) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("exponent", [None, 2.0, 7.3, 20.0])
+def test_R1_gradient_is_autograds(exponent):
+    torch.manual_seed(2)
+    weight, upstream = torch.randn(50, 40), torch.randn(50, 40)
+    scale, grid = mse_scale(weight, 3), grid_of("sym_odd", 3)
+    rounding = Rounding(weight, scale, grid)
+    rounding.v.add_(torch.randn_like(weight))
+    rounding.soft()
+    closed = rounding.gradient(upstream, 0.01, exponent)
+    v = rounding.v.clone().requires_grad_()
+    h = rectified_sigmoid(v)
+    loss = (upstream * scale * ((weight / scale).floor() + h).clamp(grid.low, grid.high)).sum()
+    if exponent:
+        loss = loss + 0.01 * (1 - (2 * h - 1).abs() ** exponent).sum()
+    loss.backward()
+    # an entry that the grid clamps moves no weight: its soft weight is the same, and V only feels the rounding term
+    movable = rounding.span > 0
+    torch.testing.assert_close(closed[movable], v.grad[movable], atol=1e-6, rtol=1e-4)
+
+
+def test_R1_beats_nearest_on_two_weights_with_correlated_inputs():
+    """x (0.6, 0.6) with equal inputs: nearest makes 2 of 1.2, one up and one down makes 1."""
+    layer = nn.Linear(3, 1, bias=False).requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[0.6, 0.6, 3.0]]))  # 3 at 3 bits: a step of 1
+    model = nn.Sequential(layer)
+    torch.manual_seed(0)
+    x = torch.randn(256, 1)
+    images = torch.cat([x, x, torch.zeros_like(x)], 1)
+    nearest, _ = apply("nearest", model, {"0.weight": layer.weight}, images, images=256)
+    assert nearest.quantized["0.weight"].tolist() == [[1, 1, 3]]
+    learned, _ = apply("adaround", model, {"0.weight": layer.weight}, images, lr=1e-2)
+    assert sorted(learned.quantized["0.weight"][0].tolist()) == [0, 1, 3]
+    assert learned.losses()[0] == pytest.approx((0.2 / 1.2) ** 2, rel=1e-4)
+    assert nearest.losses()[0] == pytest.approx((0.8 / 1.2) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_R1_no_layer_is_worse_than_nearest_given_the_same_input(trained, bits):
+    """The calibration loss that AdaRound minimises, of each layer on the input it was given: 1 % is allowed."""
+    model, weights, images = trained
+    cal, _ = apply("adaround", model, weights, images, bits, iterations=600, lr=1e-2)
+    for place, unit in enumerate(cal.chain.units):
+        before = {name: cal.quantized[name] for earlier in cal.chain.units[:place] for name in earlier.weights}
+        target = cal.value(unit.stop, {})
+        (name,) = unit.weights
+        wrong = {
+            kind: (cal.value(unit.stop, before | {name: value}) - target).square().sum()
+            for kind, value in (("learned", cal.quantized[name]), ("nearest", cal.nearest(name)))
+        }
+        assert wrong["learned"] <= 1.01 * wrong["nearest"], (name, wrong)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_R1_the_networks_answer_is_nearer_than_by_nearest_rounding(trained, bits):
+    nearest, _ = apply("nearest", *trained, bits)
+    learned, _ = apply("adaround", *trained, bits, iterations=600, lr=1e-2)
+    assert learned.losses()[-1] < nearest.losses()[-1]
+
+
+def test_R1_the_same_seed_gives_the_same_weights_and_latent_weights_stay(trained):
+    model, weights, images = trained
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, _ = apply("adaround", model, weights, images, iterations=50)
+    second, _ = apply("adaround", model, weights, images, iterations=50)
+    assert all(torch.equal(first.quantized[name], second.quantized[name]) for name in weights)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert first.steps == 6 * 50
+
+
+# -- R2: BRECQ and QDrop ----------------------------------------------------------------------------------------
+
+
+def same(left, right):
+    return all(torch.equal(left.quantized[name], right.quantized[name]) for name in left.weights)
+
+
+def test_R2_blocks_of_one_layer_reproduce_adaround_bit_for_bit(trained):
+    assert same(apply("brecq", *trained, iterations=100)[0], apply("adaround", *trained, iterations=100)[0])
+
+
+def test_R2_a_block_is_reconstructed_jointly():
+    model, weights, images = network("resnet18")
+    blocks, _ = apply("brecq", model, weights, images, iterations=3)
+    layers, _ = apply("adaround", model, weights, images, iterations=3)
+    assert blocks.steps == 10 * 3
+    assert layers.steps == len(weights) * 3
+    assert set(blocks.quantized) == set(layers.quantized) == set(weights)
+
+
+def test_R2_brecq_is_not_worse_than_adaround_on_a_blocks_output():
+    """On the first block of a network, where both have the same input. What BRECQ minimises is this very output,
+    AdaRound only the layers inside. Step for step as many iterations as AdaRound spends on the block's layers."""
+    model, weights, images = network("resnet18")
+    block = Chain(model, list(weights)).units[1]
+    wrong = {}
+    for name in ("brecq", "adaround"):
+        cal = calibration(model, weights, images, bits=2)
+        block = cal.chain.units[1]
+        parts = [block] if name == "brecq" else cal.chain.layers(block)
+        options = posttraining.ReconstructionOptions(iterations=1200 // len(parts), lr=1e-2)
+        for part in parts:
+            cal.reconstruct(part, options)
+        wrong[name] = (cal.value(block.stop, cal.quantized) - cal.value(block.stop, {})).square().sum().item()
+    assert wrong["brecq"] <= wrong["adaround"], wrong
+
+
+def test_R2_qdrop_with_probability_one_is_brecq(trained):
+    assert same(apply("qdrop", *trained, iterations=60, prob=1.0)[0], apply("brecq", *trained, iterations=60)[0])
+    assert not same(
+        apply("qdrop", *trained, iterations=60, lr=1e-2)[0], apply("brecq", *trained, iterations=60, lr=1e-2)[0]
+    )
+
+
+def test_R2_qdrop_with_probability_zero_feeds_latent_inputs(trained):
+    """Then no unit depends on what became of the others."""
+    model, weights, images = trained
+    options = posttraining.find("qdrop").Options(iterations=60, lr=1e-2, prob=0)
+    alone = []
+    for spoiled in (0.0, 5.0):
+        cal = calibration(model, weights, images)
+        cal.quantized["fc1.weight"] = cal.nearest("fc1.weight") + spoiled
+        cal.reconstruct(cal.chain.units[1], options, prob=0.0)
+        alone.append(cal.quantized["fc2.weight"])
+    assert torch.equal(*alone)
+
+
+def test_R2_qdrop_takes_the_expected_share(trained, monkeypatch):
+    shares, where = [], torch.where
+    monkeypatch.setattr(
+        torch, "where", lambda use, *rest: (shares.append(use.float().mean().item()), where(use, *rest))[1]
+    )
+    apply("qdrop", *trained, iterations=40, prob=0.3)
+    assert sum(shares) / len(shares) == pytest.approx(0.3, abs=0.01)
+
+
+def test_R2_fisher_weights(trained):
+    model, weights, images = trained
+    cal = calibration(model, weights, images)
+    importance = cal.fisher_weights(cal.chain.units[2], 32)
+    assert importance.shape == cal.value(cal.chain.units[2].stop, {}).shape
+    assert (importance >= 1).all() and importance.max() > 1
+    last = cal.fisher_weights(cal.chain.units[-1], 32)  # there g = (softmax(q) - softmax(fp)) / batch
+    wrong = cal.value(cal.chain.output, {"fc6.weight": cal.nearest("fc6.weight")}).softmax(1)
+    g = (wrong - cal.value(cal.chain.output, {}).softmax(1)) / 32
+    torch.testing.assert_close(last, (g.abs() + 1).square(), atol=1e-5, rtol=1e-5)
+
+
+# -- M1: MRECG --------------------------------------------------------------------------------------------------
+
+
+def test_M1_capacity_is_additive_and_monotone():
+    layers = [(100, 1), (50, 2), (30, 1)]
+    whole = mrecg.mod_cap(layers, 3, 1.6)
+    assert whole == pytest.approx(sum(mrecg.mod_cap([layer], 3, 1.6) for layer in layers)) == 3 * (100 + 80 + 30)
+    assert mrecg.mod_cap(layers, 4, 1.6) > whole
+    assert mrecg.mod_cap([(101, 1), *layers[1:]], 3, 1.6) > whole
+
+
+def test_M1_groups_are_contiguous_cover_all_and_chains_are_transitive():
+    units = list("abcdef")
+    assert mrecg.cut(units, set()) == [[u] for u in units]
+    assert mrecg.cut(units, set(range(5))) == [units]
+    assert mrecg.cut(units, {1, 2, 4}) == [["a"], ["b", "c", "d"], ["e", "f"]]
+    assert sum(mrecg.cut(units, {0, 3}), []) == units
+
+
+def test_M1_selection_is_invariant():
+    capacities = [5.0, 9.0, 2.0, 40.0, 41.0, 7.0]
+    for kind, changed in (("diff2", [c + 1000 for c in capacities]), ("log_ratio", [c * 3 for c in capacities])):
+        for k in range(6):
+            chosen = [mrecg.largest(mrecg.scores(values, kind), [True] * 5, k) for values in (capacities, changed)]
+            assert chosen[0] == chosen[1] and len(chosen[0]) == k
+
+
+def test_M1_full_resnet18_shows_what_each_score_picks():
+    """Raw differences pick the last stages; the log ratio ties all stage transitions, of which the first two are
+    the released pairs."""
+    spec = {"name": "resnet18"}
+    model = models.build(spec, (3, 32, 32), 10).eval().requires_grad_(False)
+    weights = models.quantized_parameters(model, ["*"])
+    cal = calibration(model, weights, torch.randn(2, 3, 32, 32))
+    capacities = [mrecg.capacity(cal, unit, 1.6) for unit in cal.chain.units]
+    assert capacities[3] == 3 * (1.6 * (64 * 128 * 9 + 64 * 128) + 128 * 128 * 9)
+    inner = [False, *[True] * 7, False]
+    released = {place - 1 for group in mrecg.RELEASED["resnet18"][1] for place in group[:-1]}
+    assert mrecg.largest(mrecg.scores(capacities, "log_ratio"), inner, 2) == released
+    counts = [mrecg.capacity(cal, unit, 1.0) for unit in cal.chain.units]
+    assert mrecg.largest(mrecg.scores(counts, "diff2"), [True] * 9, 3) == {6, 7, 8}
+
+
+def test_M1_without_merging_it_is_brecq_and_with_all_one_group(trained):
+    assert same(apply("mrecg", *trained, iterations=60, k=0)[0], apply("brecq", *trained, iterations=60)[0])
+    cal, groups = apply("mrecg", *trained, iterations=5, k=5, exclude_first_last=False)
+    assert [[unit.name for unit in group] for group in groups] == [[f"fc{i}" for i in range(1, 7)]]
+    assert cal.steps == 5
+    assert merged(groups[0]).weights == tuple(trained[1])
+
+
+def test_M1_prob_below_one_is_qdrop(trained):
+    assert same(apply("mrecg", *trained, iterations=60, k=0, prob=0.5)[0], apply("qdrop", *trained, iterations=60)[0])
+
+
+@pytest.mark.parametrize("capacity", ["diff2", "log_ratio", "data_dependent"])
+def test_M1_first_and_last_are_excluded_unless_asked_for(trained, capacity):
+    _, groups = apply("mrecg", *trained, iterations=1, k=3, capacity=capacity)
+    assert [unit.name for unit in groups[0]] == ["fc1"]
+    assert [unit.name for unit in groups[-1]] == ["fc6"]
+    with pytest.raises(InputError, match="k: 4 pairs of 6 units; only 3 can be merged"):
+        apply("mrecg", *trained, iterations=1, k=4, capacity=capacity)
+
+
+def test_M1_a_scheme_is_taken_as_it_is():
+    model, weights, images = network("resnet18")
+    _, groups = apply("mrecg", model, weights, images, iterations=1, scheme="released")
+    assert [unit.name for group in groups if len(group) > 1 for unit in group] == [
+        "layer1.1", "layer2.0", "layer2.1", "layer3.0",
+    ]  # fmt: skip
+    _, named = apply(
+        "mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer2.0"], ["layer2.1", "layer3.0"]]
+    )
+    assert [[u.name for u in g] for g in named] == [[u.name for u in g] for g in groups]
+    with pytest.raises(InputError, match="not two or more neighbours"):
+        apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer2.1"]])
+    with pytest.raises(InputError, match="no unit 'layer1.2'; did you mean"):
+        apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer1.2"]])
+    assert len(mrecg.RELEASED["mobilenetv2"][1]) == 5
+    assert [len(group) for group in mrecg.RELEASED["mobilenetv2"][1]] == [2, 2, 3, 3, 2]
+
+
+def test_M1_oscillation_is_the_sum_of_rises():
+    assert measurement.rises([0.1, 0.4, 0.2, 0.25]) == pytest.approx(0.35)
+    assert measurement.rises([3.0, 2.0, 1.0]) == 0
+
+
+def test_losses_are_relative_and_zero_for_latent_weights(trained):
+    model, weights, images = trained
+    cal = calibration(model, weights, images)
+    cal.quantized = {name: weight.data for name, weight in weights.items()}
+    assert cal.losses() == [0.0] * 6
+    cal.quantized = {"fc6.weight": torch.zeros_like(weights["fc6.weight"])}
+    z = model(images)
+    expected = (z - model.fc6.bias).square().sum() / z.square().sum()
+    assert cal.losses()[:5] == [0.0] * 5
+    assert cal.losses()[5] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_batch_norm_keeps_its_statistics():
+    model, weights, images = network("resnet18")
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    apply("brecq", model, weights, images, iterations=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+# -- studies ----------------------------------------------------------------------------------------------------
+
+ENTRY = {
+    "of": ["mlp5-scratch/baseline", "mlp5-scratch/osciquant-3bit"],
+    "bits": [2, 3],
+    "methods": {
+        "nearest": None,
+        "mse-range": {"method": "nearest", "scale": "mse"},
+        "adaround": {"iterations": 20, "images": 128},
+        "mrecg": {"iterations": 20, "images": 128, "k": 1, "per_channel": True},
+    },
+}
+
+
+def load(tmp_path, **changes):
+    content = yaml.safe_load(TINY)
+    content["experiments"]["mlp5-scratch"]["methods"]["lsq"] = {"bits": 3}
+    content["posttraining"] = {"ptq": ENTRY | changes}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return studies.load(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"of": ["mlp5-scratch/baselin"]}, "posttraining.ptq.of: unknown variant 'mlp5-scratch/baselin'; did you mean 'mlp5-scratch/baseline'?"),
+        ({"bits": [5]}, "posttraining.ptq.bits: 5 is not among eval_bits"),
+        ({"bits": [32]}, "posttraining.ptq.bits.0: Input should be less than or equal to 8"),
+        ({"methods": {"adarund": None}}, "methods.adarund: unknown method 'adarund'; did you mean 'adaround'?"),
+        ({"methods": {"units": None}}, "unknown method 'units'"),
+        ({"methods": {"adaround": {"iteration": 5}}}, "methods.adaround: unknown key 'iteration'; did you mean 'iterations'?"),
+        ({"methods": {"adaround": {"fisher": True}}}, "methods.adaround: unknown key 'fisher'"),
+        ({"methods": {"nearest": {"iterations": 5}}}, "methods.nearest: unknown key 'iterations'"),
+        ({"methods": {"brecq": {"prob": 0.5}}}, "methods.brecq: unknown key 'prob'"),
+        ({"methods": {"adaround": {"scale": "rescaled"}}}, "methods.adaround: scale: 'rescaled' is not allowed"),
+        ({"methods": {"nearest": {"scale": "rescaled"}}}, "mlp5-scratch/baseline: scale: rescaled: baseline learns no scales; use max or mse"),
+        ({"methods": {"nearest": {"scale": "rescaled", "per_channel": True}}}, "per_channel: rescaled scales are per channel where"),
+        ({"methods": {"mrecg": {}}}, "k, scheme: give one of the two"),
+        ({"methods": {"mrecg": {"scheme": "released"}}}, "scheme: released: there is none for mlp5; known: resnet18, mobilenetv2"),
+        ({"methods": {"mrecg": {"scheme": [["fc1", "fx2"]]}}}, "scheme: mlp5 has no unit 'fx2'; did you mean 'fc2'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_entry_is_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+def test_an_entry_resolves_all_options_and_asks_for_the_figure(tmp_path):
+    study = load(tmp_path)
+    found = {label: (method, options["scale"]) for label, method, options in study.posttraining["ptq"].resolved()}
+    assert found["mse-range"] == ("nearest", "mse")
+    assert "reconstruction" in study.figure_names
+    assert "reconstruction" not in load(tmp_path, methods={"nearest": None}).figure_names
+    load(tmp_path, of=["mlp5-scratch/lsq-3bit"], methods={"nearest": {"scale": "rescaled"}})
+
+
+def test_importing_the_methods_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; from oscillations import posttraining as p; [p.find(n) for n in p.names()]; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_key_holds_options_bits_and_code():
+    record = dict.fromkeys((*records.IDENTITY, "checkpoint_sha256"))
+    key = records.posttraining_key(record, "brecq", {"nu": 0.01}, 3)
+    assert key == records.posttraining_key(record, "brecq", {"nu": 0.01}, 3)
+    others = [
+        records.posttraining_key(record | {"checkpoint_sha256": "x"}, "brecq", {"nu": 0.01}, 3),
+        records.posttraining_key(record, "brecq", {"nu": 0.1}, 3),
+        records.posttraining_key(record, "brecq", {"nu": 0.01}, 2),
+        records.posttraining_key(record, "qdrop", {"nu": 0.01}, 3),
+    ]
+    assert len({key, *others}) == 5
