@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 class CgaOptions(StatsqOptions):
+    qkr: ClassVar[bool] = False  # a product has no latent weights of its own that could stay
     start: float = Field(0.75, ge=0, le=1, description="share of the training before the annealing")
     boundary: float = Field(
         0.005, ge=0, le=0.5, description="distance from a threshold, in steps, within which to move"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
+
+from oscillations.errors import InputError
 from oscillations.methods import Method, TargetOptions
 from oscillations.methods.lsq import SMALLEST_SCALE
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from oscillations.quantizer import WeightQuantizer
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 class StatsqOptions(TargetOptions):
     per_channel: ClassVar[bool] = True  # the statistic is a row's: no choices here, hence no options
     quantize_bias: ClassVar[bool] = False
+    qkr: bool = Field(False, description="quantize the product of query and key weights, not each; timm's attention")
 
 
 def statistic_scale(weight: Tensor, bits: int) -> Tensor:
@@ -24,6 +28,21 @@ def statistic_scale(weight: Tensor, bits: int) -> Tensor:
 
     mean = weight.abs().mean(reduced(weight, per_channel=True), keepdim=True)
     return mean.mul_(2 ** (2 - bits)).clamp_min_(SMALLEST_SCALE)
+
+
+def straight_through(matrices: Tensor, bits: int, tie: str = "half_even") -> Tensor:
+    """q of every row of ``[..., rows, columns]`` with the rows' statistics; its gradient is the identity."""
+    import torch
+
+    from oscillations.quantizer import ROUNDING, grid_of
+
+    grid = grid_of("mid_rise", bits)
+    with torch.no_grad():
+        rows = matrices.flatten(0, -2)
+        scale = statistic_scale(rows, bits)
+        codes = ROUNDING[tie](rows / scale - grid.offset).clamp_(grid.low, grid.high)
+        error = codes.add_(grid.offset).mul_(scale).sub_(rows).view_as(matrices)
+    return matrices + error
 
 
 def quantizer_class() -> type[WeightQuantizer]:
@@ -36,9 +55,19 @@ def quantizer_class() -> type[WeightQuantizer]:
     from oscillations.quantizer import WeightQuantizer
 
     class StatsqQuantizer(WeightQuantizer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.latent_rows: dict[int, int] = {}  # how many first rows of a tensor are not quantized: query, key
+
         @torch.no_grad()
         def rescale(self):
             self.scales = [statistic_scale(weight, self.bits) for weight in self.weights]
+
+        def update(self):
+            super().update()
+            for i, rows in self.latent_rows.items():
+                self.quantized[i][:rows] = self.weights[i][:rows]
+                self.code_views[i][:rows] = 0  # they have none, so that none is counted
 
     return StatsqQuantizer
 
@@ -46,16 +75,46 @@ def quantizer_class() -> type[WeightQuantizer]:
 class Statsq(Method):
     """Forward and backward pass on q(w); its gradient is the weights', also beyond the last levels (STE).
 
-    None flows through the scale.
+    None flows through the scale. With ``qkr`` an attention layer that holds the weights of the target bits computes
+    with the quantized product of query and key weights, in training and in evaluation; with others it is timm's.
     """
 
     Options = StatsqOptions
 
+    def attach(self, model):
+        if self.options.qkr:
+            from oscillations.attention import attentions
+
+            self._attentions = attentions(model)
+            if not self._attentions:
+                raise InputError("qkr: the model has none of timm's attention layers; leave qkr out")
+
     def make_quantizer(self, parameters):
         o = self.options
-        return quantizer_class()(
+        quantizer = quantizer_class()(
             parameters, o.bits, scale_source="mean", tie=o.tie, grid="mid_rise", per_channel=o.per_channel
         )
+        if o.qkr:
+            for name, module in self._attentions.items():
+                self._reparametrize(name, module, quantizer)
+        return quantizer
+
+    def _reparametrize(self, name: str, module: nn.Module, quantizer: WeightQuantizer) -> None:
+        """Let an attention layer form the product whenever its weights are the quantizer's."""
+        from oscillations.attention import product_attention
+
+        if f"{name}.qkv.weight" not in quantizer.names:
+            raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")
+        i = quantizer.names.index(f"{name}.qkv.weight")
+        quantizer.latent_rows[i] = 2 * module.attn_dim
+        plain, o = module.forward, self.options
+
+        def forward(x, **masks):  # classifiers' masks are all None
+            if module.qkv.weight.data_ptr() != quantizer.quantized[i].data_ptr():
+                return plain(x, **masks)
+            return product_attention(module, x, lambda product: straight_through(product, o.bits, o.tie))
+
+        module.forward = forward
 
     def forward_weights(self, quantizer):
         return quantizer.quantized

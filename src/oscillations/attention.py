@@ -1,0 +1,42 @@
+"""Attention on one matrix for each head, the product of its query and key weights (Liu et al. 2023's QKR).
+
+Quantized one by one, query and key weights make each other oscillate; their product is all that the scores need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """timm's plain self-attention layers by name: no norm between the products, no gate."""
+    from timm.models.vision_transformer import Attention
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
+    return {name: m for name, m in found.items() if _is_plain(m)}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module.q_norm, nn.Identity) and isinstance(module.k_norm, nn.Identity) and module.gate is None
+
+
+def product_attention(module: nn.Module, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``module`` computes from ``x`` ``[N, tokens, D]``, on the quantized products ``[heads, D, D]``.
+
+    A head's scores are x W_q^T W_k x^T, scaled; the biases of query and key have no place in them and are dropped.
+    """
+    heads, width = module.num_heads, module.attn_dim
+    with torch.autocast(x.device.type, enabled=False):  # the product is formed in full precision
+        query, key, value = (w.view(heads, -1, w.shape[1]) for w in module.qkv.weight.split(width))
+        product = quantize(query.transpose(1, 2) @ key)
+    tokens = x.unsqueeze(1)
+    scores = tokens @ product @ tokens.transpose(-2, -1) * module.scale
+    bias = module.qkv.bias
+    values = F.linear(x, value.flatten(0, 1), None if bias is None else bias[2 * width :])
+    values = values.unflatten(2, (heads, -1)).transpose(1, 2)
+    mixed = (module.attn_drop(scores.softmax(-1)) @ values).transpose(1, 2).flatten(2)
+    return module.proj_drop(module.proj(module.norm(mixed)))
