@@ -42,6 +42,19 @@ METHODS = [
     {"name": "ema", "bits": 3, "decay": 0.9, "warmup_steps": 10},
     {"name": "qc", "bits": 3, "start": 0.6},
     {"name": "bin-regularization", "bits": 3},
+    {"name": "dampening", "bits": 3},
+    {"name": "dampening", "bits": 2, "lambda": 0.01, "lambda_start": 0.01, "aggregation": "sum", "per_channel": True},
+    {"name": "freezing", "bits": 3, "momentum": 0.1, "threshold_final": 0.05},
+    {
+        "name": "freezing", "bits": 4, "momentum": 0.1, "grid": "lsq", "per_channel": True, "start": 0.0,
+        "target": "current", "scale_init": "lsq", "scale_lr": 1e-3,
+    },
+    {"name": "freezing", "bits": 2, "momentum": 0.1, "which": "low", "start": 0.5, "quantize_bias": True},
+    {"name": "osciquant-freezing", "bits": 3, "lambda": 1.0, "momentum": 0.1, "threshold_start": 0.05, "start": 0.5},
+    {
+        "name": "osciquant-freezing", "bits": 2, "lambda": 0.1, "preset": "paper_text", "momentum": 0.1,
+        "per_channel": True, "start": 0.3, "threshold_final": 0.1,
+    },
 ]  # fmt: skip
 
 

@@ -1,0 +1,106 @@
+"""Iterative weight freezing (Nagel et al. 2022, arXiv:2203.11086, section 4.3): LSQ whose oscillating weights stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from oscillations.annealing import cosine
+from oscillations.methods import Options
+from oscillations.methods.dampening import NagelOptions
+from oscillations.methods.lsq import Lsq
+
+if TYPE_CHECKING:
+    from oscillations.freezing import FreezingQuantizer
+
+
+class ThresholdOptions(Options):
+    """When a weight is frozen, and where."""
+
+    momentum: float = Field(0.001, gt=0, le=0.25, description="of the moving averages of oscillations and codes")
+    threshold_start: NonNegativeFloat = Field(0.1, description="oscillation frequency above which weights freeze")
+    threshold_final: NonNegativeFloat = Field(0.011, description="that at the end; half a cosine lies between")
+    start: float = Field(0.25, ge=0, lt=1, description="share of the steps before anything freezes")
+    target: Literal["ema", "current"] = Field(
+        "ema", description="the code a weight freezes at: its average code, rounded, or its present one"
+    )
+
+
+class FreezingOptions(ThresholdOptions, NagelOptions):
+    which: Literal["high", "low"] = Field(
+        "high",
+        description="freeze weights above the threshold; or, as a control, all others, once, at `start`, by "
+        "threshold_start alone",
+    )
+
+
+class Freezes:
+    """The part of a method that watches the codes of every forward pass and freezes weights by their frequency."""
+
+    above = True  #: whether it freezes weights above the threshold, again and again, or all others, once
+
+    def watched(self, quantizer: FreezingQuantizer) -> FreezingQuantizer:
+        """The quantizer, whose codes are followed from now on."""
+        from oscillations.freezing import FreezeTracker
+
+        quantizer.update()
+        self.tracker = FreezeTracker(quantizer.codes, quantizer.sizes, self.options.momentum)
+        self.finished = False  # with freezing
+        return quantizer
+
+    def step(self, optimizer, quantizer, progress):
+        if not self.finished:
+            self.tracker.tick(quantizer.codes)
+            if progress >= self.options.start:
+                at = quantizer.still_free(self.tracker.positions(self.threshold(progress), self.above))
+                quantizer.freeze(at, self.tracker.codes_at(at, average=self.options.target == "ema"))
+                self.finished = not self.above
+        super().step(optimizer, quantizer, progress)
+
+    def threshold(self, progress: float) -> float:
+        if not self.above:
+            return self.options.threshold_start
+        return cosine(progress, self.options.threshold_start, self.options.threshold_final, self.options.start)
+
+    def state(self):
+        import torch
+
+        tracker = {f"tracker/{key}": value for key, value in self.tracker.state().items()}
+        return super().state() | tracker | {"finished": torch.tensor(self.finished)}
+
+    def load_state(self, state):
+        super().load_state(state)
+        self.tracker.load_state({key: state[f"tracker/{key}"] for key in self.tracker.state()})
+        self.finished = bool(state["finished"])
+
+
+class Freezing(Freezes, Lsq):
+    """Weights whose oscillation frequency exceeds an annealed threshold keep their integer code for good.
+
+    A frozen weight receives no gradient, and gives the scale its code as dq/ds. The control ``which: low`` freezes
+    at ``start`` the weights that have not oscillated more often than ``threshold_start`` by then, and leaves the
+    oscillating ones free for the rest of the training.
+    """
+
+    Options = FreezingOptions
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.above = options.which == "high"
+
+    def quantizer_class(self):
+        from oscillations.freezing import FreezingQuantizer
+
+        return FreezingQuantizer
+
+    def make_quantizer(self, parameters):
+        return self.watched(super().make_quantizer(parameters))
+
+    def after_backward(self, quantizer, grads, progress):
+        latent = quantizer.weights
+        if quantizer.holds:  # a frozen latent weight counts no more; as 0 it leaves the scale dq/ds = k
+            quantizer.weights = [weight * free for weight, free in zip(latent, quantizer.free)]
+        super().after_backward(quantizer, grads, progress)
+        quantizer.weights = latent
+        quantizer.stop(grads)

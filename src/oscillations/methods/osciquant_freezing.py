@@ -1,0 +1,38 @@
+"""OsciQuant whose oscillating weights are frozen late: oscillations first, then the weights they had moved stay."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from oscillations.methods.freezing import Freezes, ThresholdOptions
+from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
+
+
+class OsciQuantFreezingOptions(ThresholdOptions, OsciQuantOptions):
+    start: float = Field(0.75, ge=0, lt=1, description="share of the steps before anything freezes")
+
+
+class OsciQuantFreezing(Freezes, OsciQuant):
+    """From ``start`` on, a weight that oscillates more often than the threshold is set to its level and stays there.
+
+    It follows its level k s, with s of the forward pass just made, because full-precision training sees the weight
+    itself.
+    """
+
+    Options = OsciQuantFreezingOptions
+
+    def make_quantizer(self, parameters):
+        from oscillations.freezing import FreezingQuantizer
+
+        o = self.options
+        return self.watched(
+            FreezingQuantizer(parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel)
+        )
+
+    def after_backward(self, quantizer, grads, progress):
+        super().after_backward(quantizer, grads, progress)
+        quantizer.stop(grads)
+
+    def step(self, optimizer, quantizer, progress):
+        super().step(optimizer, quantizer, progress)
+        quantizer.to_levels(quantizer.weights)  # an optimizer's momentum moves weights without a gradient, too
