@@ -1,8 +1,5 @@
 """Post-training: units (the chain is the network), AdaRound (R1), BRECQ and QDrop (R2), MRECG (M1), and the step."""
 
-import shutil
-
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +15,6 @@ from oscillations.posttraining import measurement, mrecg
 from oscillations.posttraining.reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
 from oscillations.posttraining.units import Chain, merged
 from oscillations.quantizer import grid_of, max_scale, mse_scale
-from oscillations.report import collect, figures
 
 NETWORKS = {
     "mlp5": ({"name": "mlp5", "width": 12}, (1, 8, 8)),
@@ -112,7 +108,7 @@ def test_what_branches_is_one_unit_without_being_named():
 
 
 def test_layers_of_a_block_end_where_it_joins():
-    model, weights, images = network("resnet18")
+    model, weights, _ = network("resnet18")
     chain = Chain(model, list(weights))
     layers = chain.layers(chain.units[3])  # layer2.0: a projection beside two convolutions
     assert {layer.name for layer in layers} == {"layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0"}
@@ -162,7 +158,7 @@ def test_R1_rounding_term_is_zero_iff_decided_and_largest_at_one_half():
     h = torch.linspace(0, 1, 101)
     for exponent in (2.0, 20.0):
         term = 1 - (2 * h - 1).abs() ** exponent
-        assert term[0] == term[-1] == 0 and (term[1:-1] > 0).all() and term.argmax() == 50
+        assert term[0] == term[-1] == 0 and (term[1:-1] > 0).all() and term[50] == term.max() == 1
     assert beta(0.0) is None and beta(0.19) is None
     assert beta(0.2) == 20 and beta(1.0) == 2 and beta(0.6) == pytest.approx(11)
 
@@ -188,26 +184,29 @@ def test_R1_gradient_is_autograds(exponent):
 
 
 def test_R1_beats_nearest_on_two_weights_with_correlated_inputs():
-    """x (0.6, 0.6) with equal inputs: nearest makes 2 of 1.2, one up and one down makes 1."""
+    """Weights 0.6 and 0.7 with equal inputs: nearest makes 2 of their 1.3, one up and one down makes 1."""
     layer = nn.Linear(3, 1, bias=False).requires_grad_(False)
-    layer.weight.copy_(torch.tensor([[0.6, 0.6, 3.0]]))  # 3 at 3 bits: a step of 1
+    layer.weight.copy_(torch.tensor([[0.6, 0.7, 3.0]]))  # 3 at 3 bits: a step of 1
     model = nn.Sequential(layer)
     torch.manual_seed(0)
     x = torch.randn(256, 1)
     images = torch.cat([x, x, torch.zeros_like(x)], 1)
-    nearest, _ = apply("nearest", model, {"0.weight": layer.weight}, images, images=256)
+    nearest, _ = apply("nearest", model, {"0.weight": layer.weight}, images)
     assert nearest.quantized["0.weight"].tolist() == [[1, 1, 3]]
     learned, _ = apply("adaround", model, {"0.weight": layer.weight}, images, lr=1e-2)
     assert sorted(learned.quantized["0.weight"][0].tolist()) == [0, 1, 3]
-    assert learned.losses()[0] == pytest.approx((0.2 / 1.2) ** 2, rel=1e-4)
-    assert nearest.losses()[0] == pytest.approx((0.8 / 1.2) ** 2, rel=1e-4)
+    assert learned.losses()[0] == pytest.approx((0.3 / 1.3) ** 2, rel=1e-4)
+    assert nearest.losses()[0] == pytest.approx((0.7 / 1.3) ** 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_R1_no_layer_is_worse_than_nearest_given_the_same_input(trained, bits):
-    """The calibration loss that AdaRound minimises, of each layer on the input it was given: 1 % is allowed."""
+    """The calibration loss that AdaRound minimises, of each layer on the input it was given: 1 % is allowed.
+
+    nu is 1: beside outputs as large as this network's, 0.01 leaves V undecided, and then nothing is promised.
+    """
     model, weights, images = trained
-    cal, _ = apply("adaround", model, weights, images, bits, iterations=600, lr=1e-2)
+    cal, _ = apply("adaround", model, weights, images, bits, iterations=400, lr=1e-2, nu=1.0)
     for place, unit in enumerate(cal.chain.units):
         before = {name: cal.quantized[name] for earlier in cal.chain.units[:place] for name in earlier.weights}
         target = cal.value(unit.stop, {})
@@ -222,7 +221,7 @@ def test_R1_no_layer_is_worse_than_nearest_given_the_same_input(trained, bits):
 @pytest.mark.parametrize("bits", [2, 3])
 def test_R1_the_networks_answer_is_nearer_than_by_nearest_rounding(trained, bits):
     nearest, _ = apply("nearest", *trained, bits)
-    learned, _ = apply("adaround", *trained, bits, iterations=600, lr=1e-2)
+    learned, _ = apply("adaround", *trained, bits, iterations=400, lr=1e-2, nu=1.0)
     assert learned.losses()[-1] < nearest.losses()[-1]
 
 
@@ -257,20 +256,27 @@ def test_R2_a_block_is_reconstructed_jointly():
 
 
 def test_R2_brecq_is_not_worse_than_adaround_on_a_blocks_output():
-    """On the first block of a network, where both have the same input. What BRECQ minimises is this very output,
-    AdaRound only the layers inside. Step for step as many iterations as AdaRound spends on the block's layers."""
-    model, weights, images = network("resnet18")
-    block = Chain(model, list(weights)).units[1]
-    wrong = {}
-    for name in ("brecq", "adaround"):
-        cal = calibration(model, weights, images, bits=2)
-        block = cal.chain.units[1]
-        parts = [block] if name == "brecq" else cal.chain.layers(block)
-        options = posttraining.ReconstructionOptions(iterations=1200 // len(parts), lr=1e-2)
-        for part in parts:
-            cal.reconstruct(part, options)
-        wrong[name] = (cal.value(block.stop, cal.quantized) - cal.value(block.stop, {})).square().sum().item()
-    assert wrong["brecq"] <= wrong["adaround"], wrong
+    """What BRECQ minimises is this output, AdaRound the layers inside; both searches are heuristic, so no single case
+    is guaranteed: measured as the mean over four blocks with correlated inputs."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x):
+            return x + self.b(self.a(x).relu())
+
+    losses = {"nearest": 0.0, "adaround": 0.0, "brecq": 0.0}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(Block()).eval().requires_grad_(False)
+        weights = {f"0.{name}.weight": getattr(model[0], name).weight for name in "ab"}
+        images = torch.randn(256, 4) @ torch.randn(4, 16)
+        for name in losses:
+            options = {} if name == "nearest" else {"iterations": 500, "lr": 1e-2}
+            losses[name] += apply(name, model, weights, images, **options)[0].losses()[-1]
+    assert losses["brecq"] <= losses["adaround"] < losses["nearest"] / 3, losses
 
 
 def test_R2_qdrop_with_probability_one_is_brecq(trained):
@@ -295,11 +301,10 @@ def test_R2_qdrop_with_probability_zero_feeds_latent_inputs(trained):
 
 def test_R2_qdrop_takes_the_expected_share(trained, monkeypatch):
     shares, where = [], torch.where
-    monkeypatch.setattr(
-        torch, "where", lambda use, *rest: (shares.append(use.float().mean().item()), where(use, *rest))[1]
-    )
+    monkeypatch.setattr(torch, "where", lambda use, *rest: (shares.append(use), where(use, *rest))[1])
     apply("qdrop", *trained, iterations=40, prob=0.3)
-    assert sum(shares) / len(shares) == pytest.approx(0.3, abs=0.01)
+    mixed = torch.cat([use.flatten() for use in shares if len(use.shape) > 1 and len(use) == 32]).float()
+    assert mixed.mean().item() == pytest.approx(0.3, abs=0.01)
 
 
 def test_R2_fisher_weights(trained):
@@ -330,7 +335,7 @@ def test_M1_groups_are_contiguous_cover_all_and_chains_are_transitive():
     assert mrecg.cut(units, set()) == [[u] for u in units]
     assert mrecg.cut(units, set(range(5))) == [units]
     assert mrecg.cut(units, {1, 2, 4}) == [["a"], ["b", "c", "d"], ["e", "f"]]
-    assert sum(mrecg.cut(units, {0, 3}), []) == units
+    assert [unit for group in mrecg.cut(units, {0, 3}) for unit in group] == units
 
 
 def test_M1_selection_is_invariant():
@@ -390,7 +395,7 @@ def test_M1_a_scheme_is_taken_as_it_is():
     assert [[u.name for u in g] for g in named] == [[u.name for u in g] for g in groups]
     with pytest.raises(InputError, match="not two or more neighbours"):
         apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer2.1"]])
-    with pytest.raises(InputError, match="no unit 'layer1.2'; did you mean"):
+    with pytest.raises(InputError, match=r"no unit 'layer1\.2'; did you mean"):
         apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer1.2"]])
     assert len(mrecg.RELEASED["mobilenetv2"][1]) == 5
     assert [len(group) for group in mrecg.RELEASED["mobilenetv2"][1]] == [2, 2, 3, 3, 2]

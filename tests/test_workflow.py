@@ -298,7 +298,7 @@ def test_every_module_with_arithmetic_triggers_some_rule():
     modules = {
         ".".join(p.relative_to(package).with_suffix("").parts).removesuffix(".__init__") for p in package.rglob("*.py")
     }
-    rules = [m for m in modules if m.startswith(("methods.", "models.", "datasets.", "report."))] + [
+    rules = [m for m in modules if m.startswith(("methods.", "models.", "datasets.", "posttraining.", "report."))] + [
         "training",
         "crossbit",
     ]
@@ -317,6 +317,7 @@ def test_every_module_with_arithmetic_triggers_some_rule():
         "runs",
         "resume",
         "evaluation",
+        "posttrain",
         "launch",
         "provenance",
         "replay",
