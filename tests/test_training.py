@@ -53,7 +53,7 @@ METHODS = [
     {"name": "osciquant-freezing", "bits": 3, "lambda": 1.0, "momentum": 0.1, "threshold_start": 0.05, "start": 0.5},
     {
         "name": "osciquant-freezing", "bits": 2, "lambda": 0.1, "preset": "paper_text", "momentum": 0.1,
-        "per_channel": True, "start": 0.3, "threshold_final": 0.1,
+        "per_channel": True, "start": 0.3, "threshold_final": 0.1, "reg_curvature": "fisher_diag",
     },
 ]  # fmt: skip
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from oscillations.freezing import FreezingQuantizer
 
 
+TRACKER = "tracker/"  # begins the names of its tensors in a method's state
+
+
 class ThresholdOptions(Options):
     """When a weight is frozen, and where."""
 
@@ -66,13 +69,13 @@ class Freezes:
     def state(self):
         import torch
 
-        tracker = {f"tracker/{key}": value for key, value in self.tracker.state().items()}
-        return super().state() | tracker | {"finished": torch.tensor(self.finished)}
+        tracker = self.tracker.state() | {"finished": torch.tensor(self.finished)}
+        return super().state() | {f"{TRACKER}{key}": value for key, value in tracker.items()}
 
     def load_state(self, state):
-        super().load_state(state)
-        self.tracker.load_state({key: state[f"tracker/{key}"] for key in self.tracker.state()})
-        self.finished = bool(state["finished"])
+        super().load_state({key: value for key, value in state.items() if not key.startswith(TRACKER)})
+        self.tracker.load_state({key: state[f"{TRACKER}{key}"] for key in self.tracker.state()})
+        self.finished = bool(state[f"{TRACKER}finished"])
 
 
 class Freezing(Freezes, Lsq):
