@@ -36,6 +36,8 @@ METHODS = [
     {"name": "qat", "bits": 3, "per_channel": True, "scale_source": "mse", "scale_grad": "detach"},
     {"name": "lsq", "bits": 3},
     {"name": "lsq", "bits": 4, "grid": "lsq", "per_channel": True, "scale_init": "mse", "clip_order": "round_first"},
+    {"name": "aoq", "bits": 2},
+    {"name": "aoq", "bits": 4, "per_channel": True, "damp_target": "level", "damp_norm": "squared"},
     {"name": "statsq", "bits": 3},
     {"name": "cga", "bits": 3, "start": 0.5, "boundary": 0.05},
     {"name": "gradient-l1", "bits": 3, "share": 0.5},

@@ -1,0 +1,160 @@
+"""AOQ: oscillations are allowed, then calmed (Xie et al., ICCV 2025); weights only, cross-entropy only.
+
+Thresholds and levels have spacings of their own. Training has three stages: both spacings shrink together, so that more
+weights lie near a threshold; then the thresholds stay and the spacing of the levels is learned; then weights are drawn
+to rest, too. The released recipe leaves the first convolution and the classifier unquantized; which layers are
+quantized, the projections of a ResNet's shortcuts for instance, is the study's ``quant_layers``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from oscillations.methods import Method, TargetOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.quantizer import WeightQuantizer
+
+STAGE2, STAGE3 = 0.2, 0.6  # shares of the training after which they begin: epochs 50 and 150 of the released 250
+REFRESHES = 10  # of the shrinkage within stage 1
+LARGEST, SMALLEST = 1.0, 0.3  # shrinkage at the start and from stage 2 on
+SMALLEST_SPACING = 1e-8
+
+
+class AoqOptions(TargetOptions):
+    tie: Literal["half_even", "half_up"] = Field(
+        "half_up", description="half_up: a threshold belongs to the cell above"
+    )
+    damp_strength: float = Field(0.01, ge=0, description="of the pull towards rest in stage 3")
+    damp_target: Literal["cell_centre", "level"] = Field(
+        "cell_centre", description="where weights are pulled: between their thresholds (the released code), or to q(w)"
+    )
+    damp_norm: Literal["l2", "squared"] = Field(
+        "l2", description="of the distance from it: the norm of each layer (the released code), or its square"
+    )
+
+
+def shrinkage(progress: float) -> float:
+    """Factor alpha on the initial spacings: half a cosine wave from 1 to 0.3, in ten steps over stage 1.
+
+    ``progress`` is the share of the training done. With 250 epochs it is 0.65 + 0.35 cos(2 pi e / 100) at every
+    fifth epoch e up to 50.
+    """
+    refreshes = min(int(progress / STAGE2 * REFRESHES + 1e-9), REFRESHES)
+    return (LARGEST + SMALLEST) / 2 + (LARGEST - SMALLEST) / 2 * math.cos(math.pi * refreshes / REFRESHES)
+
+
+def initial_spacing(weight: Tensor, bits: int, per_channel: bool = False) -> Tensor:
+    """Unbiased std(w) / 2^(b-2): 0-dim, or ``[C, 1, ...]``."""
+    from oscillations.quantizer import reduced
+
+    spread = weight.std(reduced(weight, per_channel), keepdim=per_channel)
+    return (spread / 2 ** (bits - 2)).clamp_min(SMALLEST_SPACING)
+
+
+def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
+    """dL/d(spacing of the levels) = sum (k + 1/2) dL/dq over the weights that share it, shaped as ``shared``."""
+    from oscillations.quantizer import reduced
+
+    per_channel = shared.dim() > 0
+    return (upstream * (codes + 0.5)).sum(reduced(upstream, per_channel), keepdim=per_channel)
+
+
+def quantizer_class() -> type[WeightQuantizer]:
+    """2^b levels around zero, which is a threshold; spacings are ``shrinkage`` times ``thresholds`` and ``levels``."""
+    import torch
+
+    from oscillations.quantizer import WeightQuantizer
+
+    class AoqQuantizer(WeightQuantizer):
+        def __init__(self, weights, bits, **options):
+            super().__init__(weights, bits, scale_source="learned", grid="mid_rise", **options)
+            self.shrinkage = torch.ones((), device=self.codes.device)
+            self.thresholds = [initial_spacing(weight, bits, self.per_channel) for weight in self.weights]
+            self.levels = [spacing.clone() for spacing in self.thresholds]
+
+        @torch.no_grad()
+        def rescale(self):
+            self.scales = [spacing * self.shrinkage for spacing in self.thresholds]
+            self.level_scales = [spacing * self.shrinkage for spacing in self.levels]
+
+        def state(self):
+            kinds = {"threshold": self.thresholds, "level": self.levels}
+            spacings = {f"{kind}/{name}": s for kind in kinds for name, s in zip(self.names, kinds[kind])}
+            return {"shrinkage": self.shrinkage} | spacings
+
+    return AoqQuantizer
+
+
+class Aoq(Method):
+    """Forward and backward pass on q(w), whose gradient all weights receive, also beyond the last levels (STE).
+
+    Thresholds receive none; the levels' spacings learn at the run's learning rate. What the schedule sets follows the
+    share of the training that a step began with, and acts from the next step on.
+    """
+
+    Options = AoqOptions
+
+    def make_quantizer(self, parameters):
+        from oscillations.optimizer import Adam
+
+        o = self.options
+        quantizer = quantizer_class()(parameters, o.bits, tie=o.tie, per_channel=o.per_channel)
+        self.level_optimizer = Adam(quantizer.levels, lr=0)  # the run's at every step
+        return quantizer
+
+    def forward_weights(self, quantizer):
+        return quantizer.quantized
+
+    def after_backward(self, quantizer, grads, progress):
+        for i, grad in enumerate(grads):
+            if progress >= STAGE2:
+                spacing = quantizer.levels[i]
+                spacing.grad = spacing_gradient(grad, quantizer.code_views[i], spacing) * quantizer.shrinkage
+            if progress >= STAGE3:
+                damping = damping_gradient(self.displacement(quantizer, i), self.options.damp_norm)
+                grad.add_(damping, alpha=self.options.damp_strength)
+
+    def displacement(self, quantizer: WeightQuantizer, i: int) -> Tensor:
+        """How far the weights of tensor ``i`` are from where stage 3 pulls them."""
+        if self.options.damp_target == "level":
+            return quantizer.weights[i] - quantizer.quantized[i]
+        return quantizer.weights[i] - (quantizer.code_views[i] + 0.5) * quantizer.scales[i]
+
+    def step(self, optimizer, quantizer, progress):
+        optimizer.step()
+        quantizer.shrinkage.fill_(shrinkage(progress))
+        if progress >= STAGE2:
+            self.level_optimizer.lr = optimizer.lr
+            self.level_optimizer.step()
+            for spacing in quantizer.levels:
+                spacing.clamp_(min=SMALLEST_SPACING)
+
+    def penalty(self, quantizer, progress):
+        if progress < STAGE3:
+            return None
+        offsets = [self.displacement(quantizer, i) for i in range(len(quantizer.weights))]
+        return self.options.damp_strength * sum(distance(offset, self.options.damp_norm) for offset in offsets)
+
+    def state(self):
+        return self.level_optimizer.state()
+
+    def load_state(self, state):
+        self.level_optimizer.load_state(state)
+
+
+def distance(displacement: Tensor, norm: str) -> Tensor:
+    """Its l2 norm, or the square of that; a scalar."""
+    return displacement.square().sum() if norm == "squared" else displacement.norm()
+
+
+def damping_gradient(displacement: Tensor, norm: str) -> Tensor:
+    """Gradient of :func:`distance` with respect to the weights, whose target is a constant."""
+    if norm == "squared":
+        return 2 * displacement
+    return displacement / displacement.norm().clamp_min(SMALLEST_SPACING)
