@@ -105,6 +105,7 @@ def _trained(
         method, family = recipe["name"], _family(study, variant.experiment)
         mine = tests[tests.path == variant.path]
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}").strip("-")
+        point = point.replace("lambda", "λ = ")
         name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
         own = mine[mine.eval_bits == spec.bits]
         row = {
