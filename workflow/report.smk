@@ -4,7 +4,7 @@ REQUIRED INPUTS: records, histories, evaluations and post-training results of al
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
          posttraining.csv,reconstruction.csv,index.html,tables/}, figures/<study>/
 
-Nothing here imports torch; every rule runs from what git holds.
+Nothing here but the toy experiment imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
@@ -15,6 +15,24 @@ COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training"}))
+
+
+if STUDY.toy_regression:
+
+    rule toy:
+        """AOQ's toy experiment; needs no data."""
+        output:
+            f"{RESULTS}/toy-regression.csv",
+        log:
+            f"logs/{STUDY.study}/toy.log",
+        benchmark:
+            f"logs/{STUDY.study}/toy.tsv"
+        params:
+            code=fingerprint("toy_regression"),
+            choices=as_json(STUDY.toy_regression.model_dump(mode="json")),
+            study=STUDY_FILE,
+        shell:
+            "python -m oscillations toy --study {params.study} > {log} 2>&1"
 
 
 rule collect:
@@ -82,6 +100,7 @@ rule figures:
         rules.collect.output,
         [f"{RESULTS}/tables/{table}.csv" for table in COMPARISONS],
         rules.oscillations.output,
+        f"{RESULTS}/toy-regression.csv" if STUDY.toy_regression else [],
         SHOWN_EVALUATIONS,
     output:
         expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=STUDY.figure_names, suffix=["png", "pdf"]),

@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     confirming.add_argument("--epochs", type=positive, default=1, help="how many to replay")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
+    command(toy)
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
@@ -153,6 +154,19 @@ def posttrain(options: argparse.Namespace) -> None:
     if options.name not in study.posttraining:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
     module.posttrain(study, variants, options.name, options.device)
+
+
+def toy(options: argparse.Namespace) -> None:
+    """Run AOQ's toy experiment, a linear regression, if the study has it."""
+    from oscillations import toy_regression
+
+    study = studies.load(options.study)[0]
+    if study.toy_regression is None:
+        raise InputError(
+            f"{options.study}: toy_regression: the study has none; say toy_regression: {{seeds: [0, 1, 2]}}"
+        )
+    spec = study.toy_regression
+    toy_regression.write(Path("results", study.study, "toy-regression.csv"), spec.seeds, spec.epochs)
 
 
 def collect(options: argparse.Namespace) -> None:

@@ -222,6 +222,13 @@ class Tested(Contrast):
         return [*super().paths, *(self.than.paths if self.than else []), *([self.to] if self.to else [])]
 
 
+class ToyRegression(Strict):
+    """AOQ's toy experiment: linear regression on weights that a 2-bit grid holds exactly."""
+
+    seeds: list[Seed] = Field(min_length=1)
+    epochs: PositiveInt = Field(200, description="of each of its trainings; the source's are 200")
+
+
 class Hypothesis(Strict):
     statement: str
     comparisons: list[Tested] = Field(min_length=1)
@@ -283,6 +290,7 @@ class Study(Strict):
     )
     claims: Claims = Claims()
     posttraining: dict[Name, PostTraining] = Field({}, description="post-training methods applied to finished runs")
+    toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")
     hypotheses: dict[str, Hypothesis] = Field({}, description="by a short name, H1 say")
     fitted: list[tuple[str, str, str, int]] = Field(
         [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
@@ -328,6 +336,7 @@ class Study(Strict):
         compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
         learned = {method for entry in self.posttraining.values() for _, method, _ in entry.resolved()} - {"nearest"}
         own = ["reconstruction"] if learned else []
+        own += ["figure-aoq-toy"] if self.toy_regression else []
         return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5", *compared, *own]
 
 

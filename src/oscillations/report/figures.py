@@ -24,7 +24,7 @@ from oscillations.report.collect import read_measurements, read_oscillations, re
 from oscillations.report.comparison import read_comparison
 from oscillations.report.comparison_figures import heatmap, scatter
 from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
-from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE
+from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE, VERMILION
 from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
 from oscillations.study import Panels, Study, Sweep, Variant, WeightPanels, figure_number
 
@@ -47,6 +47,9 @@ CAPTIONS = {
     "no run. Where a method has other levels than Eq. 1-2, their number stands behind its name.",
     "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
     "seeds, band: their range, as far as all seeds went.",
+    "figure-aoq-toy": "AOQ's toy experiment: 10,000 weights of -2, -1, 0 or 1 are to be found from 2,000 examples. Left: "
+    "where the weights end, and how many of these end on their true level (full colour). Right: how many weights in all. "
+    "Mean over seeds, bars or points: the seeds.",
     "reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration images, "
     "after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
     "oscillation; circles join units that were reconstructed together.",
@@ -81,6 +84,8 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
             figure = exact[name]()
         elif name == "reconstruction":
             figure = reconstruction(study, recipes) or _nothing_ran(title(name))
+        elif name == "figure-aoq-toy":
+            figure = toy_regression(study) or _nothing_ran("AOQ's toy experiment")
         elif kind in of_comparisons:
             compared = name.removeprefix(f"{kind}-")
             rows = read_comparison(study, compared)
@@ -340,6 +345,43 @@ def _accuracies(spec: Panels, study: Study, recipes: Recipes, widths: list[int])
     _label_left(grid[0], "validation accuracy (%)")
     figure.legend(handles=[shown[bits] for bits in sorted(shown)], loc="outside right center", frameon=False)
     figure.suptitle(model_name(recipes[spec.panels[0]]), fontsize="medium")
+    sns.despine(figure)
+    return figure
+
+
+def toy_regression(study: Study) -> Figure | None:
+    """Weights per level and weights found, for the start, LSQ and AOQ."""
+    file = results(study) / "toy-regression.csv"
+    if not file.exists():
+        return None
+    rows = pd.read_csv(file)
+    named = {"pretrained": ("start, rounded", GREY), "lsq": ("LSQ", BLUE), "aoq": ("AOQ", VERMILION)}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.4), width_ratios=(2, 1), layout="constrained")
+    levels, seeds, width = sorted(rows.level.unique()), rows.seed.nunique(), 0.26
+    total = rows[(rows.method == "aoq") & (rows.seed == rows.seed.iloc[0])].weights.sum()
+    for place, (method, (label, color)) in enumerate(named.items()):
+        mine = rows[rows.method == method]
+        at = np.arange(len(levels)) + (place - 1) * width
+        shares = 100 * mine.pivot(index="level", columns="seed", values="weights") / total
+        right_ones = 100 * mine.pivot(index="level", columns="seed", values="right") / total
+        spread = (shares.mean(axis=1) - shares.min(axis=1), shares.max(axis=1) - shares.mean(axis=1))
+        left.bar(at, shares.mean(axis=1), width, color=color, alpha=0.35, lw=0, yerr=spread, capsize=2)
+        left.bar(at, right_ones.mean(axis=1), width, color=color, lw=0, label=label)
+        found = mine.drop_duplicates("seed").matches
+        right.bar(place, found.mean(), 0.6, color=color, lw=0)
+        right.plot([place] * len(found), found, "o", ms=4, color=BLACK, mfc="white")
+        right.annotate(
+            f"{found.mean():,.0f}", (place, found.max()), xytext=(0, 5), textcoords="offset points", ha="center"
+        )
+    left.axhline(100 / len(levels), color=BLACK, ls=":", lw=1.2, label="truth")
+    left.set(xlabel="level", ylabel="% of weights", title="Where the weights end (full colour: rightly)")
+    left.set_xticks(range(len(levels)), levels)
+    left.legend(frameon=False)
+    right.axhline(total / len(levels), color=BLACK, ls=":", lw=1.2)
+    right.text(2.45, total / len(levels), "chance", va="bottom", ha="right", fontsize="small")
+    right.set(ylabel=f"weights found, of {total:,}", title="On their true level")
+    right.set_xticks(range(len(named)), [label.replace(", ", ",\n") for label, _ in named.values()])
+    figure.suptitle(f"Linear regression at 2 bits, {rows.epochs.iloc[0]} epochs, n = {seeds}", fontsize="medium")
     sns.despine(figure)
     return figure
 
