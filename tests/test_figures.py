@@ -61,7 +61,9 @@ def test_figures_of_a_study_in_the_papers_order(tiny):
     assert [figures.title(name) for name in ("figure1", "figure7-qat", "figureA5", "figure-heatmap-mlp5")] == [
         "Figure 1", "Figure 7 (qat)", "Figure A5", "Heatmap (mlp5)",
     ]  # fmt: skip
-    assert set(figures.CAPTIONS) == {studies.figure_number(name) for name in [*NAMES, "reconstruction"]}
+    assert set(figures.CAPTIONS) == {
+        studies.figure_number(name) for name in [*NAMES, "reconstruction", "figure-aoq-toy"]
+    }
 
 
 def test_what_has_not_run_is_a_small_picture_that_says_so(tiny):

@@ -47,9 +47,9 @@ CAPTIONS = {
     "no run. Where a method has other levels than Eq. 1-2, their number stands behind its name.",
     "figure8": "Validation accuracy of the latent weights and, thick, at the width trained for. Line: mean over "
     "seeds, band: their range, as far as all seeds went.",
-    "figure-aoq-toy": "AOQ's toy experiment: 10,000 weights of -2, -1, 0 or 1 are to be found from 2,000 examples. Left: "
-    "where the weights end, and how many of these end on their true level (full colour). Right: how many weights in all. "
-    "Mean over seeds, bars or points: the seeds.",
+    "figure-aoq": "AOQ's toy experiment: 10,000 weights of -2, -1, 0 or 1 are to be found from 2,000 examples. "
+    "Left: where weights end, and how many of these are right (full colour). Right: how many in all. Mean over "
+    "seeds; bars and points: single seeds.",
     "reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration images, "
     "after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
     "oscillation; circles join units that were reconstructed together.",
