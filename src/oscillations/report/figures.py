@@ -373,12 +373,12 @@ def toy_regression(study: Study) -> Figure | None:
         right.annotate(
             f"{found.mean():,.0f}", (place, found.max()), xytext=(0, 5), textcoords="offset points", ha="center"
         )
-    left.axhline(100 / len(levels), color=BLACK, ls=":", lw=1.2, label="truth")
+    left.axhline(100 / len(levels), color=BLACK, ls=":", lw=1.2, label="truth; right: chance")
     left.set(xlabel="level", ylabel="% of weights", title="Where the weights end (full colour: rightly)")
     left.set_xticks(range(len(levels)), levels)
-    left.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     right.axhline(total / len(levels), color=BLACK, ls=":", lw=1.2)
-    right.text(2.45, total / len(levels), "chance", va="bottom", ha="right", fontsize="small")
+    right.margins(y=0.12)
     right.set(ylabel=f"weights found, of {total:,}", title="On their true level")
     right.set_xticks(range(len(named)), [label.replace(", ", ",\n") for label, _ in named.values()])
     figure.suptitle(f"Linear regression at 2 bits, {rows.epochs.iloc[0]} epochs, n = {seeds}", fontsize="medium")
