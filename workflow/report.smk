@@ -77,6 +77,7 @@ rule tables:
         rules.collect.output,
         rules.oscillations.output if COMPARISONS else [],
         POSTTRAINING if COMPARISONS else [],
+        COST if COMPARISONS else [],
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),

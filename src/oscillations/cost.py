@@ -45,6 +45,7 @@ class Speed:
     machine: str
     step: float
     image: float
+    ratio_to_fp: float | None = None  # of the step, where both were measured in turn
 
 
 def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
@@ -54,7 +55,10 @@ def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
     with file.open(newline="") as rows:
         return {
             (row["workload"], row["device_kind"]): Speed(
-                row["machine"], float(row["step_ms"]) / 1e3, float(row["image_ms"]) / 1e3
+                row["machine"],
+                float(row["step_ms"]) / 1e3,
+                float(row["image_ms"]) / 1e3,
+                float(row["ratio_to_fp"]) if row.get("ratio_to_fp") else None,
             )
             for row in csv.DictReader(rows)
         }

@@ -53,19 +53,24 @@ def read_oscillations(study: Study | str) -> pd.DataFrame:
     return table[table.status == "done"]
 
 
-def last_epochs(oscillations: pd.DataFrame) -> pd.DataFrame:
-    """Each quantized run's last epoch, with shares of the quantized weights in percent.
+def oscillation_shares(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of quantized runs, with shares of the quantized weights in percent.
 
     ``per_step`` and ``per_epoch`` (changed back), ``near`` (a threshold) and ``zero`` (quantized to it).
     """
     quantized = oscillations[oscillations.train_bits != LATENT]
-    last = quantized.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
-    return last.assign(
-        per_epoch=100 * last.epoch_nagel / last.weights,
-        per_step=100 * last.iteration_nagel / last.weights / last.steps_per_epoch,
-        near=100 * last.near_threshold,
-        zero=100 * last.share_zero,
+    return quantized.assign(
+        per_epoch=100 * quantized.epoch_nagel / quantized.weights,
+        per_step=100 * quantized.iteration_nagel / quantized.weights / quantized.steps_per_epoch,
+        near=100 * quantized.near_threshold,
+        zero=100 * quantized.share_zero,
     )
+
+
+def last_epochs(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """Each quantized run's last epoch, with :func:`oscillation_shares`."""
+    shares = oscillation_shares(oscillations)
+    return shares.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
 
 
 def with_all_columns(oscillations: pd.DataFrame) -> pd.DataFrame:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from oscillations import cost
 from oscillations.bits import LATENT, bit_name
 from oscillations.files import read_json
 from oscillations.report.collect import (
-    last_epochs,
+    oscillation_shares,
     read_measurements,
     read_oscillations,
     read_posttraining,
@@ -31,7 +32,8 @@ OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, 
 COLUMNS = [
     "family", "method", "label", "variant", "start", "grid", "levels", "per_channel", "calibration", "planned", "n",
     "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std", "difference", "difference_low",
-    "difference_high", "difference_n", *OSCILLATIONS, "steps", "seconds", "runs",
+    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "steps", "step_cost",
+    "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel"]  # only rows that share all of these are ranked
 WEIGHT_ONLY = (
@@ -74,9 +76,9 @@ def comparison_rows(study: Study, variants: list[Variant], spec: Comparison) -> 
     """One row per planned method, run or not: means and spreads over the test split, in percent."""
     tests = read_measurements(study)
     tests = tests[tests.split == "test"].assign(path=lambda table: table.experiment + "/" + table.variant)
-    last = last_epochs(read_oscillations(study))
-    last = last.assign(path=last.experiment + "/" + last.variant)
-    rows = [*_trained(study, variants, spec, tests, last), *_posttrained(study, variants, spec, tests)]
+    shares = oscillation_shares(read_oscillations(study))
+    shares = shares.assign(path=shares.experiment + "/" + shares.variant)
+    rows = [*_trained(study, variants, spec, tests, shares), *_posttrained(study, variants, spec, tests)]
     qat = {row["family"]: row["by_seed"] for row in reversed(rows) if row["method"] == "qat"}  # the first of each
     for row in rows:
         row |= _difference(row.pop("by_seed"), qat.get(row.pop("paired_with")))
@@ -94,9 +96,10 @@ def _family(study: Study, experiment: str) -> str:
 
 
 def _trained(
-    study: Study, variants: list[Variant], spec: Comparison, tests: pd.DataFrame, last: pd.DataFrame
+    study: Study, variants: list[Variant], spec: Comparison, tests: pd.DataFrame, shares: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
+    speeds = cost.read_speeds()
     chosen = [v for v in variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         recipe = variant.recipe["method"]
@@ -121,9 +124,9 @@ def _trained(
             own_scale = mine.calibration.isna() | (mine.calibration == "max")
             kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & own_scale]
             row |= _mean(f"at_{bits}", kept[kept.status == "done"].accuracy)
-        statistics = last[last.path == variant.path]
-        row |= {column: statistics[column].mean() for column in OSCILLATIONS}
-        yield row | _cost(own)
+        of_runs = shares[shares.path == variant.path].groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
+        speed = speeds.get((cost.workload(variant.recipe), "cpu"))
+        yield row | of_runs.mean().to_dict() | _cost(own) | {"step_cost": speed and speed.ratio_to_fp}
 
 
 def _posttrained(
@@ -158,7 +161,8 @@ def _posttrained(
                         kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & (mine.status == "done")]
                         row |= _mean(f"at_{bits}", kept.accuracy)
                 kept = own[(own.bn == "keep") & (own.status == "done")]
-                yield row | {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
+                row |= {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
+                yield row | {"calibration_loss": kept.calibration_loss.mean()}
 
 
 def _mean(column: str, values: pd.Series) -> dict[str, float]:
@@ -237,7 +241,9 @@ def shown(study: Study, spec: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
         text[bits_label(bits)] = _means(rows, f"at_{bits}")
     for column, header in OSCILLATIONS.items():
         text[header] = [_number(value, 3 if column == "per_step" else 2) for value in rows[column]]
+    text["calibration loss"] = [_number(value, 4) for value in rows.calibration_loss]
     text["steps"] = [_number(value, 0) for value in rows.steps]
+    text["a step / FP step"] = [_number(value, 2) for value in rows.step_cost]
     text["seconds"] = [_number(value, 0 if value >= 10 else 1) for value in rows.seconds]
     return text[[header for header in text if header in ("Family", "Grid", "Scale") or text[header].any()]]
 
@@ -283,8 +289,10 @@ def notes(study: Study, spec: Comparison, rows: pd.DataFrame) -> list[str]:
         "level). Post-training methods are done anew at every width; FP32 is the network they start from. − QAT: "
         "difference to the QAT of the same family (post-training: of the family that its start belongs to), paired by "
         f"seed, with Student's t interval, from n = {BOOTSTRAP_FROM} on the bootstrap's.",
-        "Oscillations: share of the weights whose code changed back in the last epoch, counted after every step (per "
-        "step) and after every epoch; near a threshold: within 5 % of a step. Steps and seconds: mean of a run.",
+        "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
+        "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
+        "relative error of the network's answers on the calibration images. Steps and seconds: mean of a run, on a "
+        "machine that was not always idle; a step's cost was measured apart (benchmarks/results/cost.csv).",
     ]
     empty = dict.fromkeys(path.split("/")[0] for path in rows.variant[(rows.n == 0) & (rows.diverged == 0)])
     return found + [f"Not run: {name}, {study.not_run[name]}." for name in empty if name in study.not_run]

@@ -42,7 +42,7 @@ def scatter(study: Study, spec: Comparison, rows: pd.DataFrame) -> Figure | None
             s=64, edgecolor=BLACK, linewidth=0.6, label=family, zorder=3,
         )  # fmt: skip
     axes.set(
-        xlabel="% of weights that oscillate (change back) per step, last epoch",
+        xlabel="% of weights that oscillate (change back) per step, mean over the training",
         ylabel=f"{bits_label(spec.bits)} test accuracy (%)",
     )
     axes.xaxis.set_major_formatter("{x:g}")

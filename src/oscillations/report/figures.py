@@ -39,7 +39,7 @@ CAPTIONS = {
     "figure6": "Test accuracy over λ. Points: mean over seeds, bars: their standard deviation.",
     "figure7": "Validation accuracy at every bit width while training; the thick line is the width trained for. "
     "Line: mean over seeds, band: their range, as far as all seeds went.",
-    "figure-comparison": "Accuracy at the target bits over oscillation in the last epoch, of every trained method "
+    "figure-comparison": "Accuracy at the target bits over oscillation during the training, of every trained method "
     "(means over seeds); colour: mean accuracy at the other quantized widths, marker: family. Where a method has other "
     "levels than Eq. 1-2, their number stands behind its name. Post-training methods do not oscillate over steps and "
     "are not drawn.",
