@@ -19,7 +19,7 @@ STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
 try:
     GPUS = launch.prepare(config)
     STUDY, VARIANTS = studies.load(Path(STUDY_FILE))
-    CHOSEN = studies.narrow(VARIANTS, config.get("only"), config.get("seeds"))
+    CHOSEN = studies.narrow(VARIANTS, config.get("only"), config.get("seeds"), STUDY.posttraining)
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -41,11 +41,12 @@ def posttraining_runs(entry):
     return [run for run in SHOWN if f"{run.experiment}/{run.variant}" in STUDY.posttraining[entry].of]
 
 
+CHOSEN_ENTRIES = studies.narrow_posttraining(STUDY, config.get("only"))
 SHOWN_POSTTRAINING = [
     str(file)
     for entry in STUDY.posttraining
-    if posttraining_runs(entry)
     for file in studies.posttraining_files(STUDY.study, entry)
+    if posttraining_runs(entry) and (entry in CHOSEN_ENTRIES or file.exists())
 ]
 
 

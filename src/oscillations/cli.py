@@ -227,7 +227,8 @@ def status(options: argparse.Namespace) -> None:
     from oscillations import status as module
 
     study, variants = studies.load(options.study)
-    module.print_status(study, studies.narrow(variants, options.only, options.seeds), options.jobs)
+    chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
+    module.print_status(study, chosen, options.jobs)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -235,7 +236,7 @@ def check(options: argparse.Namespace) -> None:
     from oscillations import cost
 
     study, variants = studies.load(options.study)
-    chosen = studies.narrow(variants, options.only, options.seeds)
+    chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     cost.print_costs(cost.predict(study, chosen))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -682,17 +682,29 @@ def json_schema() -> dict[str, Any]:
     return Study.model_json_schema()
 
 
-def narrow(variants: list[Variant], only: str | None = None, seeds: Any = None) -> list[Variant]:
+def _named(only: str) -> list[str]:
+    return [name.strip() for name in str(only).split(",")]
+
+
+def narrow_posttraining(study: Study, only: str | None = None) -> list[str]:
+    """The post-training entries that ``only`` names; all if it names nothing."""
+    return [name for name in study.posttraining if not only or name in _named(only)]
+
+
+def narrow(
+    variants: list[Variant], only: str | None = None, seeds: Any = None, entries: Iterable[str] = ()
+) -> list[Variant]:
     """The variants of some experiments (or ``experiment/variant``) with some seeds, comma-separated.
 
     ``seeds`` may be an int, as Snakemake passes a single one. What a fine-tune starts from is kept as well.
+    ``entries``: names of post-training entries, which ``only`` may hold, too.
     """
     if only:
-        wanted = [name.strip() for name in str(only).split(",")]
-        known = {variant.experiment for variant in variants} | {variant.path for variant in variants}
+        wanted = _named(only)
+        known = {variant.experiment for variant in variants} | {variant.path for variant in variants} | set(entries)
         for name in wanted:
             if name not in known:
-                raise InputError(f"only={name}: no such experiment or variant; {did_you_mean(name, known)}")
+                raise InputError(f"only={name}: no such experiment, variant or entry; {did_you_mean(name, known)}")
         chosen = [v for v in variants if v.experiment in wanted or v.path in wanted]
         starts = {v.recipe["start_from"] for v in chosen}
         variants = [v for v in variants if v in chosen or (v.experiment in starts and v.name == "baseline")]
