@@ -62,7 +62,7 @@ def test_figures_of_a_study_in_the_papers_order(tiny):
         "Figure 1", "Figure 7 (qat)", "Figure A5", "Heatmap (mlp5)",
     ]  # fmt: skip
     assert set(figures.CAPTIONS) == {
-        studies.figure_number(name) for name in [*NAMES, "reconstruction", "figure-aoq-toy"]
+        studies.figure_number(name) for name in [*NAMES, "figure-reconstruction-ptq", "figure-aoq-toy"]
     }
 
 

@@ -478,8 +478,8 @@ def test_an_entry_resolves_all_options_and_asks_for_the_figure(tmp_path):
     study = load(tmp_path)
     found = {label: (method, options["scale"]) for label, method, options in study.posttraining["ptq"].resolved()}
     assert found["mse-range"] == ("nearest", "mse")
-    assert "reconstruction" in study.figure_names
-    assert "reconstruction" not in load(tmp_path, methods={"nearest": None}).figure_names
+    assert "figure-reconstruction-ptq" in study.figure_names
+    assert "figure-reconstruction-ptq" not in load(tmp_path, methods={"nearest": None}).figure_names
     load(tmp_path, of=["mlp5-scratch/lsq-3bit"], methods={"nearest": {"scale": "rescaled"}})
 
 

@@ -250,6 +250,11 @@ class PostTraining(Strict):
             method = options.pop("method", label)
             yield label, method, posttraining.find(method).Options(**options).model_dump(mode="json")
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether a method of it learns anything."""
+        return any(method != "nearest" for _, method, _ in self.resolved())
+
 
 def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
     """Accuracies, and reconstruction losses per unit, of one post-training entry."""
@@ -334,8 +339,7 @@ class Study(Strict):
     def figure_names(self) -> list[str]:
         """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Those of all methods come last."""
         compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
-        learned = {method for entry in self.posttraining.values() for _, method, _ in entry.resolved()} - {"nearest"}
-        own = ["reconstruction"] if learned else []
+        own = [f"figure-reconstruction-{name}" for name, entry in self.posttraining.items() if entry.reconstructs]
         own += ["figure-aoq-toy"] if self.toy_regression else []
         return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5", *compared, *own]
 

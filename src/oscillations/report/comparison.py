@@ -115,7 +115,7 @@ def _trained(
             "family": family,
             "paired_with": family,
             "method": method,
-            "label": f"{name} {point}".strip(),
+            "label": f"{name} {point}".strip() + (", per channel" if recipe.get("per_channel") else ""),
             "variant": variant.path,
             "planned": len(variant.seeds),
         }

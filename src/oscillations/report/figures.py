@@ -26,7 +26,7 @@ from oscillations.report.comparison_figures import heatmap, scatter
 from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
 from oscillations.report.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE, VERMILION
 from oscillations.report.tables import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
-from oscillations.study import Panels, Study, Sweep, Variant, WeightPanels, figure_number
+from oscillations.study import Panels, PostTraining, Study, Sweep, Variant, WeightPanels, figure_number
 
 CAPTIONS = {
     "figure1": "One quantized weight under QAT: it cannot rest at its target and oscillates around the threshold "
@@ -50,8 +50,8 @@ CAPTIONS = {
     "figure-aoq": "AOQ's toy experiment: 10,000 weights of -2, -1, 0 or 1 are to be found from 2,000 examples. "
     "Left: where weights end, and how many of these are right (full colour). Right: how many in all. Mean over "
     "seeds; bars and points: single seeds.",
-    "reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration images, "
-    "after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
+    "figure-reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration "
+    "images, after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
     "oscillation; circles join units that were reconstructed together.",
     "figureA1": "Two weights in series under QAT (exact; x = 1, y = 0.75, s = 1). Beside the oscillation term of one "
     "weight (a) there is a drift that the rounding error of the other weight makes (b); descent ends elsewhere than "
@@ -82,8 +82,9 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
         kind = figure_number(name)
         if name in exact:
             figure = exact[name]()
-        elif name == "reconstruction":
-            figure = reconstruction(study, recipes) or _nothing_ran(title(name))
+        elif kind == "figure-reconstruction":
+            entry = study.posttraining[name.removeprefix(f"{kind}-")]
+            figure = reconstruction(entry, study, recipes) or _nothing_ran(title(name))
         elif name == "figure-aoq-toy":
             figure = toy_regression(study) or _nothing_ran("AOQ's toy experiment")
         elif kind in of_comparisons:
@@ -386,16 +387,16 @@ def toy_regression(study: Study) -> Figure | None:
     return figure
 
 
-def reconstruction(study: Study, recipes: Recipes) -> Figure | None:
+def reconstruction(entry: PostTraining, study: Study, recipes: Recipes) -> Figure | None:
     """A column for every kind of run, a row for every bit width, a line for every label."""
     results, losses = read_posttraining(study)
-    if losses.empty:
-        return None
     runs = results.drop_duplicates("run").assign(path=results.experiment + "/" + results.variant)
     losses = losses.merge(runs[["run", "path", "seed"]], on="run")
-    order = dict.fromkeys(path for entry in study.posttraining.values() for path in entry.of)
-    paths, widths = [path for path in order if path in set(losses.path)], sorted(losses.eval_bits.unique())
-    labels = {label: None for entry in study.posttraining.values() for label, _, _ in entry.resolved()}
+    labels = list(entry.methods)
+    losses = losses[losses.path.isin(entry.of) & losses.eval_bits.isin(entry.bits) & losses.label.isin(labels)]
+    if losses.empty:
+        return None
+    paths, widths = [path for path in entry.of if path in set(losses.path)], sorted(losses.eval_bits.unique())
     colors = dict(zip(labels, [GREY, *sns.color_palette("colorblind")] * 2))
     styles = dict(zip(labels, ["-", "--"] * len(labels)))  # on a chain of single layers BRECQ lies on AdaRound
     figure, grid = plt.subplots(
