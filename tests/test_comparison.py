@@ -67,7 +67,7 @@ def measured():
         for seed, accuracy in enumerate(accuracies):
             about = dict.fromkeys(MEASUREMENTS) | {
                 "experiment": experiment, "variant": variant, "method": method, "train_bits": trained, "seed": seed,
-                "split": "test", "bn": "keep", "run": runs(path, seed), "calibration": "max", "grid": "sym_odd",
+                "split": "test", "bn": "keep", "run": runs(path, seed), "calibration": "max", "best_epoch": seed + 1, "grid": "sym_odd",
                 "status": "diverged" if accuracy is None else "done",
             }  # fmt: skip
             own = {"calibration": SCALES.get(method, "max"), "levels": 7}
@@ -215,7 +215,7 @@ def test_columns_without_numbers_are_left_out(fake, rows):
     columns = list(next(iter(text(fake, rows).values())))
     assert columns == [
         "Family", "Method", "Grid", "Scale", "3-bit", "− QAT [95 %]", "n", "FP32", "8-bit", "4-bit", "ternary",
-        *comparison.OSCILLATIONS.values(), "calibration loss", "steps", "seconds",
+        *comparison.OSCILLATIONS.values(), "calibration loss", "best epoch", "steps", "seconds",
     ]  # fmt: skip
     found = measured()
     fresh = found[(found.variant == "lsq-3bit") & (found.eval_bits == 3) & (found.split == "test")]

@@ -32,7 +32,7 @@ OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, 
 COLUMNS = [
     "family", "method", "label", "variant", "start", "grid", "levels", "per_channel", "calibration", "planned", "n",
     "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std", "difference", "difference_low",
-    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "steps", "step_cost",
+    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "best_epoch", "steps", "step_cost",
     "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel"]  # only rows that share all of these are ranked
@@ -190,12 +190,16 @@ def _grid(own: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cost(own: pd.DataFrame) -> dict[str, float]:
-    """Mean optimizer steps and wall seconds of a run."""
+    """Means over runs: the epoch whose weights are kept, optimizer steps, wall seconds."""
     done = own[(own.bn == "keep") & (own.status == "done")]
     records = [read_json(Path(run, "run.json")) for run in done.run]
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]
-    return {"steps": steps.mean(), "seconds": pd.Series(walls, dtype=float).mean()}
+    return {
+        "best_epoch": done.best_epoch.mean(),
+        "steps": steps.mean(),
+        "seconds": pd.Series(walls, dtype=float).mean(),
+    }
 
 
 def _difference(mine: pd.Series, qat: pd.Series | None) -> dict[str, float]:
@@ -242,6 +246,7 @@ def shown(study: Study, spec: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     for column, header in OSCILLATIONS.items():
         text[header] = [_number(value, 3 if column == "per_step" else 2) for value in rows[column]]
     text["calibration loss"] = [_number(value, 4) for value in rows.calibration_loss]
+    text["best epoch"] = [_number(value, 1) for value in rows.best_epoch]
     text["steps"] = [_number(value, 0) for value in rows.steps]
     text["a step / FP step"] = [_number(value, 2) for value in rows.step_cost]
     text["seconds"] = [_number(value, 0 if value >= 10 else 1) for value in rows.seconds]
@@ -291,8 +296,10 @@ def notes(study: Study, spec: Comparison, rows: pd.DataFrame) -> list[str]:
         f"seed, with Student's t interval, from n = {BOOTSTRAP_FROM} on the bootstrap's.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
-        "relative error of the network's answers on the calibration images. Steps and seconds: mean of a run, on a "
-        "machine that was not always idle; a step's cost was measured apart (benchmarks/results/cost.csv).",
+        "relative error of the network's answers on the calibration images. Where the best epoch lies before a "
+        "method's late phase (QC, CGA, OsciQuant's freezing), the number is that of what it does before. Steps and "
+        "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
+        "(benchmarks/results/cost.csv).",
     ]
     empty = dict.fromkeys(path.split("/")[0] for path in rows.variant[(rows.n == 0) & (rows.diverged == 0)])
     return found + [f"Not run: {name}, {study.not_run[name]}." for name in empty if name in study.not_run]
