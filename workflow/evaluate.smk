@@ -25,6 +25,7 @@ rule evaluate:
         gpu=GPUS,
     params:
         code=fingerprint("crossbit"),
+        histograms=STUDY.draws_weights,
         study=STUDY_FILE,
     shell:
         "python -m oscillations evaluate --study {params.study} --experiment {wildcards.experiment} > {log} 2>&1"

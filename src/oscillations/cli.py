@@ -143,7 +143,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
     mine = [variant for variant in variants if variant.experiment == options.experiment]
-    evaluation.evaluate(study.study, options.experiment, mine, options.device)
+    evaluation.evaluate(study.study, options.experiment, mine, options.device, study.draws_weights)
 
 
 def posttrain(options: argparse.Namespace) -> None:

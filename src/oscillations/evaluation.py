@@ -33,8 +33,14 @@ def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
     return folder / "evaluations.csv", folder / "histograms.csv"
 
 
-def evaluate(study: str, experiment: str, variants: list[Variant], device: str = "auto") -> None:
-    """Write the accuracies and weight histograms of all current runs among ``variants``."""
+def evaluate(
+    study: str, experiment: str, variants: list[Variant], device: str = "auto", with_histograms: bool = True
+) -> None:
+    """Write the accuracies and weight histograms of all current runs among ``variants``.
+
+    The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
+    weights have them.
+    """
     torch_device = set_up_torch(variants[0].recipe, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = _read(accuracy_file, COLUMNS), _read(histogram_file, HISTOGRAM_COLUMNS)
@@ -43,7 +49,7 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
     for variant, run, record in sort_runs(variants)[0]:
         key = evaluation_key(record)
         mine, bins = known[known.key == key], known_bins[known_bins.key == key]
-        if mine.empty or (bins.empty and "bits" in variant.recipe["method"]):
+        if mine.empty or (with_histograms and bins.empty and "bits" in variant.recipe["method"]):
             if about is None:
                 about, tensors = datasets.read(variant.recipe["data"], DATA)
                 sets = image_sets(about, tensors, variant.recipe, torch_device)  # the same for a whole experiment
@@ -51,11 +57,11 @@ def evaluate(study: str, experiment: str, variants: list[Variant], device: str =
             trainer = trained(variant, run, about, sets, torch_device)
             prefix = {"run": run.name, "key": key}
             mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
-            bins = pd.DataFrame([prefix | row for row in histograms(trainer)])
+            bins = pd.DataFrame([prefix | row for row in histograms(trainer)])  # cheap beside the accuracies
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)
         tables.append(mine)
-        all_bins.append(bins)
+        all_bins.append(bins if with_histograms else bins.iloc[:0])
         if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)
     _write(histogram_file, all_bins, HISTOGRAM_COLUMNS)

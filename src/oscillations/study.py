@@ -331,6 +331,11 @@ class Study(Strict):
         return self.experiments[experiment].validation or self.validation
 
     @property
+    def draws_weights(self) -> bool:
+        """Whether a figure shows how weights lie on their grid."""
+        return any(isinstance(spec, WeightPanels) for spec in self.figures.values())
+
+    @property
     def checkpoints(self) -> set[str]:
         """Names of the pretrained weights that experiments start from."""
         return {experiment.pretrained for experiment in self.experiments.values() if experiment.pretrained}
