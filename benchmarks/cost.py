@@ -4,10 +4,10 @@
     python benchmarks/cost.py --check STUDY
 
 ``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads (``oscillations.cost``)
-are measured once, counters on, taking turns within a model; the image time is that of one evaluation bit, and
-``ratio_to_fp`` a step's cost beside the model's full-precision step in the same turns. Workloads measured before keep
-their rows until they are measured again. The second form sets the prediction against the wall times of the study's
-finished runs (benchmarks/results/cost_check.csv).
+are measured once, counters on, evenly over the parts of a training, taking turns within a model; the image time is that
+of one evaluation bit, and ``ratio_to_fp`` a step's cost beside the model's full-precision step in the same turns.
+Workloads measured before keep their rows until they are measured again. The second form sets the prediction against
+the wall times of the study's finished runs (benchmarks/results/cost_check.csv).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, alternate, ratio, report, stand_in
-from steps import repeat
 
 from oscillations import cost, datasets
 from oscillations import study as studies
@@ -44,7 +43,7 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
         trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, device), device)
         key = cost.workload(variant.recipe)
         candidates |= {
-            f"step {key}": repeat(counted(trainer), trainer.sets["train"], batch_size, steps),
+            f"step {key}": whole_training(trainer, batch_size, steps),
             f"image {key}": evaluating(trainer),
         }
         abouts[key] = {
@@ -80,6 +79,21 @@ def counted(trainer):
             torch.cuda.synchronize()
 
     return step
+
+
+def whole_training(trainer, batch_size: int, steps: int):
+    """A function that makes steps of every part of a training, evenly: what begins late counts by its share."""
+    start = {key: value.clone() for key, value in trainer.state().items()}
+    train, step = trainer.sets["train"], counted(trainer)
+    order = train.order(0, 0)
+
+    def run():
+        trainer.load_state(start)
+        for i in range(steps):
+            trainer.progress.epoch = int((i + 0.5) / steps * trainer.epochs)
+            step(*train.batch(order[i * batch_size : (i + 1) * batch_size]))
+
+    return run
 
 
 def evaluating(trainer):
@@ -128,7 +142,7 @@ def main():
         for variant in studies.narrow(studies.load(Path(f"params/{name}.yaml"))[1], options.only):
             of_model = models.setdefault(f"{name} {variant.recipe['model']}", {})
             of_model.setdefault(cost.workload(variant.recipe), variant)
-    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=5)]
+    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=12)]
     report("cost.csv", rows, key=("workload", "device_kind"))
 
 

@@ -76,7 +76,6 @@ rule tables:
     input:
         rules.collect.output,
         rules.oscillations.output if COMPARISONS else [],
-        POSTTRAINING if COMPARISONS else [],
         COST if COMPARISONS else [],
         "params/published.csv",
     output:

@@ -149,6 +149,8 @@ def machines() -> str:
 
 def print_costs(costs: list[Cost]) -> None:
     """A table of the experiments, and the machine that the prediction is for."""
+    if not costs:
+        return
     rows = [cost.row() for cost in costs]
     print(f"predicted cost of training and validation ({machines()}):")
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}

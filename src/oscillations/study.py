@@ -639,9 +639,14 @@ def _check_posttraining(study: Study, variants: dict[str, Variant], path: Path) 
     """Entries name variants, methods and options that exist and fit each other."""
     for name, entry in study.posttraining.items():
         where = f"{path}: posttraining.{name}"
+        for key in ("of", "bits"):
+            if len(set(given := getattr(entry, key))) != len(given):
+                raise InputError(f"{where}.{key}: repeats: {given}")
         for variant in entry.of:
             if variant not in variants:
                 raise InputError(f"{where}.of: unknown variant {variant!r}; {did_you_mean(variant, variants)}")
+            if variants[variant].recipe["method"].get("qkr"):
+                raise InputError(f"{where}.of: {variant}: its attention (qkr) cannot be cut into units")
         for bits in entry.bits:
             if bits not in study.eval_bits:
                 raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")
@@ -673,6 +678,12 @@ def _check_comparisons(study: Study, path: Path) -> None:
                 raise InputError(f"{where}.experiments: {other['name']} beside {first['name']}: one model to a table")
         if spec.bits not in study.eval_bits:
             raise InputError(f"{where}.bits: {spec.bits} is not among eval_bits")
+        for entry in spec.posttraining:
+            for variant in study.posttraining[entry].of:
+                if (model := study.experiments[variant.split("/")[0]].model) != first:
+                    raise InputError(f"{where}.posttraining: {entry}: {model['name']} beside {first['name']}")
+            if spec.bits not in study.posttraining[entry].bits:
+                raise InputError(f"{where}.posttraining: {entry} has no {spec.bits} bits")
 
 
 def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations import cost
+from oscillations import cost, methods
 from oscillations.bits import LATENT, bit_name
 from oscillations.files import read_json
 from oscillations.report.collect import (
@@ -79,14 +79,21 @@ def comparison_rows(study: Study, variants: list[Variant], spec: Comparison) -> 
     shares = oscillation_shares(read_oscillations(study))
     shares = shares.assign(path=shares.experiment + "/" + shares.variant)
     rows = [*_trained(study, variants, spec, tests, shares), *_posttrained(study, variants, spec, tests)]
-    qat = {row["family"]: row["by_seed"] for row in reversed(rows) if row["method"] == "qat"}  # the first of each
+    # per-channel scales are compared with per-channel QAT where there is one
+    qat = {(row["family"], row["per_channel"]): row["by_seed"] for row in reversed(rows) if row["method"] == "qat"}
     for row in rows:
-        row |= _difference(row.pop("by_seed"), qat.get(row.pop("paired_with")))
+        family, per_channel = row.pop("paired_with")
+        row |= _difference(row.pop("by_seed"), qat.get((family, per_channel), qat.get((family, False))))
     widths = [f"at_{bits}{suffix}" for bits in other_widths(study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
     table = pd.DataFrame(_distinct(rows), columns=[*COLUMNS[:place], *widths, *COLUMNS[place:]])
     families = {family: number for number, family in enumerate(dict.fromkeys(table.family))}
     return table.sort_values("family", key=lambda column: column.map(families), kind="stable", ignore_index=True)
+
+
+def scales_per_channel(method: dict[str, Any]) -> bool:
+    """Whether a method has one scale for each output channel: by its option, or always (StatsQ)."""
+    return method.get("per_channel", getattr(methods.find(method["name"]).Options, "per_channel", False))
 
 
 def _family(study: Study, experiment: str) -> str:
@@ -105,7 +112,7 @@ def _trained(
         recipe = variant.recipe["method"]
         if recipe.get("bits", spec.bits) != spec.bits:
             continue
-        method, family = recipe["name"], _family(study, variant.experiment)
+        method, family, per_channel = recipe["name"], _family(study, variant.experiment), scales_per_channel(recipe)
         mine = tests[tests.path == variant.path]
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}").strip("-")
         point = point.replace("lambda", "λ = ")
@@ -113,13 +120,13 @@ def _trained(
         own = mine[mine.eval_bits == spec.bits]
         row = {
             "family": family,
-            "paired_with": family,
+            "paired_with": (family, per_channel),
             "method": method,
             "label": f"{name} {point}".strip() + (", per channel" if recipe.get("per_channel") else ""),
             "variant": variant.path,
             "planned": len(variant.seeds),
         }
-        row |= _accuracies(own) | _grid(own) | {"per_channel": recipe.get("per_channel", False)}
+        row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel}
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
             own_scale = mine.calibration.isna() | (mine.calibration == "max")
             kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & own_scale]
@@ -146,7 +153,7 @@ def _posttrained(
                 own = mine[mine.eval_bits == spec.bits]
                 row = {
                     "family": f"Post-training on {path}",
-                    "paired_with": _family(study, experiment),
+                    "paired_with": (_family(study, experiment), False),
                     "method": method,
                     "label": plain if label == method else f"{plain} ({label})",
                     "variant": path,
@@ -291,13 +298,14 @@ def notes(study: Study, spec: Comparison, rows: pd.DataFrame) -> list[str]:
         "statistics kept unless said otherwise. Bold: the best mean of a family on one grid; numbers on different "
         f"grids (levels) are not ranked, as {bits_label(spec.bits)} is not one number of levels.",
         "Trained methods: at other widths the latent weights are quantized by Eq. 1-2 (their largest is the last "
-        "level). Post-training methods are done anew at every width; FP32 is the network they start from. − QAT: "
-        "difference to the QAT of the same family (post-training: of the family that its start belongs to), paired by "
+        "level), per channel where the method is. Post-training methods are done anew at every width; FP32 is the "
+        "network they start from. − QAT: difference to the QAT of the same family (of per-channel methods to the "
+        "per-channel QAT where there is one; post-training: of the family that its start belongs to), paired by "
         f"seed, with Student's t interval, from n = {BOOTSTRAP_FROM} on the bootstrap's.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
         "relative error of the network's answers on the calibration images. Where the best epoch lies before a "
-        "method's late phase (QC, CGA, OsciQuant's freezing), the number is that of what it does before. Steps and "
+        "method's late phase (QC, CGA, freezing, dampening ...), the number is that of what it does before. Steps and "
         "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
         "(benchmarks/results/cost.csv).",
     ]
