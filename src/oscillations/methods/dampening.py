@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class NagelOptions(LsqOptions):
-    """LSQ as the released code of Nagel et al. has it."""
+    """LSQ with the rate of the scales, the first range and the order of clipping that Nagel et al. released.
+
+    As everywhere here the grid is Eq. 1-2's unless a study says otherwise, and LSQ's gradient scale is on.
+    """
 
     scale_init: Literal["lsq", "mse"] = "mse"
     scale_lr: PositiveFloat = Field(1e-5, description="learning rate of the scales' Adam; constant")
