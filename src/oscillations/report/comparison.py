@@ -131,7 +131,8 @@ def _trained(
             own_scale = mine.calibration.isna() | (mine.calibration == "max")
             kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & own_scale]
             row |= _mean(f"at_{bits}", kept[kept.status == "done"].accuracy)
-        of_runs = shares[shares.path == variant.path].groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
+        logged = shares[(shares.path == variant.path) & shares.seed.isin(row["by_seed"].index)]
+        of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
         yield row | of_runs.mean().to_dict() | _cost(own) | {"step_cost": speed and speed.ratio_to_fp}
 
@@ -304,7 +305,8 @@ def notes(study: Study, spec: Comparison, rows: pd.DataFrame) -> list[str]:
         f"seed, with Student's t interval, from n = {BOOTSTRAP_FROM} on the bootstrap's.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
-        "relative error of the network's answers on the calibration images. Where the best epoch lies before a "
+        "relative error of the network's answers on the calibration images; where no blocks are (MLP5), BRECQ is "
+        "AdaRound. Where the best epoch lies before a "
         "method's late phase (QC, CGA, freezing, dampening ...), the number is that of what it does before. Steps and "
         "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
         "(benchmarks/results/cost.csv).",
