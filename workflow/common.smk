@@ -41,6 +41,11 @@ def posttraining_runs(entry):
     return [run for run in SHOWN if f"{run.experiment}/{run.variant}" in STUDY.posttraining[entry].of]
 
 
+def posttraining_experiments(entry):
+    """Experiments that an entry's runs belong to."""
+    return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
+
+
 CHOSEN_ENTRIES = studies.narrow_posttraining(STUDY, config.get("only"))
 SHOWN_POSTTRAINING = [
     str(file)

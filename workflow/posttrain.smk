@@ -4,12 +4,6 @@ REQUIRED INPUTS: the records of the runs that an entry of the study's posttraini
 OUTPUTS: results/<study>/posttraining/{<entry>.csv,<entry>-reconstruction.csv}
 """
 
-
-def posttraining_experiments(entry):
-    """Experiments that an entry's runs belong to."""
-    return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
-
-
 if STUDY.posttraining:
 
     rule posttrain:
