@@ -17,7 +17,7 @@ from oscillations import datasets
 from oscillations.batches import ImageSet, image_sets
 from oscillations.crossbit import accuracies, histograms
 from oscillations.device import set_up_torch
-from oscillations.files import write_text
+from oscillations.files import write_table
 from oscillations.records import evaluation_key, sort_runs
 from oscillations.runs import DATA, load_checkpoint, new_trainer, remove_work
 from oscillations.study import Run, Variant
@@ -57,28 +57,22 @@ def evaluate(
             trainer = trained(variant, run, about, sets, torch_device)
             prefix = {"run": run.name, "key": key}
             mine = pd.DataFrame([prefix | row for row in accuracies(trainer, record["status"] == "done")])
-            bins = pd.DataFrame([prefix | row for row in histograms(trainer)])  # cheap beside the accuracies
+            bins = pd.DataFrame([prefix | row for row in histograms(trainer)] if with_histograms else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)
         tables.append(mine)
         all_bins.append(bins if with_histograms else bins.iloc[:0])
         if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)
-    _write(histogram_file, all_bins, HISTOGRAM_COLUMNS)
-    _write(accuracy_file, tables, COLUMNS)
+    write_table(histogram_file, all_bins, HISTOGRAM_COLUMNS)
+    write_table(accuracy_file, tables, COLUMNS)
     print(f"{experiment}: {evaluated} runs evaluated in {seconds:.2f} s")
-
-
-def _write(file: Path, frames: list[pd.DataFrame], columns: list[str]) -> None:
-    filled = [frame for frame in frames if len(frame)]
-    whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
-    write_text(file, whole.reindex(columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
 def _read(file: Path, columns: list[str]) -> pd.DataFrame:
     """A table of an earlier evaluation; one without keys is of no use."""
     found = pd.read_csv(file, dtype={"key": str}) if file.exists() else pd.DataFrame(columns=columns)
-    return found.reindex(columns=columns) if "key" in found else pd.DataFrame(columns=columns)
+    return found if "key" in found else pd.DataFrame(columns=columns)
 
 
 def trained(

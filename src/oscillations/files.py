@@ -7,7 +7,10 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @contextmanager
@@ -35,6 +38,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
+
+
+def write_table(path: Path, frames: list[DataFrame], columns: list[str]) -> None:
+    """The rows of all frames as CSV with these columns; a column that a frame lacks is empty, counts stay integers."""
+    import pandas as pd
+
+    filled = [frame for frame in frames if len(frame)]  # an empty frame's columns have no type of their own
+    whole = pd.concat(filled).reindex(columns=columns) if filled else pd.DataFrame(columns=columns)
+    whole = whole.astype({column: "Int64" for column in ("levels", "iterations") if column in columns})
+    write_text(path, whole.to_csv(index=False, lineterminator="\n"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from oscillations import datasets, posttraining
 from oscillations.batches import image_sets
 from oscillations.device import set_up_torch
 from oscillations.evaluation import trained
-from oscillations.files import write_text
+from oscillations.files import write_table
 from oscillations.posttraining.measurement import measure
 from oscillations.records import posttraining_key, sort_runs
 from oscillations.runs import DATA
@@ -83,10 +83,7 @@ def _trainer(variant: Variant, run: Run, device: str):
 
 def _write(files: Any, tables: Any, columns: Any) -> None:
     for file, frames, which in zip(files, tables, columns):
-        filled = [frame for frame in frames if len(frame)]
-        whole = pd.concat(filled) if filled else pd.DataFrame(columns=which)
-        whole = whole.astype({column: "Int64" for column in ("levels", "iterations") if column in which})
-        write_text(file, whole[which].to_csv(index=False, lineterminator="\n"))
+        write_table(file, frames, which)
 
 
 def _read(files: list[Path], columns: list[str]) -> pd.DataFrame:

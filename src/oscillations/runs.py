@@ -39,7 +39,6 @@ from oscillations.training import Trainer, make_trainer
 DATA = Path("data")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
 FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
-WORK_FILES = ("model.safetensors", *FILES)
 
 
 class StopSignal:
@@ -74,9 +73,7 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
             print(f"{run.name}: finished before, not in place yet", flush=True)
         elif twin := made_in_another_study(run, identity):
             print(f"{run.name}: the same run as in study {twin.study}", flush=True)
-            for source, target in zip(_places(twin), (run.work / name for name in WORK_FILES)):
-                with replacing(target) as part:
-                    shutil.copyfile(source, part)
+            _copy(_places(twin), _work_files(run))
         else:
             missing.append((run, identity))
     if missing:
@@ -289,14 +286,23 @@ def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
 
 def _put_in_place(run: Run) -> None:
     """Copy a finished run from its work folder to its declared paths."""
-    for name, target in zip(WORK_FILES, _places(run)):
-        with replacing(target) as part:
-            shutil.copyfile(run.work / name, part)
+    _copy(_work_files(run), _places(run))
+
+
+def _work_files(run: Run) -> list[Path]:
+    """The files of a finished run in its work folder."""
+    return [run.work / "model.safetensors", *(run.work / name for name in FILES)]
 
 
 def _places(run: Run) -> list[Path]:
-    """Where each of ``WORK_FILES`` is put."""
+    """Where each of them is put."""
     return [run.checkpoint, *(run.folder / name for name in FILES)]
+
+
+def _copy(sources: list[Path], targets: list[Path]) -> None:
+    for source, target in zip(sources, targets):
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
 
 
 def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:

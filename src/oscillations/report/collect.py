@@ -10,7 +10,7 @@ import pandas as pd
 
 from oscillations.bits import LATENT
 from oscillations.errors import InputError
-from oscillations.files import write_text
+from oscillations.files import write_table, write_text
 from oscillations.records import evaluation_key, posttraining_key, sort_runs
 from oscillations.study import Run, Study, Variant, posttraining_files
 
@@ -54,22 +54,21 @@ def read_oscillations(study: Study | str) -> pd.DataFrame:
 
 
 def oscillation_shares(oscillations: pd.DataFrame) -> pd.DataFrame:
-    """The epochs of quantized runs, with shares of the quantized weights in percent.
+    """The epochs with shares of the quantized weights in percent; none of runs that quantize nothing.
 
     ``per_step`` and ``per_epoch`` (changed back), ``near`` (a threshold) and ``zero`` (quantized to it).
     """
-    quantized = oscillations[oscillations.train_bits != LATENT]
-    return quantized.assign(
-        per_epoch=100 * quantized.epoch_nagel / quantized.weights,
-        per_step=100 * quantized.iteration_nagel / quantized.weights / quantized.steps_per_epoch,
-        near=100 * quantized.near_threshold,
-        zero=100 * quantized.share_zero,
+    return oscillations.assign(
+        per_epoch=100 * oscillations.epoch_nagel / oscillations.weights,
+        per_step=100 * oscillations.iteration_nagel / oscillations.weights / oscillations.steps_per_epoch,
+        near=100 * oscillations.near_threshold,
+        zero=100 * oscillations.share_zero,
     )
 
 
 def last_epochs(oscillations: pd.DataFrame) -> pd.DataFrame:
     """Each quantized run's last epoch, with :func:`oscillation_shares`."""
-    shares = oscillation_shares(oscillations)
+    shares = oscillation_shares(oscillations[oscillations.train_bits != LATENT])
     return shares.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
 
 
@@ -130,10 +129,7 @@ def collect_posttraining(study: Study, current: list[tuple[Variant, Run, dict[st
                     mine = rows[rows.key.isin(keys) & (rows.label == label)]
                     table.append(mine.assign(**about))
     for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
-        filled = [frame for frame in frames if len(frame)]
-        whole = pd.concat(filled) if filled else pd.DataFrame(columns=columns)
-        whole = whole.astype({column: "Int64" for column in ("levels", "iterations") if column in columns})
-        write_text(results(study) / f"{name}.csv", whole[columns].to_csv(index=False, lineterminator="\n"))
+        write_table(results(study) / f"{name}.csv", frames, columns)
 
 
 def read_posttraining(study: Study | str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -20,7 +20,13 @@ from matplotlib.lines import Line2D
 
 from oscillations.bits import LATENT, largest_code
 from oscillations.files import replacing
-from oscillations.report.collect import read_measurements, read_oscillations, read_posttraining, results
+from oscillations.report.collect import (
+    oscillation_shares,
+    read_measurements,
+    read_oscillations,
+    read_posttraining,
+    results,
+)
 from oscillations.report.comparison import read_comparison
 from oscillations.report.comparison_figures import heatmap, scatter
 from oscillations.report.exact_figures import figure1, figure_a1, figure_a5
@@ -230,10 +236,7 @@ def figure3(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
             _not_run(column[0])
             _not_run(column[1])
             continue
-        runs = runs.assign(
-            per_epoch=100 * runs.epoch_nagel / runs.weights,
-            per_step=100 * runs.iteration_nagel / runs.weights / runs.steps_per_epoch,
-        )
+        runs = oscillation_shares(runs)
         _band(column[0], runs, "per_epoch", color=method_color(recipes[path]))
         _band(column[1], runs, "per_step", color=method_color(recipes[path]))
         column[1].set(xlabel="Epoch")
