@@ -47,7 +47,7 @@ rule data:
     """The study's datasets and pretrained weights."""
     input:
         sorted({f"data/{STUDY.dataset(experiment)}.json" for experiment in STUDY.experiments}),
-        sorted(str(weights.files(name)[0]) for name in STUDY.checkpoints),
+        sorted(str(pretrained.files(name)[0]) for name in STUDY.checkpoints),
 
 
 rule runs:

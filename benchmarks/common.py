@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from oscillations.batches import ImageSet, image_sets
 from oscillations.datasets import cifar10
-from oscillations.training import Trainer, make_trainer
+from oscillations.engine.batches import ImageSet, image_sets
+from oscillations.engine.training import Trainer
+from oscillations.jobs.trainers import make_trainer
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"

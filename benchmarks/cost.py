@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from common import RESULTS, alternate, ratio, report, stand_in
 
-from oscillations import cost, datasets
-from oscillations import study as studies
-from oscillations.accuracy import accuracy
-from oscillations.batches import image_sets
-from oscillations.device import set_up_torch
-from oscillations.records import sort_runs
-from oscillations.training import make_trainer
+from oscillations import datasets
+from oscillations.engine.accuracy import accuracy
+from oscillations.engine.batches import image_sets
+from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.trainers import make_trainer
+from oscillations.records import cost
+from oscillations.records.staleness import sort_runs
+from oscillations.study import reading as studies
 
 IMAGES = 500  # evaluated at once
 

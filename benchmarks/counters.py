@@ -13,7 +13,7 @@ import statistics
 from common import METHODS, alternate, our_trainer, ratio, report, stand_in
 from steps import repeat
 
-from oscillations.device import set_up_torch
+from oscillations.engine.determinism import set_up_torch
 
 STEPS = 10  # per measurement
 

@@ -18,9 +18,10 @@ from naive import NaiveTrainer
 from steps import repeat
 
 from oscillations import models
-from oscillations.batches import image_sets
-from oscillations.device import in_turns, set_up_torch
-from oscillations.training import make_trainer
+from oscillations.engine.batches import image_sets
+from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.trainers import make_trainer
+from oscillations.jobs.turns import in_turns
 
 COMPARED = ("fp", "qat flow", "osciquant official_code")
 

@@ -15,8 +15,8 @@ from common import MEAN, METHODS, STD, alternate, our_trainer, ratio, report, st
 from naive import NaiveTrainer, image_loader
 
 from oscillations import models
-from oscillations.batches import split_indices
-from oscillations.device import set_up_torch
+from oscillations.engine.batches import split_indices
+from oscillations.engine.determinism import set_up_torch
 
 MODEL = {"name": "mlp5"}
 OURS = {"fp": "fp", "qat": "qat flow", "osciquant": "osciquant official_code"}

@@ -11,9 +11,9 @@ import shutil
 import signal
 import sys
 
-import oscillations.runs as runs
-import oscillations.training as training
 from oscillations.cli import main
+from oscillations.engine import training as training
+from oscillations.jobs import train as runs
 
 moment, count = sys.argv[1], int(sys.argv[2])
 calls = 0

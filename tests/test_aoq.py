@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from oscillations import models
-from oscillations.batches import image_sets
-from oscillations.methods.aoq import (
+from oscillations.engine.batches import image_sets
+from oscillations.jobs.trainers import make_trainer
+from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
     STAGE3,
     Aoq,
@@ -15,9 +16,8 @@ from oscillations.methods.aoq import (
     quantizer_class,
     shrinkage,
     spacing_gradient,
-)  # fmt: skip
+)
 from oscillations.models import resnet18
-from oscillations.training import make_trainer
 
 PAIRS = [(target, norm) for target in ("cell_centre", "level") for norm in ("l2", "squared")]
 

@@ -5,8 +5,8 @@ import torch
 from test_training import run, same_state, trainer
 
 from oscillations import models
-from oscillations.attention import attentions, product_attention
-from oscillations.errors import InputError
+from oscillations.core.errors import InputError
+from oscillations.methods._attention import attentions, product_attention
 from oscillations.methods.statsq import Statsq, straight_through
 
 VIT = {

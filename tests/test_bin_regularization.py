@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_training import run, trainer
 
+from oscillations.engine.quantizer import grid_of
 from oscillations.methods.bin_regularization import BinRegularization, bin_shares
-from oscillations.quantizer import grid_of
 
 
 def made(weights, bits=3, scale=None, **options):

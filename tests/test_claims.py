@@ -8,13 +8,13 @@ import pytest
 from conftest import ROOT
 from scipy import stats as scipy_stats
 
-from oscillations import study as studies
 from oscillations.report import claims as reported
-from oscillations.report import stats
+from oscillations.report import estimates as stats
 from oscillations.report.claims import paper
 from oscillations.report.claims.evidence import Claim, Sample, combine
-from oscillations.report.collect import MEASUREMENTS
-from oscillations.report.stats import Estimate
+from oscillations.report.estimates import Estimate
+from oscillations.report.measurements import MEASUREMENTS
+from oscillations.study import reading as studies
 
 CLAIMS = [f"C{i}" for i in range(1, 17)]
 

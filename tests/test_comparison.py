@@ -10,11 +10,12 @@ import yaml
 from conftest import ROOT
 
 from oscillations import methods, posttraining
-from oscillations import study as studies
-from oscillations.errors import InputError
-from oscillations.report import comparison, comparison_figures
-from oscillations.report.collect import MEASUREMENTS, POSTTRAINING
-from oscillations.report.tables import METHOD_NAMES
+from oscillations.core.errors import InputError
+from oscillations.report.figures import comparison as comparison_figures
+from oscillations.report.measurements import MEASUREMENTS, POSTTRAINING
+from oscillations.report.tables import comparison
+from oscillations.report.tables.published import METHOD_NAMES
+from oscillations.study import reading as studies
 
 STUDY = """\
 study: fake

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from oscillations import cost
-from oscillations import study as studies
+from oscillations.records import cost
+from oscillations.study import reading as studies
 
 ROOT = Path(__file__).resolve().parent.parent
 

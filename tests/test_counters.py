@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from oscillations.counters import TOTALS, OscillationCounter
+from oscillations.engine.counters import TOTALS, OscillationCounter
 
 A = [0, 0, 1, 0, 1, 1, 0, 0, 1, 2, 2, 1, 1]
 B = [i % 2 for i in range(13)]

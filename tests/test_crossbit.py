@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from oscillations.accuracy import reestimated_norms
-from oscillations.batches import ImageSet
-from oscillations.crossbit import norm_divergence, norm_statistics
+from oscillations.engine.accuracy import reestimated_norms
+from oscillations.engine.batches import ImageSet
+from oscillations.engine.crossbit import norm_divergence, norm_statistics
 
 
 def test_the_divergence_of_gaussians():

@@ -13,9 +13,10 @@ from PIL import Image
 
 from oscillations import datasets
 from oscillations.cli import main
-from oscillations.datasets import cifar10, cifar10_jpeg, digits, sources, tiny_imagenet
-from oscillations.errors import InputError
-from oscillations.files import read_json
+from oscillations.core.errors import InputError
+from oscillations.core.files import read_json
+from oscillations.datasets import _sources as sources
+from oscillations.datasets import cifar10, cifar10_jpeg, digits, tiny_imagenet
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from oscillations.device import in_turns, keep_freed_memory
-from oscillations.errors import Interrupted
+from oscillations.core.errors import Interrupted
+from oscillations.engine.determinism import keep_freed_memory
+from oscillations.jobs.turns import in_turns
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, TINY
 
-from oscillations import study as studies
-from oscillations.report import exact_figures, figures
-from oscillations.report.collect import MEASUREMENTS
+from oscillations.report.figures import exact as exact_figures
+from oscillations.report.figures import runs as figures
+from oscillations.report.measurements import MEASUREMENTS
 from oscillations.report.site import open_choices
+from oscillations.study import reading as studies
 
 NAMES = [
     "figure1", "figure2", "figure3", "figure5", "figure6", "figure7", "figure7-qat", "figure8", "figureA1", "figureA5",

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from oscillations import study as studies
-from oscillations.report import fingerprint
-from oscillations.report.collect import MEASUREMENTS
+from oscillations.report.measurements import MEASUREMENTS
+from oscillations.report.tables import rate_search as fingerprint
+from oscillations.study import reading as studies
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from oscillations.batches import image_sets
-from oscillations.counters import OscillationCounter
-from oscillations.device import in_turns, set_up_torch
-from oscillations.training import make_trainer
+from oscillations.engine.batches import image_sets
+from oscillations.engine.counters import OscillationCounter
+from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.trainers import make_trainer
+from oscillations.jobs.turns import in_turns
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 METHODS = [{"name": "baseline"}, {"name": "qat", "bits": 3}, {"name": "osciquant", "bits": 3, "lambda": 1.0}]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oscillations import methods
-from oscillations.quantizer import WeightQuantizer
+from oscillations.engine.quantizer import WeightQuantizer
 
 BITS = [2, 3, 4, 8]
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from oscillations import study as studies
-from oscillations.errors import InputError
+from oscillations.core.errors import InputError
 from oscillations.report.claims import hypotheses
+from oscillations.study import reading as studies
 
 PARAMS = Path(__file__).parent.parent / "params"
 STUDY = """\

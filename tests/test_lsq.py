@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from oscillations.engine.quantizer import grid_of
 from oscillations.methods.lsq import Lsq, gradients, initial_scale
-from oscillations.quantizer import grid_of
 
 WEIGHT = torch.tensor([0.9, -0.2, 0.45, -1.0, 2.0], dtype=torch.float64)
 SCALE = torch.tensor(0.32, dtype=torch.float64)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from oscillations import models
-from oscillations.errors import InputError
-from oscillations.models import library, mlp5, mobilenetv2, resnet18, vit_tiny
+from oscillations.core.errors import InputError
+from oscillations.models import _library as library
+from oscillations.models import mlp5, mobilenetv2, resnet18, vit_tiny
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 

@@ -6,14 +6,14 @@ from test_training import run, trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oscillations.accuracy import reestimated_norms
-from oscillations.annealing import cosine
-from oscillations.batches import ImageSet
-from oscillations.freezing import FreezeTracker, FreezingQuantizer
+from oscillations.engine.accuracy import reestimated_norms
+from oscillations.engine.annealing import cosine
+from oscillations.engine.batches import ImageSet
+from oscillations.engine.quantizer import WeightQuantizer, grid_of, quantize
+from oscillations.methods._freezing import FreezeTracker, FreezingQuantizer
 from oscillations.methods.dampening import Dampening, dampening_gradient
 from oscillations.methods.freezing import Freezing
 from oscillations.methods.osciquant import OsciQuant
-from oscillations.quantizer import WeightQuantizer, grid_of, quantize
 
 # -- N1: freezing ------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,16 @@ import yaml
 from conftest import TINY
 from torch import nn
 
-from oscillations import models, posttraining, records
-from oscillations import study as studies
-from oscillations.errors import InputError
-from oscillations.optimizer import Adam
-from oscillations.posttraining import measurement, mrecg
-from oscillations.posttraining.reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
-from oscillations.posttraining.units import Chain, merged
-from oscillations.quantizer import grid_of, max_scale, mse_scale
+from oscillations import models, posttraining
+from oscillations.core.errors import InputError
+from oscillations.engine.optimizer import Adam
+from oscillations.engine.quantizer import grid_of, max_scale, mse_scale
+from oscillations.posttraining import _measurement as measurement
+from oscillations.posttraining import mrecg
+from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
+from oscillations.posttraining._units import Chain, merged
+from oscillations.records import staleness as records
+from oscillations.study import reading as studies
 
 NETWORKS = {
     "mlp5": ({"name": "mlp5", "width": 12}, (1, 8, 8)),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from oscillations.engine.optimizer import OPTIMIZERS
 from oscillations.methods.cga import Cga, near_threshold
 from oscillations.methods.statsq import Statsq
-from oscillations.optimizer import OPTIMIZERS
 
 
 def quantizer_of(weight, bits=2, method=Statsq, **options):

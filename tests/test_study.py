@@ -10,10 +10,10 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-from oscillations import study as studies
 from oscillations.cli import main
-from oscillations.errors import InputError
-from oscillations.files import read_json
+from oscillations.core.errors import InputError
+from oscillations.core.files import read_json
+from oscillations.study import reading as studies
 
 
 @pytest.fixture

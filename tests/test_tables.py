@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from oscillations import study as studies
-from oscillations.report.collect import MEASUREMENTS
-from oscillations.report.tables import agreement_cells, coverage, notes, reproduced_text, shown, table_cells
+from oscillations.report.measurements import MEASUREMENTS
+from oscillations.report.tables.published import agreement_cells, coverage, notes, reproduced_text, shown, table_cells
+from oscillations.study import reading as studies
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_gradients import RoundSTE
 
-from oscillations.toy import OneWeight, TwoWeights, alternating_runs, figure1_trajectory
+from oscillations.report.figures.toy_models import OneWeight, TwoWeights, alternating_runs, figure1_trajectory
 
 
 def test_t1_figure1_trajectory():

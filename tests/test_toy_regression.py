@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from oscillations import cli, toy_regression
-from oscillations import study as studies
-from oscillations.report import figures
-from oscillations.toy_regression import Aoq, FullPrecision, Lsq, experiment, shrinkage
+from oscillations import cli
+from oscillations.jobs import aoq_toy as toy_regression
+from oscillations.jobs.aoq_toy import Aoq, FullPrecision, Lsq, experiment, shrinkage
+from oscillations.report.figures import runs as figures
+from oscillations.study import reading as studies
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oscillations import methods, resume
-from oscillations.batches import crop_flip, image_sets
-from oscillations.optimizer import OPTIMIZERS, Adam
-from oscillations.training import Trainer, make_trainer
+from oscillations import methods
+from oscillations.engine.batches import crop_flip, image_sets
+from oscillations.engine.optimizer import OPTIMIZERS, Adam
+from oscillations.engine.training import Trainer
+from oscillations.jobs import resume
+from oscillations.jobs.trainers import make_trainer
 
 METHODS = [
     {"name": "baseline"},

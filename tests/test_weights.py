@@ -9,15 +9,17 @@ import torch
 from conftest import ROOT, job_counts
 from safetensors.torch import load_file, save_file
 
-from oscillations import datasets, models, runs, weights
-from oscillations import study as studies
-from oscillations.batches import image_sets
+from oscillations import datasets, models
 from oscillations.cli import main
-from oscillations.errors import InputError
-from oscillations.files import file_hash, read_json
-from oscillations.report.collect import MEASUREMENTS, start_label
-from oscillations.report.tables import agreement_cells, shown, table_cells
-from oscillations.training import make_trainer
+from oscillations.core.errors import InputError
+from oscillations.core.files import file_hash, read_json
+from oscillations.engine.batches import image_sets
+from oscillations.jobs import train as runs
+from oscillations.jobs.trainers import make_trainer
+from oscillations.report.measurements import MEASUREMENTS, start_label
+from oscillations.report.tables.published import agreement_cells, shown, table_cells
+from oscillations.study import pretrained as weights
+from oscillations.study import reading as studies
 
 RESNET, DEIT = "torchvision/resnet18", "timm/deit_tiny_patch16_224"
 
@@ -338,7 +340,7 @@ def test_a_run_knows_what_it_started_from(trained, here):
 
 @pytest.mark.slow
 def test_other_weights_make_a_run_stale(trained, here):
-    from oscillations.records import OTHER_WEIGHTS, sort_runs, stale_because
+    from oscillations.records.staleness import OTHER_WEIGHTS, sort_runs, stale_because
 
     _, variant = trained
     run = variant.runs()[0]

@@ -10,10 +10,13 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
-from oscillations import cost, launch, provenance, records, weights
-from oscillations import study as studies
-from oscillations.errors import InputError
-from oscillations.fingerprint import fingerprint
+from oscillations.core.errors import InputError
+from oscillations.jobs import launch
+from oscillations.records import cost, identity, numerics
+from oscillations.records import snakemake as provenance
+from oscillations.records.staleness import plans
+from oscillations.study import pretrained
+from oscillations.study import reading as studies
 
 STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
 try:
@@ -24,8 +27,9 @@ except InputError as error:
     raise WorkflowError(str(error))
 
 # Tables show every current run of the study, whatever this command is narrowed to.
-FOUND, STALE = records.sort_runs(VARIANTS)
-CURRENT = [run for _, run, _ in FOUND]
+PLANS = plans(VARIANTS)
+CURRENT = [plan.run for plan in PLANS if plan.current]
+STALE = {plan.stale for plan in PLANS}
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
 _SHOWN = set(REQUESTED + CURRENT)
 SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in _SHOWN]
@@ -81,7 +85,7 @@ onerror:
 def dataset_files(experiment):
     """The dataset's age counts only if its content is not what runs were made from."""
     files = [f"data/{STUDY.dataset(experiment)}.{suffix}" for suffix in ("json", "safetensors")]
-    return files if records.OTHER_DATA in STALE.values() else [ancient(file) for file in files]
+    return files if identity.OTHER_DATA in STALE else [ancient(file) for file in files]
 
 
 def experiment_runs(experiment):
@@ -100,11 +104,16 @@ def as_json(value):
     return json.dumps(value, sort_keys=True)
 
 
+def arithmetic(*parts):
+    """Versions of what computes a job's numbers."""
+    return as_json(numerics.versions(parts))
+
+
 def pretrained_files(experiment):
     """Public weights that an experiment starts from; their age counts as little as the dataset's."""
     name = STUDY.experiments[experiment].pretrained
-    files = map(str, weights.files(name)) if name else []
-    return list(files) if records.OTHER_WEIGHTS in STALE.values() else [ancient(file) for file in files]
+    files = map(str, pretrained.files(name)) if name else []
+    return list(files) if identity.OTHER_WEIGHTS in STALE else [ancient(file) for file in files]
 
 
 def start_files(variant):

@@ -24,7 +24,7 @@ rule evaluate:
     resources:
         gpu=GPUS,
     params:
-        code=fingerprint("crossbit"),
+        arithmetic=arithmetic("evaluation"),
         histograms=STUDY.draws_weights,
         study=STUDY_FILE,
     shell:

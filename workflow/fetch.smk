@@ -17,7 +17,7 @@ rule fetch:
     wildcard_constraints:
         dataset="[^/]+",
     params:
-        code=lambda wildcards: fingerprint(f"datasets.{wildcards.dataset.replace('-', '_')}", "datasets"),
+        arithmetic=lambda wildcards: arithmetic(f"data/{wildcards.dataset}"),
     shell:
         "python -m oscillations fetch --data {wildcards.dataset} > {log} 2>&1"
 
@@ -32,7 +32,7 @@ rule weights:
     benchmark:
         "logs/weights/{checkpoint}.tsv"
     params:
-        code=fingerprint("weights"),
+        code=numerics.code("study.pretrained:write"),
         name=lambda wildcards: wildcards.checkpoint.replace("-", "/", 1),
     shell:
         "python -m oscillations weights --name {params.name} > {log} 2>&1"

@@ -25,9 +25,7 @@ if STUDY.posttraining:
         resources:
             gpu=GPUS,
         params:
-            code=lambda wildcards: records.posttraining_code(
-                *(method for _, method, _ in STUDY.posttraining[wildcards.entry].resolved())
-            ),
+            arithmetic=lambda wildcards: arithmetic(*identity.entry_parts(STUDY.posttraining[wildcards.entry])),
             entry=lambda wildcards: as_json(STUDY.posttraining[wildcards.entry].model_dump(mode="json")),
             study=STUDY_FILE,
         shell:

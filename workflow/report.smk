@@ -28,7 +28,7 @@ if STUDY.toy_regression:
         benchmark:
             f"logs/{STUDY.study}/toy.tsv"
         params:
-            code=fingerprint("toy_regression"),
+            arithmetic=arithmetic("aoq-toy"),
             choices=as_json(STUDY.toy_regression.model_dump(mode="json")),
             study=STUDY_FILE,
         shell:
@@ -48,7 +48,7 @@ rule collect:
     benchmark:
         f"logs/{STUDY.study}/report/collect.tsv"
     params:
-        code=fingerprint("report.collect"),
+        code=numerics.code("report.measurements:collect"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations collect --study {params.study} > {log} 2>&1"
@@ -65,7 +65,7 @@ rule oscillations:
     benchmark:
         f"logs/{STUDY.study}/report/oscillations.tsv"
     params:
-        code=fingerprint("report.collect"),
+        code=numerics.code("report.measurements:collect_oscillations"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations oscillations --study {params.study} > {log} 2>&1"
@@ -87,7 +87,7 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=fingerprint("report.tables", "report.fingerprint", "report.comparison"),
+        code=numerics.code("report.tables.published", "report.tables.rate_search", "report.tables.comparison"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -109,7 +109,7 @@ rule figures:
     benchmark:
         f"logs/{STUDY.study}/report/figures.tsv"
     params:
-        code=fingerprint("report.figures"),
+        code=numerics.code("report.figures.runs"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -130,7 +130,7 @@ rule claims:
     benchmark:
         f"logs/{STUDY.study}/report/claims.tsv"
     params:
-        code=fingerprint("report.claims"),
+        code=numerics.code("report.claims"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -153,7 +153,7 @@ rule site:
     benchmark:
         f"logs/{STUDY.study}/report/site.tsv"
     params:
-        code=fingerprint("report.site"),
+        code=numerics.code("report.site"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:

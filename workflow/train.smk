@@ -40,8 +40,10 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
             gpu=GPUS,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:
-            recipe=lambda wildcards, variants=variants: as_json(variants[wildcards.variant].recipe),
-            code=lambda wildcards, variants=variants: variants[wildcards.variant].fingerprint,
+            recipe=lambda wildcards, variants=variants: as_json(identity.meaning(variants[wildcards.variant].recipe)),
+            arithmetic=lambda wildcards, variants=variants: arithmetic(
+                *identity.arithmetic(variants[wildcards.variant].recipe)
+            ),
             study=STUDY_FILE,
             experiment=experiment,
         shell:

@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from oscillations import study as studies
-from oscillations.errors import InputError, Interrupted, did_you_mean
+from oscillations.core.errors import InputError, Interrupted, did_you_mean
+from oscillations.study import reading as studies
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,8 +58,6 @@ def parser() -> argparse.ArgumentParser:
         "--at-once", type=positive, default=os.environ.get("OSCILLATIONS_AT_ONCE", "1"),
         help="runs of a variant that share the device, taking turns",
     )  # fmt: skip
-    confirming = command(confirm, "narrow", "device")
-    confirming.add_argument("--epochs", type=positive, default=1, help="how many to replay")
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
     command(toy)
@@ -67,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
         command(step)
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
     command(check, "narrow")
+    certifying = commands.add_parser("certify", help=certify.__doc__, description=certify.__doc__)
+    certifying.set_defaults(run=certify)
+    certifying.add_argument("--against", type=Path, help="folder of a certified source, instead of git's newest")
+    certifying.add_argument(
+        "--new-version", action="append", default=[], metavar="PART", help="part whose numbers are meant to change"
+    )
     schema_parser = command(schema)
     schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
@@ -103,7 +107,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 def weights(options: argparse.Namespace) -> None:
     """Prepare the study's pretrained weights: download or read, check, write one tensor file each."""
-    from oscillations import weights as module
+    from oscillations.study import pretrained as module
 
     chosen = {options.name} if options.name else studies.load(options.study)[0].checkpoints
     if options.source is not None and not options.source.exists():
@@ -114,7 +118,7 @@ def weights(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
-    from oscillations import runs
+    from oscillations.jobs import train as runs
 
     _, variants = studies.load(options.study)
     try:
@@ -126,18 +130,16 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def confirm(options: argparse.Namespace) -> int:
-    """Replay the start of runs that other code made; those that come out bit for bit are this code's results."""
-    from oscillations import replay
+def certify(options: argparse.Namespace) -> int:
+    """Compare changed code with the last certified one, bit for bit; what agrees makes nothing stale."""
+    from oscillations.jobs import certify as module
 
-    _, variants = studies.load(options.study)
-    chosen = studies.narrow(variants, options.only, options.seeds)
-    return 0 if replay.confirm(chosen, options.epochs, options.device) else 1
+    return 0 if module.certify(options.against, options.new_version) else 1
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
-    from oscillations import evaluation
+    from oscillations.jobs import evaluate as evaluation
 
     study, variants = studies.load(options.study)
     if options.experiment not in study.experiments:
@@ -148,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def posttrain(options: argparse.Namespace) -> None:
     """Quantize the trained runs of one entry of the study's posttraining, and measure them."""
-    from oscillations import posttrain as module
+    from oscillations.jobs import posttrain as module
 
     study, variants = studies.load(options.study)
     if options.name not in study.posttraining:
@@ -158,7 +160,7 @@ def posttrain(options: argparse.Namespace) -> None:
 
 def toy(options: argparse.Namespace) -> None:
     """Run AOQ's toy experiment, a linear regression, if the study has it."""
-    from oscillations import toy_regression
+    from oscillations.jobs import aoq_toy as toy_regression
 
     study = studies.load(options.study)[0]
     if study.toy_regression is None:
@@ -171,23 +173,23 @@ def toy(options: argparse.Namespace) -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
-    from oscillations.report import collect as module
+    from oscillations.report import measurements as module
 
     module.collect(*studies.load(options.study))
 
 
 def oscillations(options: argparse.Namespace) -> None:
     """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
-    from oscillations.report import collect as module
+    from oscillations.report import measurements as module
 
     module.collect_oscillations(*studies.load(options.study))
 
 
 def tables(options: argparse.Namespace) -> None:
     """Write the tables, published beside reproduced, agreement.csv, coverage.csv, searches and comparisons."""
-    from oscillations.report.comparison import write_comparisons
-    from oscillations.report.fingerprint import write_fingerprint
-    from oscillations.report.tables import write_tables
+    from oscillations.report.tables.comparison import write_comparisons
+    from oscillations.report.tables.published import write_tables
+    from oscillations.report.tables.rate_search import write_fingerprint
 
     study, variants = studies.load(options.study)
     write_tables(study, variants)
@@ -197,7 +199,7 @@ def tables(options: argparse.Namespace) -> None:
 
 def figures(options: argparse.Namespace) -> None:
     """Draw the study's figures as PNG and PDF."""
-    from oscillations.report import figures as module
+    from oscillations.report.figures import runs as module
 
     module.write_figures(*studies.load(options.study))
 
@@ -224,7 +226,7 @@ def report(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Show what is done, running and left, with an estimate of the time."""
-    from oscillations import status as module
+    from oscillations.jobs import status as module
 
     study, variants = studies.load(options.study)
     chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
@@ -233,13 +235,18 @@ def status(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Validate a study; print its run list and what it is predicted to cost."""
-    from oscillations import cost
+    from oscillations.records import cost
+    from oscillations.records.environment import mixed_versions
+    from oscillations.records.staleness import plans
 
     study, variants = studies.load(options.study)
     chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
+    found = plans(chosen)
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
-    cost.print_costs(cost.predict(study, chosen))
+    cost.print_costs(cost.predict(found, study.judged))
+    for warning in mixed_versions(plan.record for plan in found if plan.current):
+        print(f"warning: {warning}")
     if study.reference and not Path("results", study.reference, "measurements.csv").exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")
     runs = sum(len(variant.seeds) for variant in chosen)
@@ -248,6 +255,6 @@ def check(options: argparse.Namespace) -> None:
 
 def schema(options: argparse.Namespace) -> None:
     """Write the JSON schema of study files, for editors."""
-    from oscillations.files import write_json
+    from oscillations.core.files import write_json
 
     write_json(options.out, studies.json_schema())

@@ -8,16 +8,15 @@ content's hash; training reads only these.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from oscillations.errors import InputError
-from oscillations.files import file_hash, read_json, replacing, write_json
+from oscillations.core import registry
+from oscillations.core.errors import InputError
+from oscillations.core.files import file_hash, read_json, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Images:
 
 
 def names() -> list[str]:
-    """All dataset names: the files of this folder, dashes for underscores."""
-    found = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name.replace("_", "-") for name in found if name != "sources")
+    """All dataset names."""
+    return registry.names(__path__)
 
 
 def find(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    """The file of dataset ``name``."""
+    return registry.module(__name__, name)
 
 
 def write(name: str, folder: Path, source: Path | None = None) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from oscillations.core.errors import InputError
+from oscillations.core.files import file_hash
 from oscillations.datasets import Images
-from oscillations.datasets.sources import download, entries, image_folder
-from oscillations.errors import InputError
-from oscillations.files import file_hash
+from oscillations.datasets._sources import download, entries, image_folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 IMAGE_SHAPE = (3, 32, 32)

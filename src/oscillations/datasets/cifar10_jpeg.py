@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oscillations.core.errors import InputError
 from oscillations.datasets import Images
-from oscillations.datasets.cifar10 import (
-    CLASSES,
-    IMAGE_SHAPE,
-    MEAN,
-    STD,
-    TRAIN_IMAGES,
-    complete,
-)
-from oscillations.datasets.sources import entries, image_folder
-from oscillations.errors import InputError
+from oscillations.datasets._sources import entries, image_folder
+from oscillations.datasets.cifar10 import CLASSES, IMAGE_SHAPE, MEAN, STD, TRAIN_IMAGES, complete
 
 __all__ = ["CLASSES", "IMAGE_SHAPE", "MEAN", "STD", "TRAIN_IMAGES", "prepare"]
 

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from oscillations.core.errors import InputError
+from oscillations.core.files import file_hash
 from oscillations.datasets import Images
-from oscillations.datasets.sources import decode, download, entries
-from oscillations.errors import InputError
-from oscillations.files import file_hash
+from oscillations.datasets._sources import decode, download, entries
 
 CLASSES = [str(number) for number in range(200)]  # in the order of wnids.txt; the sidecar holds its WordNet ids
 IMAGE_SHAPE = (3, 64, 64)

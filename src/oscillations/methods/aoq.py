@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.methods import Method, TargetOptions
+from oscillations.engine.method import Method, TargetOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
 STAGE2, STAGE3 = 0.2, 0.6  # shares of the training after which they begin: epochs 50 and 150 of the released 250
 REFRESHES = 10  # of the shrinkage within stage 1
@@ -51,7 +51,7 @@ def shrinkage(progress: float) -> float:
 
 def initial_spacing(weight: Tensor, bits: int, per_channel: bool = False) -> Tensor:
     """Unbiased std(w) / 2^(b-2): 0-dim, or ``[C, 1, ...]``."""
-    from oscillations.quantizer import reduced
+    from oscillations.engine.quantizer import reduced
 
     spread = weight.std(reduced(weight, per_channel), keepdim=per_channel)
     return (spread / 2 ** (bits - 2)).clamp_min(SMALLEST_SPACING)
@@ -59,7 +59,7 @@ def initial_spacing(weight: Tensor, bits: int, per_channel: bool = False) -> Ten
 
 def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
     """dL/d(spacing of the levels) = sum (k + 1/2) dL/dq over the weights that share it, shaped as ``shared``."""
-    from oscillations.quantizer import reduced
+    from oscillations.engine.quantizer import reduced
 
     per_channel = shared.dim() > 0
     return (upstream * (codes + 0.5)).sum(reduced(upstream, per_channel), keepdim=per_channel)
@@ -69,7 +69,7 @@ def quantizer_class() -> type[WeightQuantizer]:
     """2^b levels around zero, which is a threshold; spacings are ``shrinkage`` times ``thresholds`` and ``levels``."""
     import torch
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
     class AoqQuantizer(WeightQuantizer):
         def __init__(self, weights, bits, **options):
@@ -101,7 +101,7 @@ class Aoq(Method):
     Options = AoqOptions
 
     def make_quantizer(self, parameters):
-        from oscillations.optimizer import Adam
+        from oscillations.engine.optimizer import Adam
 
         o = self.options
         quantizer = quantizer_class()(parameters, o.bits, tie=o.tie, per_channel=o.per_channel)

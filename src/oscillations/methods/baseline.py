@@ -1,6 +1,6 @@
 """Full-precision training. Post-training quantization (PTQ) is an evaluation of its checkpoint."""
 
-from oscillations.methods import Method
+from oscillations.engine.method import Method
 
 
 class Baseline(Method):

@@ -11,7 +11,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import Grid
+    from oscillations.engine.quantizer import Grid
 
 
 class BinRegularizationOptions(LsqOptions):
@@ -41,7 +41,7 @@ class BinRegularization(Lsq):
     Options = BinRegularizationOptions
 
     def after_backward(self, quantizer, grads, progress):
-        from oscillations.quantizer import reduced
+        from oscillations.engine.quantizer import reduced
 
         super().after_backward(quantizer, grads, progress)
         if progress < self.options.start:

@@ -11,7 +11,7 @@ from oscillations.methods.statsq import Statsq, StatsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
 
 class CgaOptions(StatsqOptions):

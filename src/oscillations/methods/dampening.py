@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from oscillations.annealing import cosine
+from oscillations.engine.annealing import cosine
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import Grid
+    from oscillations.engine.quantizer import Grid
 
 
 class NagelOptions(LsqOptions):

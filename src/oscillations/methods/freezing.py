@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.annealing import cosine
-from oscillations.methods import Options
+from oscillations.engine.annealing import cosine
+from oscillations.engine.method import Options
 from oscillations.methods.dampening import NagelOptions
 from oscillations.methods.lsq import Lsq
 
 if TYPE_CHECKING:
-    from oscillations.freezing import FreezingQuantizer
+    from oscillations.methods._freezing import FreezingQuantizer
 
 
 TRACKER = "tracker/"  # begins the names of its tensors in a method's state
@@ -45,7 +45,7 @@ class Freezes:
 
     def watched(self, quantizer: FreezingQuantizer) -> FreezingQuantizer:
         """The quantizer, whose codes are followed from now on."""
-        from oscillations.freezing import FreezeTracker
+        from oscillations.methods._freezing import FreezeTracker
 
         quantizer.update()
         self.tracker = FreezeTracker(quantizer.codes, quantizer.sizes, self.options.momentum)
@@ -93,7 +93,7 @@ class Freezing(Freezes, Lsq):
         self.above = options.which == "high"
 
     def quantizer_class(self):
-        from oscillations.freezing import FreezingQuantizer
+        from oscillations.methods._freezing import FreezingQuantizer
 
         return FreezingQuantizer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.methods import Method, QuantizedOptions
+from oscillations.engine.method import Method, QuantizedOptions
 
 
 class GradientL1Options(QuantizedOptions):

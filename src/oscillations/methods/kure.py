@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.methods import Method, QuantizedOptions, regularized
+from oscillations.engine.method import Method, QuantizedOptions, regularized
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat
 
-from oscillations.methods import Method, TargetOptions
+from oscillations.engine.method import Method, TargetOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import Grid, WeightQuantizer
+    from oscillations.engine.quantizer import Grid, WeightQuantizer
 
 SMALLEST_SCALE = 1e-8
 
@@ -30,7 +30,7 @@ class LsqOptions(TargetOptions):
 
 def initial_scale(weight: Tensor, grid: Grid, per_channel: bool = False) -> Tensor:
     """LSQ's 2 mean|w| / sqrt(p): 0-dim, or ``[C, 1, ...]``."""
-    from oscillations.quantizer import reduced
+    from oscillations.engine.quantizer import reduced
 
     mean = weight.abs().mean(reduced(weight, per_channel), keepdim=per_channel)
     return (2 * mean / math.sqrt(grid.high)).clamp_min(SMALLEST_SCALE)
@@ -44,7 +44,7 @@ def gradients(
     A weight whose code was clipped has gradient 0, and its own code (the grid's end) as dq/ds; all others 1, and
     round(u) - u. ``margin`` widens what counts as inside, in steps.
     """
-    from oscillations.quantizer import reduced
+    from oscillations.engine.quantizer import reduced
 
     u = weight / scale
     inside = (u > grid.low - margin) & (u < grid.high + margin)
@@ -62,8 +62,8 @@ class Lsq(Method):
     Options = LsqOptions
 
     def make_quantizer(self, parameters):
-        from oscillations.optimizer import Adam
-        from oscillations.quantizer import mse_scale
+        from oscillations.engine.optimizer import Adam
+        from oscillations.engine.quantizer import mse_scale
 
         o = self.options
         quantizer = self.quantizer_class()(
@@ -78,7 +78,7 @@ class Lsq(Method):
         return quantizer
 
     def quantizer_class(self) -> type[WeightQuantizer]:
-        from oscillations.quantizer import WeightQuantizer
+        from oscillations.engine.quantizer import WeightQuantizer
 
         return WeightQuantizer
 

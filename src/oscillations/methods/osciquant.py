@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from oscillations.errors import did_you_mean
-from oscillations.methods import Method, ScaleGradientOptions, regularized
+from oscillations.core.errors import did_you_mean
+from oscillations.engine.method import Method, ScaleGradientOptions, regularized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
 # The paper's text and its released code disagree about the regularizer; both stand here in full.
 PRESETS = {

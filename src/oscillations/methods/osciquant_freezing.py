@@ -22,7 +22,7 @@ class OsciQuantFreezing(Freezes, OsciQuant):
     Options = OsciQuantFreezingOptions
 
     def make_quantizer(self, parameters):
-        from oscillations.freezing import FreezingQuantizer
+        from oscillations.methods._freezing import FreezingQuantizer
 
         o = self.options
         return self.watched(

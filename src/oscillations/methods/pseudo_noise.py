@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.methods import Method, ScaleGradientOptions
+from oscillations.engine.method import Method, ScaleGradientOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

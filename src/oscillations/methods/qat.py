@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oscillations.methods import Method, ScaleGradientOptions
+from oscillations.engine.method import Method, ScaleGradientOptions
 
 
 class QAT(Method):

@@ -14,7 +14,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
 
 class QcOptions(LsqOptions):
@@ -35,7 +35,7 @@ def quantizer_class() -> type[WeightQuantizer]:
     """LSQ's, with the corrections as a part of what a checkpoint holds."""
     import torch
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
     class CorrectedQuantizer(WeightQuantizer):
         def __init__(self, weights, *args, **kwargs):
@@ -83,7 +83,7 @@ class Qc(Lsq):
     def make_quantizer(self, parameters):
         from torch.nn.modules.batchnorm import _BatchNorm
 
-        from oscillations.optimizer import Adam
+        from oscillations.engine.optimizer import Adam
 
         model, quantizer = self._model, super().make_quantizer(parameters)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]

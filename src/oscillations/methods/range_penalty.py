@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.methods import Method, QuantizedOptions, regularized
+from oscillations.engine.method import Method, QuantizedOptions, regularized
 
 
 class RangePenaltyOptions(QuantizedOptions):

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from oscillations.errors import InputError
-from oscillations.methods import Method, TargetOptions
+from oscillations.core.errors import InputError
+from oscillations.engine.method import Method, TargetOptions
 from oscillations.methods.lsq import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
 
 class StatsqOptions(TargetOptions):
@@ -24,7 +24,7 @@ class StatsqOptions(TargetOptions):
 
 def statistic_scale(weight: Tensor, bits: int) -> Tensor:
     """A step of 2 mean|w| / 2^(b-1) for each output channel, ``[C, 1, ...]``; above zero."""
-    from oscillations.quantizer import reduced
+    from oscillations.engine.quantizer import reduced
 
     mean = weight.abs().mean(reduced(weight, per_channel=True), keepdim=True)
     return mean.mul_(2 ** (2 - bits)).clamp_min_(SMALLEST_SCALE)
@@ -34,7 +34,7 @@ def straight_through(matrices: Tensor, bits: int, tie: str = "half_even") -> Ten
     """q of every row of ``[..., rows, columns]`` with the rows' statistics; its gradient is the identity."""
     import torch
 
-    from oscillations.quantizer import ROUNDING, grid_of
+    from oscillations.engine.quantizer import ROUNDING, grid_of
 
     grid = grid_of("mid_rise", bits)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def quantizer_class() -> type[WeightQuantizer]:
     """
     import torch
 
-    from oscillations.quantizer import WeightQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
 
     class StatsqQuantizer(WeightQuantizer):
         def __init__(self, *args, **kwargs):
@@ -83,7 +83,7 @@ class Statsq(Method):
 
     def attach(self, model):
         if self.options.qkr:
-            from oscillations.attention import attentions
+            from oscillations.methods._attention import attentions
 
             self._attentions = attentions(model)
             if not self._attentions:
@@ -101,7 +101,7 @@ class Statsq(Method):
 
     def _reparametrize(self, name: str, module: nn.Module, quantizer: WeightQuantizer) -> None:
         """Let an attention layer form the product whenever its weights are the quantizer's."""
-        from oscillations.attention import product_attention
+        from oscillations.methods._attention import product_attention
 
         if f"{name}.qkv.weight" not in quantizer.names:
             raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")

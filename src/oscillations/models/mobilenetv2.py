@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
-from oscillations.config import Strict
+from oscillations.core.config import Strict
 
 QUANTIZED = ["*"]  # all convolutions, stem and depthwise ones included, and the classifier; never a norm layer
 HEAD = "classifier.1"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from oscillations.config import Strict
+from oscillations.core.config import Strict
 
 QUANTIZED = ["*"]  # all convolutions, stem and shortcuts included, and fc; never a norm layer
 HEAD = "fc"

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from oscillations.config import Strict
+from oscillations.core.config import Strict
 
 QUANTIZED = ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]
 HEAD = "head"

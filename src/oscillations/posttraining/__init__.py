@@ -10,19 +10,16 @@ functions that need it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from oscillations.config import Strict
+from oscillations.core import registry
+from oscillations.core.config import Strict
 
 if TYPE_CHECKING:
-    from oscillations.posttraining.reconstruction import Calibration
-    from oscillations.posttraining.units import Unit
-
-TOOLS = {"units", "reconstruction", "measurement"}
+    from oscillations.posttraining._reconstruction import Calibration
+    from oscillations.posttraining._units import Unit
 
 
 class Options(Strict):
@@ -64,15 +61,10 @@ class PostTraining:
 
 
 def names() -> list[str]:
-    """All method names: the files of this folder but the shared tools, dashes for underscores."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)} - TOOLS
-    return sorted(name.replace("_", "-") for name in found)
+    """All method names."""
+    return registry.names(__path__)
 
 
 def find(name: str) -> type[PostTraining]:
-    """The method class in the file of that name."""
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    return next(
-        value for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, PostTraining) and value.__module__ == module.__name__
-    )  # fmt: skip
+    """The class of method ``name``."""
+    return registry.subclass(__name__, name, PostTraining)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from oscillations.posttraining import PostTraining, ReconstructionOptions
 
 if TYPE_CHECKING:
-    from oscillations.posttraining.reconstruction import Calibration
-    from oscillations.posttraining.units import Unit
+    from oscillations.posttraining._reconstruction import Calibration
+    from oscillations.posttraining._units import Unit
 
 
 class AdaRound(PostTraining):

@@ -9,8 +9,8 @@ from pydantic import Field
 from oscillations.posttraining import PostTraining, ReconstructionOptions
 
 if TYPE_CHECKING:
-    from oscillations.posttraining.reconstruction import Calibration
-    from oscillations.posttraining.units import Unit
+    from oscillations.posttraining._reconstruction import Calibration
+    from oscillations.posttraining._units import Unit
 
 
 class BrecqOptions(ReconstructionOptions):
@@ -27,7 +27,7 @@ class Brecq(PostTraining):
         return [[unit] for unit in calibration.chain.units]
 
     def quantize(self, calibration: Calibration) -> list[list[Unit]]:
-        from oscillations.posttraining.units import merged
+        from oscillations.posttraining._units import merged
 
         groups, prob = self.groups(calibration), getattr(self.options, "prob", 1.0)
         for group in groups:

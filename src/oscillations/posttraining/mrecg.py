@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from oscillations import models
-from oscillations.errors import InputError, did_you_mean
+from oscillations.core.errors import InputError, did_you_mean
 from oscillations.posttraining.brecq import Brecq, BrecqOptions
 
 if TYPE_CHECKING:
-    from oscillations.posttraining.reconstruction import Calibration
-    from oscillations.posttraining.units import Unit
+    from oscillations.posttraining._reconstruction import Calibration
+    from oscillations.posttraining._units import Unit
 
 # Places (from 1) of the units that the released configurations merge, and how many units the network has. For
 # MobileNetV2 the lists are read as the stem and the 17 blocks: each group then lies inside one stage.

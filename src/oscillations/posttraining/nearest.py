@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from oscillations.posttraining import Options, PostTraining
 
 if TYPE_CHECKING:
-    from oscillations.posttraining.reconstruction import Calibration
-    from oscillations.posttraining.units import Unit
+    from oscillations.posttraining._reconstruction import Calibration
+    from oscillations.posttraining._units import Unit
 
 
 class NearestOptions(Options):

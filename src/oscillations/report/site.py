@@ -10,15 +10,16 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from oscillations import cost
-from oscillations.files import write_text
-from oscillations.records import sort_runs
-from oscillations.report import comparison as methods
-from oscillations.report import fingerprint
-from oscillations.report.collect import last_epochs, read_measurements, read_oscillations, results, start_label
-from oscillations.report.figures import CAPTIONS, DPI, figures_folder, title
-from oscillations.report.stats import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
-from oscillations.report.tables import (
+from oscillations.core.files import write_text
+from oscillations.records import cost
+from oscillations.records.environment import mixed_versions
+from oscillations.records.staleness import Plan, plans
+from oscillations.report.estimates import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
+from oscillations.report.figures.runs import CAPTIONS, DPI, figures_folder, title
+from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, results, start_label
+from oscillations.report.tables import comparison as methods
+from oscillations.report.tables import rate_search as fingerprint
+from oscillations.report.tables.published import (
     METHOD_NAMES,
     MODEL_NAMES,
     TITLES,
@@ -29,7 +30,7 @@ from oscillations.report.tables import (
     summarise,
     table_cells,
 )
-from oscillations.study import Run, Study, Variant, figure_number
+from oscillations.study.reading import Run, Study, Variant, figure_number
 
 TEMPLATE = Path(__file__).with_name("template.html")
 CHOICES = Path("docs/choices.md")
@@ -49,8 +50,9 @@ def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
     measurements, oscillations = read_measurements(study), read_oscillations(study)
     choices = open_choices(CHOICES.read_text())
-    current, stale = sort_runs(variants)
-    records = {run: record for _, run, record in current}
+    found = plans(variants)
+    records = {plan.run: plan.record for plan in found if plan.current}
+    stale = {plan.run: plan.stale for plan in found if plan.stale}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -75,10 +77,11 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         method_figures=[_figure(study, name) for name in study.figure_names if not _of_paper(name)],
         figures_folder=f"../../figures/{study.study}",
         choices=choices,
-        costs=_costs(study, variants, records),
+        costs=_costs(study, found),
         machines=cost.machines(),
         runs=_runs(variants, records, stale),
         stale=len(stale),
+        mixed=mixed_versions(records.values()),
         anchor=anchor,
     )
     write_text(results(study) / "index.html", page)
@@ -276,11 +279,11 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def _costs(study: Study, variants: list[Variant], records: dict[Run, dict]) -> list[dict[str, str]]:
+def _costs(study: Study, found: list[Plan]) -> list[dict[str, str]]:
     """Predicted hours of every experiment, what its finished runs took, and how to make those that are left."""
     rows = []
-    for predicted in cost.predict(study, variants):
-        finished = [record for run, record in records.items() if run.experiment == predicted.experiment]
+    for predicted in cost.predict(found, study.judged):
+        finished = [plan.record for plan in found if plan.current and plan.run.experiment == predicted.experiment]
         hours = _hours(finished)
         spent = ", ".join(f"{value:.2f} {kind}" for kind, value in hours.items() if value)
         row = predicted.row() | {"finished runs": str(len(finished)), "they took": spent, "left": "", "command": ""}

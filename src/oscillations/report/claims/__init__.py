@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from oscillations.files import write_text
+from oscillations.core.files import write_text
 from oscillations.report.claims import hypotheses, paper
 from oscillations.report.claims.evidence import Claim, Comparison, Evidence
-from oscillations.report.collect import read_measurements, read_oscillations, results
-from oscillations.report.stats import FITTED, NOT_RUN, SUPPORTED, Estimate
-from oscillations.study import Study
+from oscillations.report.estimates import FITTED, NOT_RUN, SUPPORTED, Estimate
+from oscillations.report.measurements import read_measurements, read_oscillations, results
+from oscillations.study.reading import Study
 
 ESTIMATE = ["n", "estimate", "low", "high", "p"]
 CLAIMS = [

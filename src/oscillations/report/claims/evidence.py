@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from oscillations import datasets
-from oscillations.report.collect import with_all_columns
-from oscillations.report.stats import (
+from oscillations.report.estimates import (
     CONTRADICTED,
     INCONCLUSIVE,
     SUPPORTED,
@@ -21,8 +20,9 @@ from oscillations.report.stats import (
     overall,
     verdict,
 )
-from oscillations.report.tables import MODEL_NAMES, bits_label, read_published
-from oscillations.study import Study
+from oscillations.report.measurements import with_all_columns
+from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
+from oscillations.study.reading import Study
 
 Measure = Callable[[pd.DataFrame], float]  # of one run's rows
 

@@ -9,9 +9,9 @@ import pandas as pd
 
 from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, without_diverged_numbers
 from oscillations.report.claims.paper import per_epoch, per_step
-from oscillations.report.collect import read_measurements, read_oscillations
-from oscillations.report.stats import Judge, above, below, mean_interval, tost_interval, within
-from oscillations.study import Contrast, Side, Study, Tested, load
+from oscillations.report.estimates import Judge, above, below, mean_interval, tost_interval, within
+from oscillations.report.measurements import read_measurements, read_oscillations
+from oscillations.study.reading import Contrast, Side, Study, Tested, load
 
 JUDGES = {"above": above, "below": below, "within": within}
 MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_interval}

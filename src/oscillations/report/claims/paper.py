@@ -10,19 +10,11 @@ import math
 
 import pandas as pd
 
-from oscillations.bits import LATENT
-from oscillations.report import stats
-from oscillations.report.claims.evidence import (
-    Claim,
-    Evidence,
-    Group,
-    Measure,
-    Sample,
-    combine,
-    side_by_side,
-)
-from oscillations.report.stats import above, below, significant, within
-from oscillations.report.tables import bits_label
+from oscillations.core.bits import LATENT
+from oscillations.report import estimates as stats
+from oscillations.report.claims.evidence import Claim, Evidence, Group, Measure, Sample, combine, side_by_side
+from oscillations.report.estimates import above, below, significant, within
+from oscillations.report.tables.published import bits_label
 
 UNIFORM_NEAR = 0.1  # share near a threshold of uniform weights; Gaussian ones of any width have no more
 FLAT = (0.25, 1.75)  # the range of lambda in the paper's Table 4

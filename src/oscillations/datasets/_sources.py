@@ -1,0 +1,144 @@
+"""Reading datasets from archives, directories and the network, without trusting any of them.
+
+Archives are read in memory, member by member: nothing is unpacked to disk, and a member whose path leaves
+the archive's folder is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from oscillations.core.errors import InputError
+from oscillations.core.files import file_hash, replacing
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError)
+
+
+def entries(source: Path) -> Iterator[tuple[str, bytes]]:
+    """(relative path, content) of every file in a directory, a zip or a tar archive of any compression."""
+    if source.is_dir():
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            yield path.relative_to(source).as_posix(), path.read_bytes()
+        return
+    try:
+        read = _zip_entries if zipfile.is_zipfile(source) else _tar_entries
+        for name, content in read(source):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"{source}: member {name!r} lies outside the archive's folder; nothing was read")
+            yield path.as_posix(), content
+    except BROKEN_ARCHIVE as error:
+        raise InputError(f"{source}: not a whole zip or tar archive ({error})") from error
+
+
+def _zip_entries(source: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                yield member.filename, archive.read(member)
+
+
+def _tar_entries(source: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(source, "r|*") as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, archive.extractfile(member).read()
+            elif not member.isdir():
+                raise InputError(f"{source}: member {member.name!r} is a link or a device; nothing was read")
+
+
+def image_folder(
+    files: Iterator[tuple[str, bytes]], source: Path, classes: list[str], image_shape: tuple[int, int, int]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], set[str]]:
+    """Images of a ``{train,test}/<class>/<file>`` layout, by split, and the suffixes of their files.
+
+    Order is that of the sorted paths, whatever the archive's. A missing class, an unknown class and an
+    image that cannot be read or has another size are errors that name it.
+    """
+    found: dict[tuple[str, str, str], np.ndarray] = {}
+    for name, content in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or len(path.parts) < 3:
+            continue
+        split, label = path.parts[-3:-1]
+        if split not in ("train", "test"):
+            continue
+        if label not in classes:
+            raise InputError(f"{source}: {name}: unknown class {label!r}; known: {', '.join(classes)}")
+        found[split, label, path.name] = decode(content, image_shape, f"{source}: {name}")
+    splits = {}
+    for split in ("train", "test"):
+        keys = sorted(key for key in found if key[0] == split)
+        missing = [label for label in classes if not any(key[1] == label for key in keys)]
+        if missing:
+            raise InputError(f"{source}: {split}/ has no image of class {', '.join(missing)}")
+        labels = np.array([classes.index(key[1]) for key in keys], dtype=np.int64)
+        splits[split] = np.stack([found[key] for key in keys]), labels
+    return splits, {PurePosixPath(key[2]).suffix.lower() for key in found}
+
+
+def decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np.ndarray:
+    """uint8 pixels ``image_shape`` of an encoded image; an unreadable one or another size is an error at ``where``."""
+    from PIL import Image
+
+    channels, height, width = image_shape
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{where}: unreadable image ({error})") from error
+    if pixels.shape[:2] != (height, width):
+        raise InputError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {width}x{height}")
+    return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
+
+
+def download(
+    mirrors: list[str], target: Path, digits: str, algorithm: str = "md5", key: str = "source", tries: int = 3
+) -> Path:
+    """Fetch ``target`` from the first mirror that gives it whole; a file that is there already is checked.
+
+    ``digits``: the first hex digits of its published hash; none, if none is published. ``key``: the option that
+    takes a local copy.
+    """
+    if target.exists() and file_hash(target, algorithm).startswith(digits):
+        return target
+    failures = []
+    for url in mirrors:
+        for attempt in range(tries):
+            try:
+                with replacing(target) as part:
+                    _fetch(url, part)
+                    found = file_hash(part, algorithm)
+                    if not found.startswith(digits):
+                        raise InputError(f"{algorithm} is {found}, published is {digits}")
+                return target
+            except (urllib.error.URLError, OSError, InputError) as error:
+                failures.append(f"{url} (try {attempt + 1}): {error}")
+                if attempt + 1 < tries:
+                    time.sleep(2**attempt)
+    raise InputError(
+        f"download failed; give a local copy with --config {key}=PATH (or --source PATH)\n  " + "\n  ".join(failures)
+    )
+
+
+def _fetch(url: str, part: Path) -> None:
+    from tqdm import tqdm
+
+    with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
+        total = int(response.headers.get("Content-Length") or 0) or None
+        with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
+            while block := response.read(1 << 20):
+                out.write(block)
+                bar.update(len(block))

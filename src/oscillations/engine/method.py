@@ -1,0 +1,124 @@
+"""What a method is to the engine: its options, and the hooks that it may override.
+
+Importing this costs no torch, so that a study's options can be checked in no time.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from oscillations.engine.optimizer import Optimizer
+    from oscillations.engine.quantizer import WeightQuantizer
+
+
+class Options(Strict):
+    """What a study may say about a method; unknown options are refused."""
+
+
+class TargetOptions(Options):
+    """Options of every method that trains for a bit width."""
+
+    bits: int = Field(ge=2, le=8, description="target bit width (2 = ternary)")
+    quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
+    per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
+    tie: Literal["half_even", "half_up"] = "half_even"
+    bn_eval: Literal["keep", "reestimate"] = Field(
+        "keep", description="batch-norm statistics in the quantized validation while training"
+    )
+    select_metric: Literal["quant_val_at_target", "fp_val", "mean_over_bits"] = Field(
+        "quant_val_at_target", description="validation accuracy that picks the best epoch"
+    )
+
+    @model_validator(mode="after")
+    def _biases_have_no_channels(self) -> TargetOptions:
+        if self.quantize_bias and self.per_channel:
+            raise ValueError("quantize_bias: a bias has one entry per channel; it cannot have per_channel scales")
+        return self
+
+
+class QuantizedOptions(TargetOptions):
+    """Options of the methods on the grid of Eq. 1-2, whose scale follows from the weights."""
+
+    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
+
+
+class ScaleGradientOptions(QuantizedOptions):
+    """Options of the methods whose gradient depends on the scale."""
+
+    scale_grad: Literal["flow", "detach"] = Field("flow", description="gradient through the scale")
+
+    def model_post_init(self, _context) -> None:
+        if self.scale_grad == "flow" and self.scale_source != "dynamic_max":
+            raise ValueError(f"scale_grad: a {self.scale_source} scale has no gradient to flow; say scale_grad: detach")
+
+
+class Method:
+    """Base of all methods. Override what differs; the defaults train the latent weights as they are."""
+
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, options: Options):
+        self.options = options
+
+    @property
+    def bits(self) -> int | None:
+        """Target bit width; None trains without any quantizer."""
+        return getattr(self.options, "bits", None)
+
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> WeightQuantizer:
+        """The quantizer of the latent weights; called once, if there are target bits."""
+        from oscillations.engine.quantizer import WeightQuantizer
+
+        o = self.options
+        return WeightQuantizer(parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel)
+
+    def attach(self, model: nn.Module) -> None:
+        """See the freshly built network once, for methods that act on its layers."""
+
+    def forward_weights(self, quantizer: WeightQuantizer) -> list[Tensor] | None:
+        """Weights of the training forward pass; None means the latent ones."""
+        return None
+
+    def loss(self, loss: Tensor, parameters: list[Tensor], progress: float) -> Tensor:
+        """The loss to differentiate, given the task's; for terms whose gradient has no closed form."""
+        return loss
+
+    def after_backward(self, quantizer: WeightQuantizer, grads: list[Tensor], progress: float) -> None:
+        """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients.
+
+        ``progress`` is the share of the maximal number of training steps already made, in [0, 1).
+        """
+
+    def step(self, optimizer: Optimizer, quantizer: WeightQuantizer | None, progress: float) -> None:
+        """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it."""
+        optimizer.step()
+
+    def exported(self, quantizer: WeightQuantizer | None) -> AbstractContextManager:
+        """Inside it the network holds the weights that are validated and kept, if these are not the trained ones."""
+        return nullcontext()
+
+    def penalty(self, quantizer: WeightQuantizer, progress: float) -> Tensor | None:
+        """Value of the loss term that :meth:`after_backward` stands for, if there is one."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors a resumed run needs beside the engine's."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+
+
+def regularized(quantizer: WeightQuantizer, patterns: tuple[str, ...]) -> list[bool]:
+    """For every quantized tensor, whether its layer matches one of the patterns."""
+    layers = [name.rpartition(".")[0] for name in quantizer.names]
+    return [any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers]

@@ -1,0 +1,266 @@
+"""Certification: whether the present source computes the numbers of the last certified one, bit for bit.
+
+The tiny complete trainings of ``certify.yaml``, their evaluations and post-training results, and the reading of
+datasets are made under both sources on this machine. A part whose every comparison agrees enters the ledger with its
+present source: nothing that was made before is stale. One that differs is named with the first number that does.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.files import read_json
+from oscillations.jobs import certify_inputs
+from oscillations.records import numerics
+from oscillations.records.identity import arithmetic, entry_parts, posttraining_parts
+from oscillations.study import reading
+from oscillations.study.reading import Study, Variant
+
+STUDY = Path(__file__).with_name("certify.yaml")
+SOURCE = Path(__file__).parents[2]  #: the folder that holds the present source
+UNCOMPARED = ("key", "seconds")  #: columns that say what a row belongs to, or how long it took
+SECONDS = 0.2  #: after which the runs of the experiment ``interrupted`` are stopped, again and again
+
+
+@dataclass
+class Outcome:
+    """What was found of the parts: how often they agreed, and the first number of each that did not."""
+
+    agreed: set[str] = field(default_factory=set)
+    differs: dict[str, str] = field(default_factory=dict)
+
+    def add(self, parts: Iterable[str], difference: str | None, explained: set[str]) -> None:
+        """One comparison that these parts decide; what a new version explains says nothing about the others."""
+        if explained.intersection(parts):
+            return
+        for part in parts:
+            if difference is None:
+                self.agreed.add(part)
+            else:
+                self.differs.setdefault(part, difference)
+
+
+def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bool:
+    """Compare every unknown part with the last certified source, and enter what agrees; False if one differs.
+
+    ``against``: folder of a certified source (``src`` of a checkout), instead of the newest in git's history.
+    ``new_versions``: parts whose numbers are meant to change; each opens its next version. Raises InputError.
+    """
+    unknown, opened = numerics.unknown(), set(new_versions)
+    for part in sorted(opened - set(unknown)):
+        raise InputError(f"--new-version {part}: no part with a changed source; {did_you_mean(part, unknown)}")
+    if not unknown:
+        print("every part computes what the ledger knows: nothing to certify")
+        return True
+    print(f"to be compared: {', '.join(unknown)}", flush=True)
+    with TemporaryDirectory() as folder:
+        outcome = compared(Path(folder), against, set(unknown), opened)
+    refused = [part for part in unknown if part not in opened and not _certified(part, outcome, opened)]
+    numerics.enter({part: numerics.source(part) for part in unknown if part not in refused}, opened)
+    for part in unknown:
+        if part not in refused:
+            print(f"{part}: certified, version {numerics.version(part)}")
+    for part in refused:
+        print(f"{part}: {outcome.differs.get(part, 'nothing could be compared')}")
+    if refused:
+        print("if these numbers are meant to change: python -m oscillations certify"
+              + "".join(f" --new-version {part}" for part in refused))  # fmt: skip
+    return not refused
+
+
+def _certified(part: str, outcome: Outcome, opened: set[str]) -> bool:
+    """Whether a part may enter its present version."""
+    if part in outcome.differs:
+        return False
+    training = part.startswith(("method/", "model/")) or part == "reduced-splits"
+    first = part not in numerics.ledger()  # there is no earlier source
+    return part in outcome.agreed or first or (training and "engine" in opened)  # its runs are made again anyway
+
+
+def compared(folder: Path, against: Path | None, unknown: set[str], opened: set[str]) -> Outcome:
+    """Make everything that an unknown part decides under both sources, and compare it."""
+    source = against or last_certified(folder)
+    if not (source / "oscillations" / "cli.py").exists():
+        raise InputError(f"--against {source}: holds no oscillations/cli.py; give the src folder of a checkout")
+    file = source / STUDY.relative_to(SOURCE)
+    projects = [_project(folder / name, file if file.exists() else STUDY) for name in ("certified", "present")]
+    study, variants = reading.load(projects[1] / "params" / "certify.yaml")
+    commands = list(_commands(study, variants, unknown, projects[1]))
+    jobs = [_start(project, path, commands) for project, path in zip(projects, (source, SOURCE))]
+    for project, job in zip(projects, jobs):
+        if job.wait():
+            log = (project / "log").read_text().strip().splitlines()
+            raise InputError(f"the {project.name} source failed: " + "\n".join(log[-15:]))
+    outcome = Outcome()
+    for parts, difference in _comparisons(projects, study, variants):
+        outcome.add(parts, difference, opened)
+    return outcome
+
+
+def _project(folder: Path, study: Path) -> Path:
+    (folder / "params").mkdir(parents=True)
+    shutil.copy(study, folder / "params/certify.yaml")
+    return folder
+
+
+def last_certified(folder: Path) -> Path:
+    """The newest source in git's history whose own ledger knows all its parts, unpacked. Raises InputError."""
+    root = SOURCE.parent
+    log = ["git", "-C", str(root), "log", "--format=%H", "-50", "--", "src"]
+    done = subprocess.run(log, capture_output=True, text=True)
+    for commit in done.stdout.split():
+        target = folder / commit[:12]
+        target.mkdir()
+        archive = subprocess.run(["git", "-C", str(root), "archive", commit, "src"], capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
+        probe = "from oscillations.records import numerics; raise SystemExit(bool(numerics.unknown()))"
+        environment = os.environ | {"PYTHONPATH": str(target / "src")}
+        known = subprocess.run([sys.executable, "-c", probe], env=environment, cwd=target, capture_output=True)
+        if known.returncode == 0:
+            print(f"certified source: commit {commit[:12]}", flush=True)
+            return target / "src"
+        shutil.rmtree(target)
+    raise InputError("git's history holds no certified source here; give one with --against FOLDER/src")
+
+
+# -- what is made ------------------------------------------------------------------------------------------
+
+DRIVER = """
+import json, os, signal, sys
+from oscillations.cli import main
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+for seconds, command in json.load(open("commands.json")):
+    code = 143
+    while code == 143:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        code = main(command)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if code:
+        sys.exit(f"{command}: exit code {code}")
+"""
+
+
+def _start(project: Path, source: Path, commands: list[tuple[float, list[str]]]) -> subprocess.Popen:
+    """One process that runs all commands in a scratch project under a source."""
+    import json
+
+    (project / "commands.json").write_text(json.dumps(commands))
+    environment = os.environ | {"PYTHONPATH": str(source.resolve()), "OSCILLATIONS_DEVICE": "cpu"}
+    with (project / "log").open("w") as log:
+        return subprocess.Popen([sys.executable, "-c", DRIVER], cwd=project, env=environment, stdout=log, stderr=log)
+
+
+def _commands(
+    study: Study, variants: list[Variant], unknown: set[str], project: Path
+) -> Iterator[tuple[float, list[str]]]:
+    """Commands whose results an unknown part decides; each with the seconds until it is interrupted (0: it is not)."""
+    readers = [part.removeprefix("data/") for part in unknown if part.startswith("data/")]
+    for name in readers:
+        source = certify_inputs.make(name, project.parent / "sources")
+        yield 0, ["fetch", "--data", name, *(["--source", str(source)] if source else [])]
+    if "digits" not in readers:
+        yield 0, ["fetch", "--data", "digits"]
+    entries = [name for name, entry in study.posttraining.items() if unknown & {"engine", *entry_parts(entry)}]
+    wanted = {variant.path for variant in variants if unknown & {"evaluation", *arithmetic(variant.recipe)}}
+    wanted |= {path for name in entries for path in study.posttraining[name].of}
+    for variant in reading.narrow(variants, ",".join(wanted)) if wanted else []:
+        seconds = SECONDS if variant.experiment == "interrupted" else 0
+        yield seconds, ["train", "--study", "certify", "--only", variant.path]
+    for experiment in dict.fromkeys(path.split("/")[0] for path in sorted(wanted)):
+        yield 0, ["evaluate", "--study", "certify", "--experiment", experiment]
+    for name in entries:
+        yield 0, ["posttrain", "--study", "certify", "--name", name]
+    if "aoq-toy" in unknown:
+        yield 0, ["toy", "--study", "certify"]
+
+
+# -- what is compared --------------------------------------------------------------------------------------
+
+
+def _comparisons(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[tuple[set[str], str | None]]:
+    """(the parts that decide it, the first number that differs) of everything that was made."""
+    results = Path("results/certify")
+    differing = set()
+    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):
+        parts = set(arithmetic(variant.recipe))
+        for run in variant.runs():
+            if not (projects[1] / run.record).exists() or variant.parent(run.seed) in differing:
+                continue
+            epochs = [_table(projects, run.folder / name) for name in ("history.csv", "layers.csv")]
+            difference = _first([*epochs, _record(projects, run.record), _weights(projects, run.checkpoint)])
+            yield parts, difference
+            if difference:
+                differing.add(run)
+                continue
+            tables = (results / "runs" / variant.experiment / name for name in ("evaluations.csv", "histograms.csv"))
+            yield parts | {"evaluation"}, _first(_table(projects, table, run=run.name) for table in tables)
+            for name, entry in study.posttraining.items():
+                if variant.path in entry.of:
+                    for label, method, _ in entry.resolved():
+                        files = (results / f"posttraining/{name}{end}.csv" for end in ("", "-reconstruction"))
+                        made = (_table(projects, file, run=run.name, label=label) for file in files)
+                        if (projects[1] / results / f"posttraining/{name}.csv").exists():
+                            yield {"engine", *posttraining_parts(method)}, _first(made)
+    if (projects[1] / results / "toy-regression.csv").exists():
+        yield {"aoq-toy"}, _table(projects, results / "toy-regression.csv")
+    for sidecar in (projects[1] / "data").glob("*.json"):
+        before, after = (read_json(project / "data" / sidecar.name) for project in projects)
+        difference = None if before == after else f"{sidecar.name}: the content or its description differs"
+        yield {f"data/{sidecar.stem}"}, difference
+
+
+def _first(differences: Iterable[str | None]) -> str | None:
+    return next((difference for difference in differences if difference), None)
+
+
+def _table(projects: list[Path], file: Path, **chosen: str) -> str | None:
+    """The first number of a table, or of its ``chosen`` rows, that differs. Columns may have been added."""
+    tables = []
+    for project in projects:
+        if not (project / file).exists():
+            tables.append([])
+            continue
+        with (project / file).open(newline="") as rows:
+            tables.append([row for row in csv.DictReader(rows) if all(row[k] == v for k, v in chosen.items())])
+    before, after = tables
+    if len(before) != len(after):
+        return f"{file}: {len(before)} rows before, {len(after)} now"
+    for number, (old, new) in enumerate(zip(before, after), 1):
+        for column, value in old.items():
+            if column not in UNCOMPARED and new.get(column) != value:
+                where = " ".join([*chosen.values(), f"row {number}"])
+                return f"{file}, {where}: {column} was {value}, is {new.get(column)}"
+    return None
+
+
+def _record(projects: list[Path], file: Path) -> str | None:
+    """The first measured value of a record that differs."""
+    before, after = (read_json(project / file) for project in projects)
+    for key in ("status", "best_epoch", "epochs_run", "monitored", "validation_accuracy", "quantizer", "split"):
+        values = before[key], after[key]
+        if isinstance(values[0], dict):  # something may have been added
+            values = values[0], {name: values[1].get(name) for name in values[0]}
+        if values[0] != values[1]:
+            return f"{file}: {key} was {values[0]}, is {values[1]}"
+    return None
+
+
+def _weights(projects: list[Path], file: Path) -> str | None:
+    """The first tensor of a checkpoint that differs."""
+    import torch
+    from safetensors.torch import load_file
+
+    before, after = (load_file(project / file) for project in projects)
+    for name, tensor in before.items():
+        if name not in after or not torch.equal(tensor, after[name]):
+            return f"{file}: {name} differs"
+    return None

@@ -1,0 +1,64 @@
+"""Evaluation of checkpoints: PTQ of the baseline and cross-bit accuracy of everything else, on the test split.
+
+All runs of an experiment are evaluated in one process. Rows whose run, checkpoint and code are unchanged are kept,
+without their weights.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from oscillations import datasets
+from oscillations.engine.batches import image_sets
+from oscillations.engine.crossbit import accuracies, histograms
+from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.train import DATA, remove_work
+from oscillations.records.identity import evaluation_key
+from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, read_rows, write_rows
+from oscillations.records.staleness import current, plans
+from oscillations.study.reading import Variant
+
+
+def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
+    """Accuracies, and histograms of the weights, of one experiment."""
+    folder = Path("results", study, "runs", experiment)
+    return folder / "evaluations.csv", folder / "histograms.csv"
+
+
+def evaluate(
+    study: str, experiment: str, variants: list[Variant], device: str = "auto", with_histograms: bool = True
+) -> None:
+    """Write the accuracies and weight histograms of all current runs among ``variants``.
+
+    The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
+    weights have them.
+    """
+    torch_device = set_up_torch(variants[0].recipe, device)
+    accuracy_file, histogram_file = evaluation_files(study, experiment)
+    known, known_bins = read_rows([accuracy_file], EVALUATIONS), read_rows([histogram_file], HISTOGRAMS)
+    about = sets = None
+    tables, all_bins, evaluated, seconds = [], [], 0, 0.0
+    for plan in current(plans(variants)):
+        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.record)
+        mine, bins = known[known.key == key], known_bins[known_bins.run == run.name]
+        if mine.empty or (with_histograms and bins.empty and "bits" in recipe["method"]):
+            if about is None:
+                about, tensors = datasets.read(recipe["data"], DATA)
+                sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
+            started = time.monotonic()
+            trainer = trained(plan.variant, run, about, sets, torch_device)
+            rows = accuracies(trainer, plan.record["status"] == "done")
+            mine = pd.DataFrame([{"run": run.name, "key": key} | row for row in rows])
+            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)] if with_histograms else [])
+            evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
+            print(f"{run.name}: evaluated", flush=True)
+        tables.append(mine)
+        all_bins.append(bins if with_histograms else bins.iloc[:0])
+        if (run.work / "run.json").exists():  # finished and in place
+            remove_work(run)
+    write_rows(histogram_file, all_bins, HISTOGRAMS)
+    write_rows(accuracy_file, tables, EVALUATIONS)
+    print(f"{experiment}: {evaluated} runs evaluated in {seconds:.2f} s")

@@ -1,0 +1,46 @@
+"""What the jobs of a workflow inherit from the command that starts it, by environment variables.
+
+Where data comes from and what computes are no part of a recipe: Snakemake compares params between runs, but not
+the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from oscillations.core.errors import InputError, did_you_mean
+
+KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def prepare(config: dict) -> int:
+    """Check ``--config`` and set the jobs' environment; returns the GPUs a training job asks for.
+
+    Jobs call ``python -m oscillations`` with this interpreter and this source, installed or not.
+    """
+    for key in config:
+        if key not in KEYS:
+            raise InputError(f"--config {key}=...: unknown key; {did_you_mean(key, KEYS)}")
+    device = config.get("device", "auto")
+    if device not in DEVICES:
+        raise InputError(f"device={device}: {did_you_mean(device, DEVICES)}")
+    at_once = str(config.get("at_once", 1))
+    if not at_once.isdecimal() or at_once == "0":
+        raise InputError(f"at_once={at_once}: not a positive number")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "OSCILLATIONS_DEVICE": device,
+        "OSCILLATIONS_AT_ONCE": at_once,
+    }
+    for key in ("source", "weights"):
+        if key in config:
+            path = Path(config[key])
+            if not path.exists():
+                raise InputError(f"{key}={path}: no such file or folder")
+            environment[f"OSCILLATIONS_{key.upper()}"] = str(path.resolve())
+    os.environ.update(environment)
+    return int(device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()))

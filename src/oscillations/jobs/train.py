@@ -1,0 +1,280 @@
+"""Training jobs: all seeds of a variant in one process, each kept, resumed or made; records and checkpoints.
+
+A finished seed stays in the run's work folder, which no rule declares, until every seed of the variant is
+there; then all are copied into place. So whatever is interrupted, and whatever Snakemake deletes of a failed
+job, no finished seed is trained twice. ``evaluate`` removes the work folders of runs that are in place.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from oscillations import datasets
+from oscillations.core.errors import InputError, Interrupted
+from oscillations.core.files import file_hash, replacing, sha256, write_json, write_text
+from oscillations.engine.batches import ImageSet, image_sets, split_indices
+from oscillations.engine.determinism import set_up_torch
+from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.training import Trainer
+from oscillations.jobs import resume
+from oscillations.jobs.trainers import new_trainer
+from oscillations.jobs.turns import in_turns
+from oscillations.records.environment import environment
+from oscillations.records.identity import difference
+from oscillations.records.staleness import Plan, is_result, made_in_another_study, plans, vouches_for
+from oscillations.study import pretrained
+from oscillations.study.reading import Run, Variant
+
+DATA = Path("data")
+FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT, so that training stops after the step in progress."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        self.number = number
+
+
+def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int = 1) -> None:
+    """Make every seed of a variant that is not there yet, then put all into place.
+
+    ``save_every``: seconds between resume files. ``at_once``: runs that take turns, step by step; on a GPU each
+    has a stream of its own. Raises Interrupted after SIGTERM or SIGINT.
+    """
+    stop = StopSignal()
+    torch_device = set_up_torch(variant.recipe, device)
+    about, tensors = datasets.read(variant.recipe["data"], DATA)
+    found = plans([variant])
+    for plan in found:
+        _check_start(plan)
+    wanted = [plan for plan in found if not _kept(plan)]
+    missing = [plan for plan in wanted if not _finished_elsewhere(plan)]
+    if missing:
+        at_once = min(at_once, len(missing))
+        sets = image_sets(about, tensors, variant.recipe, torch_device)
+        if torch_device.type == "cuda":
+            torch.cuda.synchronize()  # the runs' own streams do not wait for the copies of the images
+        job = Job(about, sets, torch_device, stop, save_every, at_once)
+        in_turns([_make(job, plan) for plan in missing], at_once, torch_device)
+    for plan in wanted:
+        _copy(_work_files(plan.run), _places(plan.run))
+
+
+def _check_start(plan: Plan) -> None:
+    """Raise InputError if what a run starts from is not there."""
+    if plan.start is not None:
+        return
+    if checkpoint := plan.variant.recipe["pretrained"]:
+        pretrained.read_about(checkpoint["name"])  # says what is missing
+    elif parent := plan.variant.parent(plan.run.seed):
+        raise InputError(f"{parent.record}: {plan.run.name} starts from {parent.name}, which has not been trained yet")
+
+
+def _kept(plan: Plan) -> bool:
+    """Whether a run is in place, record and weights."""
+    run = plan.run
+    kept = plan.current and vouches_for(run.record, run.checkpoint)
+    if kept:
+        print(f"{run.name}: kept", flush=True)
+    return kept
+
+
+def _finished_elsewhere(plan: Plan) -> bool:
+    """Whether a run need not be trained: its work folder holds it, or another study, from which it is copied there."""
+    run = plan.run
+    weights, *_, record = _work_files(run)
+    if is_result(record, plan.identity, weights):
+        print(f"{run.name}: finished before, not in place yet", flush=True)
+        return True
+    twin = made_in_another_study(run, plan.identity)
+    if twin:
+        print(f"{run.name}: the same run as in study {twin.study}", flush=True)
+        _copy(_places(twin), _work_files(run))
+    return twin is not None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the runs of one training job share."""
+
+    about: dict[str, Any]
+    sets: dict[str, ImageSet]
+    device: torch.device
+    stop: StopSignal
+    save_every: float
+    at_once: int
+
+
+def _make(job: Job, plan: Plan) -> Iterator[None]:
+    """Train one run, from its resume file if there is a good one, and write its files to the work folder.
+
+    Yields after every step and every epoch, so that several runs can take turns.
+    """
+    run = plan.run
+    trainer = new_trainer(plan.variant, run, job.about, job.sets, job.device)
+    run.work.mkdir(parents=True, exist_ok=True)
+    (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
+    resume_file = run.work / "resume"
+    elapsed, interruptions = _resume(trainer, resume_file, plan)
+    started = saved = time.monotonic()
+
+    def spent() -> float:
+        return elapsed + time.monotonic() - started
+
+    def save() -> None:
+        plain = {"device": job.device.type, "elapsed": spent(), "interruptions": interruptions}
+        resume.save(resume_file, trainer.state(), {"identity": plan.identity} | plain)
+
+    for epoch_ended in trainer.steps():
+        if epoch_ended:
+            _report(trainer, run, spent())
+        elif job.stop.number:
+            save()
+            raise Interrupted(f"{run.name}: saved in epoch {trainer.progress.epoch + 1}")
+        elif time.monotonic() - saved >= job.save_every:
+            save()
+            saved = time.monotonic()
+        yield
+    timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
+    _write_run(trainer, plan, job.about, timing)
+    resume_file.unlink(missing_ok=True)
+
+
+def _resume(trainer: Trainer, file: Path, plan: Plan) -> tuple[float, int]:
+    """Continue from ``file`` if it is whole and of this run; returns seconds spent and interruptions so far."""
+    name = plan.run.name
+    if not file.exists():
+        print(f"{name}: starting", flush=True)
+        return 0.0, 0
+    loaded = resume.load(file)
+    device = trainer.loss_sum.device.type
+    if loaded is None or difference(loaded[1]["identity"], plan.identity) or loaded[1]["device"] != device:
+        why = "damaged" if loaded is None else "of another recipe, code, data or device"
+        print(f"{name}: {file} is {why}; starting again", flush=True)
+        return 0.0, 0
+    state, plain = loaded
+    trainer.load_state(state)
+    where = trainer.progress
+    print(f"{name}: resuming in epoch {where.epoch + 1} after step {where.step}", flush=True)
+    return plain["elapsed"], plain["interruptions"] + 1
+
+
+def _report(trainer: Trainer, run: Run, spent: float) -> None:
+    """One line for the log and a small file for ``status``."""
+    progress = trainer.progress
+    last = progress.history[-1] if progress.history else {}
+    print(
+        f"{run.name}: epoch {progress.epoch}/{trainer.epochs} monitored {last.get('monitored', float('nan')):.2f} "
+        f"best {progress.best_metric:.2f} in epoch {progress.best_epoch}, {spent / progress.epoch:.2f} s/epoch",
+        flush=True,
+    )
+    state = {"epoch": progress.epoch, "epochs": trainer.epochs, "best_epoch": progress.best_epoch}
+    state |= {"patience": trainer.patience, "wall_s": round(spent, 3), "written": time.time()}
+    write_json(run.work / "progress.json", state)
+
+
+def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict[str, Any]) -> None:
+    """Checkpoint, history and record into the work folder; the record last, so that it vouches for the rest."""
+    progress, run, recipe = trainer.progress, plan.run, plan.variant.recipe
+    work = run.work
+    weights = trainer.best or trainer.trained()
+    with replacing(work / "model.safetensors") as part:
+        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
+    for name, rows in epoch_tables(trainer).items():
+        write_text(work / name, rows)
+    held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
+    best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
+    kinds = ("iteration_", "epoch_", "frequency_")
+    record = plan.identity | {
+        "recipe": recipe,
+        "start": plan.start,
+        "data": {"name": about["name"], "source": about["source"], "sha256": about["sha256"]},
+        "split": {
+            "train": len(trainer.sets["train"]),
+            "validation": len(trainer.sets["validation"]),
+            "test": len(trainer.sets["test"]),
+            "validation_sha256": sha256(np.ascontiguousarray(held_out, dtype="<i8").tobytes())[:16],
+        },
+        "status": progress.status,
+        "best_epoch": progress.best_epoch,
+        "epochs_run": progress.epoch,
+        "steps_per_epoch": trainer.steps_per_epoch,
+        "monitored": best.get("monitored"),
+        "validation_accuracy": {key[8:]: value for key, value in best.items() if key.startswith("val_acc_")},
+        "oscillations_at_best": {key: value for key, value in best.items() if key.startswith(kinds)},
+        "quantizer": trainer.quantizer and _about_quantizer(trainer.quantizer),
+        "checkpoint_sha256": file_hash(work / "model.safetensors"),
+        "environment": environment(trainer.loss_sum.device, recipe),
+        "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    }
+    write_json(work / "run.json", record)
+
+
+def _about_quantizer(quantizer: WeightQuantizer) -> dict[str, Any]:
+    """How the weights are quantized at the target bits."""
+    return {
+        "grid": quantizer.grid_name,
+        "levels": quantizer.grid.levels,
+        "calibration": quantizer.scale_source.removeprefix("dynamic_"),
+    }
+
+
+def epoch_tables(trainer: Trainer) -> dict[str, str]:
+    """The files of what a run did in every epoch."""
+    progress = trainer.progress
+    return {
+        "history.csv": _csv(progress.history, ["epoch"]),
+        "layers.csv": _csv(progress.layers, ["epoch", "layer"]),
+    }
+
+
+def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
+    columns = first + [key for key in dict.fromkeys(k for row in rows for k in row) if key not in first]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _work_files(run: Run) -> list[Path]:
+    """The files of a finished run in its work folder."""
+    return [run.work / "model.safetensors", *(run.work / name for name in FILES)]
+
+
+def _places(run: Run) -> list[Path]:
+    """Where each of them is put."""
+    return [run.checkpoint, *(run.folder / name for name in FILES)]
+
+
+def _copy(sources: list[Path], targets: list[Path]) -> None:
+    for source, target in zip(sources, targets):
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
+
+
+def remove_work(run: Run) -> None:
+    """Delete the work folder of a run that is in place."""
+    shutil.rmtree(run.work, ignore_errors=True)
+    for parent in list(run.work.parents)[:3]:
+        with suppress(OSError):  # not empty: other runs are at work
+            parent.rmdir()

@@ -1,0 +1,81 @@
+"""Trainers of a study's runs: at their start, and with what a finished run has learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from oscillations import methods, models
+from oscillations.core.errors import InputError
+from oscillations.engine.batches import ImageSet
+from oscillations.engine.layers import load_weights, quantized_parameters
+from oscillations.engine.training import Trainer
+from oscillations.records.staleness import vouches_for
+from oscillations.study import pretrained
+from oscillations.study.reading import Run, Variant
+
+
+def make_trainer(
+    recipe: dict[str, Any],
+    seed: int,
+    about: dict[str, Any],
+    sets: dict[str, ImageSet],
+    device: torch.device,
+    start: dict[str, Tensor] | None = None,
+) -> Trainer:
+    """The trainer of one run, ready to start: seeded, built, and filled from ``start`` weights if given.
+
+    ``about`` describes the dataset (:func:`oscillations.datasets.read`), ``sets`` are its images on the device
+    (:func:`oscillations.engine.batches.image_sets`), which runs of one recipe share. A fine-tune keeps its own, new
+    head. The same seed gives every method the same initial weights and the same order of the data.
+    """
+    classes = about["classes"] if recipe["classes"] is None else recipe["classes"]
+    channels, height, width = about["image_shape"]
+    if recipe["resize"]:
+        height = width = recipe["resize"]
+    torch.manual_seed(seed)
+    model = models.build(recipe["model"], (channels, height, width), len(classes))
+    if start is not None:
+        load_weights(model, start, models.head(recipe["model"]["name"], model))
+    model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs too
+    options = dict(recipe["method"])
+    found = methods.find(options.pop("name"))
+    method = found(found.Options(**options))
+    method.attach(model)
+    biases = getattr(method.options, "quantize_bias", False)
+    parameters = quantized_parameters(model, recipe["quant_layers"], biases)
+    return Trainer(recipe, model, method, parameters, sets, seed)
+
+
+def new_trainer(
+    variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
+) -> Trainer:
+    """The trainer of a run at its start, filled from the weights it starts from."""
+    start = None
+    if checkpoint := variant.recipe["pretrained"]:
+        start = pretrained.read(checkpoint["name"])
+    elif parent := variant.parent(run.seed):
+        start = load_checkpoint(parent)
+    return make_trainer(variant.recipe, run.seed, about, sets, device, start)
+
+
+def trained(
+    variant: Variant, run: Run, about: dict[str, Any], sets: dict[str, ImageSet], device: torch.device
+) -> Trainer:
+    """A trainer that holds the run's checkpoint."""
+    trainer = new_trainer(variant, run, about, sets, device)
+    trainer.load_trained(load_checkpoint(run))
+    return trainer
+
+
+def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a finished run, checked against its record."""
+    if not vouches_for(run.record, run.checkpoint):
+        raise InputError(
+            f"{run.checkpoint}: missing, or not the checkpoint that {run.record} vouches for; "
+            "bring it back with dvc checkout (or dvc pull), or delete the record and train again"
+        )
+    return load_file(run.checkpoint)

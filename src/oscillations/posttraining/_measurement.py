@@ -1,0 +1,99 @@
+"""What a post-training method makes of a trained network: accuracy, and the reconstruction loss along the depth."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from oscillations import models
+from oscillations.core.bits import largest_code
+from oscillations.core.errors import InputError
+from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
+from oscillations.engine.quantizer import WeightQuantizer, grid_of, max_scale, mse_scale
+from oscillations.engine.training import Trainer
+from oscillations.posttraining import PostTraining
+from oscillations.posttraining._reconstruction import Calibration
+
+Rows = list[dict[str, Any]]
+
+
+def measure(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Rows, Rows]:
+    """Rows of test accuracy (batch norm kept, and re-estimated where there is any) and rows of the loss per unit.
+
+    The trainer holds a finished run's checkpoint; its seed draws the calibration batches. Biases stay as they are.
+    """
+    started = time.monotonic()
+    calibration, about = calibrate(trainer, method, bits)
+    groups = method.quantize(calibration)
+    seconds = time.monotonic() - started
+    losses = calibration.losses()
+    about |= {
+        "calibration_loss": losses[-1],
+        "iterations": calibration.steps,
+        "seconds": round(seconds, 3),
+        "oscillation": rises(losses),
+        "largest_loss": max(losses),
+    }
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules())
+    found = {}
+    with weights_as(list(calibration.weights.values()), [calibration.quantized[name] for name in calibration.weights]):
+        found["keep"] = accuracy(trainer.model, trainer.sets["test"])[0]
+        if normed:
+            with reestimated_norms(trainer.model, trainer.sets["train"]):
+                found["reestimate"] = accuracy(trainer.model, trainer.sets["test"])[0]
+    rows = [about | {"bn": bn, "accuracy": value} for bn, value in found.items()]
+    grouped = [(number, unit) for number, group in enumerate(groups, 1) for unit in group]
+    places = [
+        {"place": place, "unit": unit.name, "group": group, "loss": loss}
+        for place, ((group, unit), loss) in enumerate(zip(grouped, losses), 1)
+    ]
+    return rows, places
+
+
+def rises(losses: list[float]) -> float:
+    """The oscillation of a post-training method: the sum of all rises of the loss along the depth."""
+    return sum(max(0.0, after - before) for before, after in pairwise(losses))
+
+
+def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibration, dict[str, Any]]:
+    """The run's network with its scales and calibration images, and how it is going to be quantized."""
+    o, model = method.options, trainer.model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    weights = models.quantized_parameters(model, trainer.recipe["quant_layers"])
+    grid, per_channel = "sym_odd", o.per_channel
+    if o.scale == "rescaled":
+        quantizer = learned_quantizer(trainer)
+        grid, per_channel = quantizer.grid_name, quantizer.per_channel
+        scales = rescaled(quantizer, list(weights), bits)
+    else:
+        scale_of = {"max": max_scale, "mse": mse_scale}[o.scale]
+        scales = {name: scale_of(weight.data, bits, per_channel=per_channel) for name, weight in weights.items()}
+    images, _ = trainer.sets["train"].batch(slice(0, o.images))
+    calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, trainer.seed)
+    about = {
+        "per_channel": per_channel,
+        "grid": grid,
+        "levels": grid_of(grid, bits).levels,
+        "calibration": o.scale,
+    }
+    return calibration, about
+
+
+def learned_quantizer(trainer: Trainer) -> WeightQuantizer:
+    """The run's quantizer; refused unless it learned the scales of levels and thresholds together."""
+    quantizer = trainer.quantizer
+    if quantizer is None or quantizer.scale_source != "learned" or quantizer.level_scales or quantizer.grid.offset:
+        name = trainer.recipe["method"]["name"]
+        raise InputError(f"scale: rescaled: {name} learned no scale that stands for all levels; use max or mse")
+    return quantizer
+
+
+def rescaled(quantizer: WeightQuantizer, names: list[str], bits: int) -> dict[str, Tensor]:
+    """Learned scales for another bit width: times the ratio of the largest codes, so that the range stays."""
+    ratio = largest_code(quantizer.bits) / largest_code(bits)
+    learned = dict(zip(quantizer.names, quantizer.scales))
+    return {name: learned[name] * ratio for name in names}

@@ -1,0 +1,192 @@
+"""AdaRound's optimisation (Nagel et al. 2020, arXiv:2004.10568) of the weights of one unit or of several at once.
+
+Every weight w with scale s may go to one of its two neighbouring levels: w_hat = s (floor(w/s) + h(V)), where the
+rectified sigmoid h(V) in [0, 1] is learned so that the unit's output comes near that of the latent weights, and is
+driven to 0 or 1 by a rounding term. Codes beyond the grid are clamped to its ends, as in nearest rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oscillations.engine.accuracy import weights_as
+from oscillations.engine.optimizer import Adam
+from oscillations.engine.quantizer import Grid, round_half_up
+from oscillations.posttraining import ReconstructionOptions
+from oscillations.posttraining._units import Chain, Unit
+
+ZETA, GAMMA = 1.1, -0.1  # h = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)
+WARM_UP = 0.2  # share of the iterations without the rounding term
+FIRST_BETA, LAST_BETA = 20.0, 2.0
+FORWARD_BATCH = 256  # images at a time, where nothing is learned
+
+
+class Calibration:
+    """A network being quantized: its units, its weights, the images, and what has been quantized so far.
+
+    ``weights`` are the latent weights by parameter name, ``scales`` theirs (0-dim or ``[C, 1, ...]``), ``images``
+    normalised ``[n, channels, height, width]``. The model must be in evaluation mode, so that batch norm keeps its
+    statistics. ``quantized`` begins with no entry; an input "of the quantized predecessors" sees its entries and
+    otherwise latent weights. No parameter must require a gradient. ``steps`` counts optimizer steps.
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: dict[str, Tensor], scales: dict[str, Tensor], bits: int, grid: Grid,
+        images: Tensor, seed: int,
+    ):  # fmt: skip
+        self.chain = Chain(model, list(weights))
+        self.weights, self.scales, self.images = weights, scales, images
+        self.bits, self.grid = bits, grid
+        self.quantized: dict[str, Tensor] = {}
+        self.steps = 0
+        self.batches = torch.Generator().manual_seed(seed)
+        self.mixing = torch.Generator(images.device).manual_seed(seed)  # its own, so that batches do not depend on it
+
+    def nearest(self, name: str) -> Tensor:
+        """The weight rounded to its nearest level, ties upwards."""
+        weight, scale = self.weights[name].data, self.scales[name]
+        return round_half_up(weight / scale).clamp_(self.grid.low, self.grid.high) * scale
+
+    @torch.no_grad()
+    def value(self, node, quantized: dict[str, Tensor]) -> Tensor:
+        """A tensor of the network for all images, with some weights replaced by quantized ones."""
+        if node is self.chain.input:
+            return self.images
+        part = self.chain.module(self.chain.input, node)
+        with weights_as([self.weights[name] for name in quantized], list(quantized.values())):
+            return torch.cat([part(x) for x in self.images.split(FORWARD_BATCH)])
+
+    def reconstruct(
+        self, unit: Unit, options: ReconstructionOptions, *, prob: float = 1.0, fisher: bool = False
+    ) -> None:
+        """Learn the rounding of a unit's weights on its output and put the rounded weights into ``quantized``.
+
+        Target: the latent network's output. Input: that of the quantized predecessors, whose entries are replaced
+        by the latent network's with probability 1 - ``prob`` (QDrop). ``fisher`` weighs squared errors by the
+        squared gradients of :meth:`fisher_weights` (BRECQ).
+        """
+        if not unit.weights:
+            return
+        target, inputs = self.value(unit.stop, {}), self.value(unit.start, self.quantized)
+        latent_inputs = self.value(unit.start, {}) if prob < 1 else None
+        importance = self.fisher_weights(unit, options.batch_size) if fisher else None
+        part = self.chain.module(unit.start, unit.stop)
+        parameters = [self.weights[name].requires_grad_() for name in unit.weights]
+        roundings = [Rounding(self.weights[name].data, self.scales[name], self.grid) for name in unit.weights]
+        optimizer = Adam([rounding.v for rounding in roundings], options.lr)
+        for step in range(options.iterations):
+            chosen = torch.randperm(len(inputs), generator=self.batches)[: options.batch_size].to(inputs.device)
+            x = inputs.index_select(0, chosen)
+            if latent_inputs is not None:
+                use = torch.rand(x.shape, generator=self.mixing, device=x.device) < prob
+                x = torch.where(use, x, latent_inputs.index_select(0, chosen))
+            with weights_as(parameters, [rounding.soft() for rounding in roundings]):
+                error = (part(x) - target.index_select(0, chosen)).square()
+                if importance is not None:
+                    error = error * importance.index_select(0, chosen)
+                loss = error.sum() * (channels(error) / error.numel())
+                gradients = torch.autograd.grad(loss, parameters)
+            for rounding, gradient in zip(roundings, gradients):
+                rounding.v.grad = rounding.gradient(gradient, options.nu, beta(step / options.iterations))
+            optimizer.step()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        self.steps += options.iterations
+        self.quantized |= {name: rounding.hard() for name, rounding in zip(unit.weights, roundings)}
+
+    def fisher_weights(self, unit: Unit, batch_size: int) -> Tensor:
+        """(|g| + 1)^2 at the unit's output, g the gradient of KL(quantized || latent) of the network's answers.
+
+        Quantized are the predecessors and, to nearest, the unit itself; the rest is latent (BRECQ, Li et al. 2021,
+        arXiv:2102.05426, and its released code).
+        """
+        before = self.quantized | {name: self.nearest(name) for name in unit.weights}
+        outputs, answers = self.value(unit.stop, before), self.value(self.chain.output, {})
+        rest = self.chain.module(unit.stop, self.chain.output)
+        gradients = []
+        for z, answer in zip(outputs.split(batch_size), answers.split(batch_size)):
+            z.requires_grad_()
+            loss = F.kl_div(rest(z).log_softmax(1), answer.softmax(1), reduction="batchmean")
+            gradients += torch.autograd.grad(loss, z)
+        return (torch.cat(gradients).view_as(outputs).abs() + 1).square()
+
+    @torch.no_grad()
+    def losses(self) -> list[float]:
+        """Relative reconstruction loss |z_q - z|^2 / |z|^2 after every unit, over all images."""
+        modules = [self.chain.module(unit.start, unit.stop) for unit in self.chain.units]
+        parameters = [self.weights[name] for name in self.quantized]
+        wrong, size = torch.zeros(2, len(modules), dtype=torch.float64, device=self.images.device)
+        for x in self.images.split(FORWARD_BATCH):
+            latent = quantized = x
+            for place, module in enumerate(modules):
+                latent = module(latent)
+                with weights_as(parameters, list(self.quantized.values())):
+                    quantized = module(quantized)
+                wrong[place] += (quantized - latent).double().square().sum()
+                size[place] += latent.double().square().sum()
+        return (wrong / size).tolist()
+
+
+class Rounding:
+    """The learned rounding of one weight tensor: V, the soft weights, the hard ones, and dLoss/dV in closed form."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, grid: Grid):
+        position = weight / scale
+        below = position.floor()
+        self.v = initial_v(position - below)
+        movable = (below >= grid.low) & (below < grid.high)  # the others are clamped, whatever h is
+        self.span = movable * scale
+        self.base = below.clamp(grid.low, grid.high) * scale
+        self.scale = scale
+        self._sigmoid, self._raw, self._h, self._soft, self._grad, self._side, self._power = (
+            torch.empty_like(self.v) for _ in range(7)
+        )
+
+    def soft(self) -> Tensor:
+        """s clip(floor(w/s) + h(V))."""
+        torch.sigmoid(self.v, out=self._sigmoid)
+        torch.mul(self._sigmoid, ZETA - GAMMA, out=self._raw).add_(GAMMA)
+        torch.clamp(self._raw, 0, 1, out=self._h)
+        return torch.addcmul(self.base, self._h, self.span, out=self._soft)
+
+    def hard(self) -> Tensor:
+        """s (floor(w/s) + 1[V >= 0]), exactly on the levels."""
+        return ((self.base / self.scale).round() + ((self.v >= 0) & (self.span > 0))) * self.scale
+
+    def gradient(self, upstream: Tensor, nu: float, beta: float | None) -> Tensor:
+        """dLoss/dV for dLoss/dw_hat = ``upstream``; without ``beta``, without the rounding term.
+
+        The term is nu sum(1 - |2h - 1|^beta).
+        """
+        grad = torch.mul(upstream, self.span, out=self._grad)
+        if beta is not None and nu:
+            side = torch.mul(self._h, 2, out=self._side).sub_(1)
+            power = torch.abs(side, out=self._power).log_().mul_(beta - 1).exp_()  # three times as fast as pow
+            grad.addcmul_(power, side.sign_(), value=-2 * nu * beta)
+        torch.ops.aten.sigmoid_backward.grad_input(grad, self._sigmoid, grad_input=grad)
+        torch.ops.aten.hardtanh_backward.grad_input(grad, self._raw, 0, 1, grad_input=grad)
+        return grad.mul_(ZETA - GAMMA)
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V)."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def initial_v(remainder: Tensor) -> Tensor:
+    """V with h(V) = ``remainder``, in [0, 1): the soft weights start where the latent ones are."""
+    return torch.log((remainder - GAMMA) / (ZETA - remainder))
+
+
+def beta(progress: float) -> float | None:
+    """The rounding term's exponent: none during the warm-up, then linearly from 20 to 2."""
+    if progress < WARM_UP:
+        return None
+    return FIRST_BETA + (LAST_BETA - FIRST_BETA) * (progress - WARM_UP) / (1 - WARM_UP)
+
+
+def channels(output: Tensor) -> int:
+    """Of feature maps ``[n, channels, height, width]``, tokens ``[n, tokens, features]`` or ``[n, features]``."""
+    return output.shape[1 if output.dim() == 4 else -1]

@@ -1,0 +1,165 @@
+"""What a study costs: measured seconds per step and per evaluated image, times how many it needs.
+
+``benchmarks/cost.py`` measures the steps of a study's workloads on a machine. A workload that was not measured has
+no prediction, and GPU-hours come from a measured GPU step only.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from oscillations import datasets
+from oscillations.core.bits import LATENT
+from oscillations.core.files import canonical_json
+from oscillations.records.identity import meaning
+from oscillations.records.staleness import Plan
+from oscillations.study.reading import Variant
+
+MEASURED = Path("benchmarks/results/cost.csv")
+PUBLISHED = Path("params/published.csv")
+COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
+
+
+def workload(recipe: dict[str, Any]) -> str:
+    """What decides the time of a step, as one string: runs with equal workloads take equally long steps.
+
+    By meaning: an option that is added later leaves the others' names as they are.
+    """
+    whole = meaning(recipe)
+    decisive = {key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole}
+    decisive |= {"images": list(datasets.find(recipe["data"]).IMAGE_SHAPE)}
+    decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
+    decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}
+    return canonical_json(decisive | ({"regularized": True} if whole["method"].get("lambda") else {}))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one training step (counters on) and of one evaluated image, on some machine."""
+
+    machine: str
+    step: float
+    image: float
+    ratio_to_fp: float | None = None  # of the step, where both were measured in turn
+
+
+def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
+    """Measured speeds by workload and kind of device (``cpu`` or ``cuda``); empty if nothing was measured."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as rows:
+        return {
+            (row["workload"], row["device_kind"]): Speed(
+                row["machine"],
+                float(row["step_ms"]) / 1e3,
+                float(row["image_ms"]) / 1e3,
+                float(row["ratio_to_fp"]) if row.get("ratio_to_fp") else None,
+            )
+            for row in csv.DictReader(rows)
+        }
+
+
+def epoch_seconds(recipe: dict[str, Any], speed: Speed) -> float:
+    """Seconds of one epoch: its training steps, and the validation at every evaluation bit."""
+    module = datasets.find(recipe["data"])
+    share = 1 if recipe["classes"] is None else len(recipe["classes"]) / len(module.CLASSES)
+    steps = math.ceil((module.TRAIN_IMAGES - recipe["validation"]) * share / recipe["training"]["batch_size"])
+    return steps * speed.step + recipe["validation"] * share * len(recipe["eval_bits"]) * speed.image
+
+
+def expected_epochs(variant: Variant, finished: Iterable[int], published: dict[tuple, float]) -> tuple[float, str]:
+    """Epochs of one run, and where the number is from: this variant's finished runs, the paper, or the limit."""
+    training, method = variant.recipe["training"], variant.recipe["method"]
+    if finished := list(finished):
+        return mean(finished), "finished runs"
+    setting = {"sweep": "scratch"}.get(variant.recipe["setting"], variant.recipe["setting"])
+    key = variant.recipe["model"]["name"], setting, method["name"], method.get("bits", LATENT)
+    if key in published:
+        return min(published[key] + training["patience"], training["epochs"]), "paper + patience"
+    return training["epochs"], "limit"
+
+
+def published_epochs(file: Path = PUBLISHED) -> dict[tuple, float]:
+    """Mean best epoch in the paper by model, setting, method and train bits."""
+    found: dict[tuple, float] = {}
+    with file.open(newline="") as rows:
+        for row in csv.DictReader(rows):
+            if row["epochs"] and not row["lambda"]:
+                key = row["model"], row["setting"], row["method"], int(row["train_bits"])
+                found.setdefault(key, float(row["epochs"]))
+    return found
+
+
+@dataclass
+class Cost:
+    """Predicted cost of one experiment; hours are None where a workload was not measured."""
+
+    experiment: str
+    runs: int = 0
+    epochs: float = 0.0  # of all runs
+    core_hours: float | None = 0.0
+    gpu_hours: float | None = 0.0
+    sources: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, str]:
+        """For people."""
+        return {
+            "Experiment": self.experiment,
+            "runs": str(self.runs),
+            "epochs a run": f"{self.epochs / self.runs:.0f} ({', '.join(self.sources)})",
+            "core-hours": "unmeasured" if self.core_hours is None else f"{self.core_hours:.2f}",
+            "GPU-hours": "unmeasured" if self.gpu_hours is None else f"{self.gpu_hours:.2f}",
+        }
+
+
+def predict(plans: list[Plan], judged: bool) -> list[Cost]:
+    """Cost of every experiment among the planned runs, all from their start.
+
+    ``judged``: whether the study's networks are the paper's, whose published epochs then count.
+    """
+    costs: dict[str, Cost] = {}
+    speeds = read_speeds()
+    published = published_epochs() if judged else {}
+    by_variant: dict[str, list[Plan]] = {}
+    for plan in plans:
+        by_variant.setdefault(plan.variant.path, []).append(plan)
+    for runs in by_variant.values():
+        variant = runs[0].variant
+        cost = costs.setdefault(variant.experiment, Cost(variant.experiment))
+        finished = [plan.record["epochs_run"] for plan in runs if plan.current]
+        epochs, source = expected_epochs(variant, finished, published)
+        cost.runs += len(runs)
+        cost.epochs += len(runs) * epochs
+        cost.sources = tuple(dict.fromkeys((*cost.sources, source)))
+        for hours, kind, units in (("core_hours", "cpu", variant.recipe["threads"]), ("gpu_hours", "cuda", 1)):
+            speed = speeds.get((workload(variant.recipe), kind))
+            before = getattr(cost, hours)
+            if speed is None or before is None:
+                setattr(cost, hours, None)
+            else:
+                seconds = len(runs) * epochs * epoch_seconds(variant.recipe, speed)
+                setattr(cost, hours, before + seconds * units / 3600)
+    return list(costs.values())
+
+
+def machines() -> str:
+    """Where the speeds were measured."""
+    found = sorted({speed.machine for speed in read_speeds().values()})
+    return "; ".join(found) or "nothing measured yet (python benchmarks/cost.py)"
+
+
+def print_costs(costs: list[Cost]) -> None:
+    """A table of the experiments, and the machine that the prediction is for."""
+    if not costs:
+        return
+    rows = [cost.row() for cost in costs]
+    print(f"predicted cost of training and validation ({machines()}):")
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    for row in [dict(zip(widths, widths)), *rows]:
+        print("  " + "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())

@@ -1,0 +1,73 @@
+"""Where and with what a run was made, and whether the runs of a study were made with the same."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
+COMPUTING = ("torch", "torchvision", "timm")  #: another version of these may give other numbers
+
+
+def environment(device: torch.device, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "dtype": _dtype(recipe["training"]["precision"], device),
+        "threads": recipe["threads"],
+        "platform": platform.platform(),
+        "git": git_state(),
+    }
+
+
+def _dtype(precision: str, device: torch.device) -> str:
+    """What matrix products were computed in; a CPU has no TF32."""
+    if precision == "tf32" and device.type == "cpu":
+        return "float32"
+    return {"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16"}[precision]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether tracked files differ from it; empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "params", "workflow", "Snakefile")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def mixed_versions(records: Iterable[dict[str, Any]]) -> list[str]:
+    """What the records of a study should not mix, but do: one sentence for each computing package."""
+    found: dict[str, dict[str, int]] = {package: {} for package in COMPUTING}
+    for record in records:
+        for package in COMPUTING:
+            used = record["environment"]["packages"].get(package, "none")
+            found[package][used] = found[package].get(used, 0) + 1
+    return [
+        f"runs made with different versions of {package}: "
+        + ", ".join(f"{used} ({count})" for used, count in sorted(counts.items()))
+        for package, counts in found.items()
+        if len(counts) > 1
+    ]

@@ -1,0 +1,128 @@
+"""What makes a file this study's result: its recipe by meaning, its data, its start, and the arithmetic.
+
+Identities are plain JSON values. A record holds that of its run as it was when the run was made; versions of the
+arithmetic in it may be sources that were unknown then (:mod:`oscillations.records.numerics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from oscillations import methods, models
+from oscillations.core.files import canonical_json, sha256
+from oscillations.records import numerics
+from oscillations.study.reading import PostTraining, Training
+
+OTHER_DATA = "made from other data"
+OTHER_WEIGHTS = "started from other pretrained weights"
+SEEN_BY_EVALUATION = (  # of a recipe; how the weights came about is in their hash
+    "data", "validation", "split_seed", "images", "classes", "resize", "model", "quant_layers", "pretrained", "method",
+    "eval_bits", "threads",
+)  # fmt: skip
+
+
+def meaning(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what is at its default: an option that is not there equals one that says the default."""
+    whole = {key: value for key, value in recipe.items() if value is not None}
+    whole["method"] = _chosen(methods.find(recipe["method"]["name"]).Options, recipe["method"])
+    whole["model"] = _chosen(models.find(recipe["model"]["name"]).Options, recipe["model"])
+    return whole | {"training": _chosen(Training, recipe["training"])}
+
+
+def _chosen(options: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {
+        field.alias or name: field.get_default() for name, field in options.model_fields.items()
+        if not field.is_required()
+    }  # fmt: skip
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
+
+
+def arithmetic(recipe: Mapping[str, Any]) -> list[str]:
+    """The parts whose arithmetic decides a run's numbers."""
+    model = recipe["model"]["name"]
+    family = "library" if model.split("/")[0] in models.LIBRARIES else model
+    drawn = ["reduced-splits"] if recipe.get("images") else []
+    return ["engine", f"method/{recipe['method']['name']}", f"model/{family}", *drawn]
+
+
+def difference(record: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+    """Why a record is not that of the run with this identity; None if it is. What the identity holds as None is open.
+
+    Data and start weights may not be at hand; the record then stands for them.
+    """
+    if changed := changed_keys(_comparable(record["recipe"]), identity["recipe"]):
+        return f"made with another recipe ({', '.join(changed)})"
+    made = record.get("arithmetic", {})
+    for part, wanted in identity["arithmetic"].items():
+        if numerics.version_of(part, made.get(part, "unknown")) != wanted:
+            return _other_arithmetic(part, wanted)
+    if identity["data_sha256"] not in (None, record["data_sha256"]):
+        return OTHER_DATA
+    if identity["start_sha256"] not in (None, record["start_sha256"]):
+        start = identity["recipe"].get("start_from")
+        return f"started from other weights than {start}/baseline has now" if start else OTHER_WEIGHTS
+    return None
+
+
+def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded recipe by meaning; of a method or model that is no more, as it is."""
+    try:
+        return meaning(recipe)
+    except ModuleNotFoundError:
+        return dict(recipe)
+
+
+def _other_arithmetic(part: str, wanted: numerics.Version) -> str:
+    if isinstance(wanted, str):
+        return f"{part}: its code is not certified to compute the same; python -m oscillations certify settles it"
+    return f"{part}: made by other arithmetic than version {wanted}"
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the options that differ, those inside a mapping one by one."""
+    changed = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(prefix + key)
+    return changed
+
+
+def evaluation_key(record: Mapping[str, Any]) -> str:
+    """Names what an evaluation belongs to: a checkpoint, what is evaluated how, and the arithmetic that does it."""
+    return _key(record, {}, "evaluation")
+
+
+def posttraining_key(record: Mapping[str, Any], method: str, options: Mapping[str, Any], bits: int) -> str:
+    """Names what a post-training result belongs to: a checkpoint, the method's options, and their arithmetic."""
+    about = {"method": method, "options": dict(options), "bits": bits, "seed": record["seed"]}
+    return _key(record, about, *posttraining_parts(method))
+
+
+def posttraining_parts(method: str) -> tuple[str, str]:
+    """The parts whose arithmetic decides a post-training method's numbers."""
+    return "reconstruction", f"posttraining/{method}"
+
+
+def entry_parts(entry: PostTraining) -> list[str]:
+    """The parts of all methods of one entry of a study."""
+    return list(dict.fromkeys(part for _, method, _ in entry.resolved() for part in posttraining_parts(method)))
+
+
+def _key(record: Mapping[str, Any], about: Mapping[str, Any], *parts: str) -> str:
+    recipe = _comparable(record["recipe"])
+    parts = (*parts, *arithmetic(record["recipe"])[1:])  # the forward pass is theirs, too; the engine's is training
+    whole = {
+        "checkpoint": record["checkpoint_sha256"],
+        "data": record["data_sha256"],
+        "recipe": {key: recipe[key] for key in SEEN_BY_EVALUATION if key in recipe},
+        "about": about,
+        "arithmetic": numerics.versions(parts),
+    }
+    return sha256(canonical_json(whole).encode())[:16]

@@ -1,0 +1,58 @@
+"""Snakemake's own records of a study travel with its results.
+
+Snakemake decides what is stale from ``.snakemake/metadata``, without which it cannot tell after a clone. One
+file, ``results/<study>/provenance.json``, holds those of the study's outputs, so that git or DVC, whichever
+carries the results, carries them too.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from pathlib import Path
+
+from oscillations.core.files import write_json, write_text
+
+METADATA = Path(".snakemake/metadata")
+LONGEST = 254  # characters of a file name before Snakemake splits it over folders whose names begin with @
+
+
+def _folders(study: str) -> tuple[str, ...]:
+    return f"results/{study}/", f"figures/{study}/", f"checkpoints/{study}/"
+
+
+def _record_path(output: str) -> Path:
+    """Where Snakemake 9 keeps the record of an output file."""
+    name = urlsafe_b64encode(output.encode()).decode()
+    parts = [name[i : i + LONGEST] for i in range(0, len(name), LONGEST)]
+    return METADATA.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
+
+
+def _output(record: Path) -> str:
+    parts = record.relative_to(METADATA).parts
+    return urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
+
+
+def save(study: str) -> None:
+    """Copy the records of the study's outputs into its results.
+
+    What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
+    """
+    file = Path("results", study, "provenance.json")
+    found = json.loads(file.read_text()) if file.exists() else {}
+    for record in METADATA.rglob("*"):
+        if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
+            found[output] = json.loads(record.read_text())
+    if found:
+        write_json(file, found)
+
+
+def restore(study: str) -> None:
+    """Put the records that came with the results where Snakemake looks for them."""
+    file = Path("results", study, "provenance.json")
+    if not file.exists():
+        return
+    for output, record in json.loads(file.read_text()).items():
+        target = _record_path(output)
+        if not target.exists():  # a record that is there may be newer
+            write_text(target, json.dumps(record))

@@ -1,0 +1,100 @@
+"""Plans: what every run of a study is, what lies on disk of it, and whether that is its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from oscillations.core.files import file_hash, read_json
+from oscillations.records.identity import arithmetic, difference, meaning
+from oscillations.records.numerics import versions
+from oscillations.study import pretrained
+from oscillations.study.reading import Run, Variant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: its identity, what it starts from, and its record, if there is one in place.
+
+    ``identity`` holds None for data and start weights that are not at hand. ``stale`` says why the record is not
+    this run's result.
+    """
+
+    variant: Variant
+    run: Run
+    identity: dict[str, Any]
+    start: dict[str, Any] | None
+    record: dict[str, Any] | None
+    stale: str | None
+
+    @property
+    def current(self) -> bool:
+        """Whether the record in place is this run's."""
+        return self.record is not None and self.stale is None
+
+
+def plans(variants: Iterable[Variant]) -> list[Plan]:
+    """The plans of all runs, in the variants' order. What starts from a stale run is stale itself."""
+    variants = list(variants)
+    read = cache(lambda file: read_json(file) if file.exists() else None)
+    found: dict[Run, Plan] = {}
+    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):  # parents first
+        computed = versions(arithmetic(variant.recipe))
+        recipe = meaning(variant.recipe)
+        about = read(Path("data", f"{variant.recipe['data']}.json"))
+        for run in variant.runs():
+            start, record = start_of(variant, run, read), read(run.record)
+            identity = {
+                "run": run.name,
+                "seed": run.seed,
+                "recipe": recipe,
+                "arithmetic": computed,
+                "data_sha256": about and about["sha256"],
+                "start_sha256": start and start["sha256"],
+            }
+            parent = found.get(variant.parent(run.seed))
+            stale = record and difference(record, identity)
+            if record and parent and parent.stale:
+                stale = stale or f"started from {parent.run.name}, which is stale"
+            found[run] = Plan(variant, run, identity, start, record, stale)
+    return [found[run] for variant in variants for run in variant.runs()]
+
+
+def start_of(variant: Variant, run: Run, read=lambda file: read_json(file) if file.exists() else None):
+    """Where a run's first weights are from, with their hash; None if it starts from scratch or they are not here."""
+    if checkpoint := variant.recipe["pretrained"]:
+        about = read(pretrained.files(checkpoint["name"])[0])
+        return about and {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
+    parent = variant.parent(run.seed)
+    record = parent and read(parent.record)
+    if not record:
+        return None
+    own = {"name": parent.name, "trained_on": record["data"]["name"], "verified": False, "label": parent.experiment}
+    return own | {"sha256": record["checkpoint_sha256"]}
+
+
+def current(found: Iterable[Plan]) -> list[Plan]:
+    """Those whose record is their run's."""
+    return [plan for plan in found if plan.current]
+
+
+def is_result(record: Path, identity: dict[str, Any], checkpoint: Path) -> bool:
+    """Whether files are a finished run with this identity, whole."""
+    return vouches_for(record, checkpoint) and difference(read_json(record), identity) is None
+
+
+def vouches_for(record: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint is there, and the one that a record was written beside."""
+    return record.exists() and checkpoint.exists() and file_hash(checkpoint) == read_json(record)["checkpoint_sha256"]
+
+
+def made_in_another_study(run: Run, identity: dict[str, Any]) -> Run | None:
+    """A finished run of another study that is this very run: same name, seed and identity."""
+    for record in sorted(Path("results").glob(f"*/runs/{run.name}/run.json")):
+        twin = replace(run, study=record.parts[1])
+        if is_result(record, identity, twin.checkpoint):
+            return twin
+    return None

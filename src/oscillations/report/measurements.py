@@ -1,0 +1,258 @@
+"""Measurements: one tidy table of everything a study has measured, and one of everything per epoch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from oscillations.core.bits import LATENT
+from oscillations.core.errors import InputError
+from oscillations.core.files import write_text
+from oscillations.records.identity import evaluation_key, posttraining_key
+from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, read_rows, write_rows
+from oscillations.records.staleness import Plan, current, plans
+from oscillations.study.reading import Run, Study, Variant, posttraining_files
+
+MEASUREMENTS = [
+    "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
+    "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
+    "accuracy", "best_epoch", "epochs_run", "status", "run",
+    "start", "bn_divergence",
+]  # fmt: skip
+OSCILLATIONS = [
+    "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
+    "epoch", "train_loss", "val_loss", "monitored", "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4", "weights",
+    "max_over_std", "kurtosis", "iteration_nagel", "epoch_nagel", "near_threshold", "share_zero", "layer_shares",
+]  # fmt: skip
+POSTTRAINING = [
+    "study", "data", "experiment", "variant", "model", "start_method", "train_bits", "label", "method", "eval_bits",
+    "per_channel", "grid", "levels", "calibration", "bn", "seed", "accuracy", "calibration_loss", "iterations",
+    "seconds", "oscillation", "largest_loss", "status", "run",
+]  # fmt: skip
+RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
+SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
+
+
+def results(study: Study) -> Path:
+    return Path("results", study.study)
+
+
+def read_measurements(study: Study | str) -> pd.DataFrame:
+    """Every measurement of a study, given or named; none of one that has not run."""
+    file = Path("results", getattr(study, "study", study), "measurements.csv")
+    if not file.exists():
+        return pd.DataFrame(columns=MEASUREMENTS)
+    return pd.read_csv(file, dtype={"start": str}).fillna({"start": ""})
+
+
+def read_oscillations(study: Study | str) -> pd.DataFrame:
+    """Every epoch of the runs that did not diverge; none of a study that has not run."""
+    file = Path("results", getattr(study, "study", study), "oscillations.csv")
+    table = with_all_columns(pd.read_csv(file)) if file.exists() else pd.DataFrame(columns=OSCILLATIONS)
+    return table[table.status == "done"]
+
+
+def oscillation_shares(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """The epochs with shares of the quantized weights in percent; none of runs that quantize nothing.
+
+    ``per_step`` and ``per_epoch`` (changed back), ``near`` (a threshold) and ``zero`` (quantized to it).
+    """
+    return oscillations.assign(
+        per_epoch=100 * oscillations.epoch_nagel / oscillations.weights,
+        per_step=100 * oscillations.iteration_nagel / oscillations.weights / oscillations.steps_per_epoch,
+        near=100 * oscillations.near_threshold,
+        zero=100 * oscillations.share_zero,
+    )
+
+
+def last_epochs(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """Each quantized run's last epoch, with :func:`oscillation_shares`."""
+    shares = oscillation_shares(oscillations[oscillations.train_bits != LATENT])
+    return shares.groupby(["experiment", "variant", "seed"], sort=False).tail(1)  # epochs stand in their order
+
+
+def with_all_columns(oscillations: pd.DataFrame) -> pd.DataFrame:
+    """The table with what nothing in it has logged (a baseline counts nothing, say) as empty columns."""
+    missing = [column for column in OSCILLATIONS if column not in oscillations]
+    return oscillations.reindex(columns=[*oscillations.columns, *missing])
+
+
+def collect(study: Study, variants: list[Variant]) -> None:
+    """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
+    found = plans(variants)
+    _refuse([plan for plan in found if plan.stale])
+    evaluations: dict[str, pd.DataFrame] = {}
+    rows: list[dict[str, Any]] = []
+    for plan in current(found):
+        variant, run, record = plan.variant, plan.run, plan.record
+        if run.experiment not in evaluations:
+            file = results(study) / "runs" / run.experiment / "evaluations.csv"
+            evaluations[run.experiment] = read_rows([file], EVALUATIONS)
+        about = _about(study, variant, record, run.seed, str(run.folder))
+        quantizer = record.get("quantizer") or SYMMETRIC
+        for bits, accuracy in record["validation_accuracy"].items():
+            rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
+        tests = evaluations[run.experiment]
+        for row in tests[(tests.run == run.name) & (tests.key == evaluation_key(record))].itertuples():
+            tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
+            rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+    table = pd.DataFrame(rows, columns=MEASUREMENTS)
+    write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
+    if study.posttraining:
+        collect_posttraining(study, current(found))
+
+
+def _refuse(stale: list[Plan]) -> None:
+    """Say of stale records why they are not shown, and how they are made again; once for all seeds of a variant."""
+    seeds: dict[tuple[Run, str], list[int]] = {}
+    for plan in stale:
+        seeds.setdefault((replace(plan.run, seed=0), plan.stale), []).append(plan.run.seed)
+    for (run, why), numbers in seeds.items():
+        print(
+            f"refused {run.folder.parent}, seeds {numbers}: {why}; make them again with: "
+            f"snakemake all --config study={run.study} only={run.experiment}/{run.variant}",
+            file=sys.stderr,
+        )
+
+
+def collect_posttraining(study: Study, finished: list[Plan]) -> None:
+    """Write ``posttraining.csv`` and ``reconstruction.csv``: what the present options and code made of current runs."""
+    tables: tuple[list, list] = ([], [])
+    for name, entry in study.posttraining.items():
+        files = posttraining_files(study.study, name)
+        found = [read_rows([file], columns) for file, columns in zip(files, (POSTTRAINED, RECONSTRUCTED))]
+        for plan in (plan for plan in finished if plan.variant.path in entry.of):
+            record = plan.record
+            about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
+            about |= {"start_method": about["method"]}
+            about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
+            for label, method, options in entry.resolved():
+                keys = [posttraining_key(record, method, options, bits) for bits in entry.bits]
+                for table, rows in zip(tables, found):
+                    mine = rows[rows.key.isin(keys) & (rows.label == label)]
+                    table.append(mine.assign(**about))
+    for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
+        write_rows(results(study) / f"{name}.csv", frames, columns)
+
+
+def read_posttraining(study: Study | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every post-training result of a study, and its reconstruction losses; none of one that has not run."""
+    folder = Path("results", getattr(study, "study", study))
+    pairs = (("posttraining", POSTTRAINING), ("reconstruction", RECONSTRUCTION))
+    files = [(folder / f"{name}.csv", columns) for name, columns in pairs]
+    read = [pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns) for file, columns in files]
+    return read[0], read[1]
+
+
+def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:
+    recipe = variant.recipe
+    method = recipe["method"]
+    return {
+        "study": study.study,
+        "data": record["data"]["name"],
+        "experiment": variant.experiment,
+        "model": recipe["model"]["name"],
+        "setting": recipe["setting"],
+        "method": method["name"],
+        "variant": variant.name,
+        "train_bits": method.get("bits", LATENT),
+        "preset": method.get("preset"),
+        "reg_reduction": method.get("reg_reduction"),
+        "scale_grad": method.get("scale_grad"),
+        "lambda": method.get("lambda"),
+        "lr": recipe["training"]["lr"],
+        "seed": seed,
+        "best_epoch": record["best_epoch"],
+        "epochs_run": record["epochs_run"],
+        "status": record["status"],
+        "run": folder,
+        "start": start_label(recipe, record),
+    }
+
+
+def start_label(recipe: dict[str, Any], record: dict[str, Any]) -> str:
+    """What a run was fine-tuned from, for people; nothing if it was trained from scratch."""
+    return record["start"]["label"] if recipe["pretrained"] else recipe["start_from"] or ""
+
+
+def _evaluation(
+    about: dict[str, Any], quantizer: dict[str, Any], bits: int, bn: str, split: str, accuracy: float
+) -> dict[str, Any]:
+    """PTQ is what a quantized evaluation of the baseline is called; away from its target bits, all is Eq. 1-2."""
+    quantized = bits != LATENT
+    own = quantizer if bits == about["train_bits"] else SYMMETRIC
+    return {
+        "method": "ptq" if about["method"] == "baseline" and quantized else about["method"],
+        "eval_bits": bits,
+        "grid": own["grid"] if quantized else None,
+        "levels": own.get("levels", 2**bits - 1) if quantized else None,
+        "calibration": own["calibration"] if quantized else None,
+        "bn": bn,
+        "split": split,
+        "accuracy": accuracy,
+    }
+
+
+def collect_oscillations(study: Study, variants: list[Variant]) -> None:
+    """Write ``oscillations.csv``: every epoch of every current run, counts per epoch, not cumulative.
+
+    ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
+    ``near_threshold``, ``error`` and ``share_zero`` are averages over all quantized weights,
+    ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
+    the layers, in their order.
+    """
+    frames = []
+    for plan in current(plans(variants)):
+        variant, run, record = plan.variant, plan.run, plan.record
+        for name in ("history.csv", "layers.csv"):
+            if not (run.folder / name).exists():
+                raise InputError(
+                    f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again"
+                )
+        history = pd.read_csv(run.folder / "history.csv")
+        layers = pd.read_csv(run.folder / "layers.csv")
+        frame = history[["epoch", "train_loss", "val_loss", "monitored"]].copy() if len(history) else history
+        method = variant.recipe["method"]
+        about = {
+            "experiment": variant.experiment,
+            "variant": variant.name,
+            "model": variant.recipe["model"]["name"],
+            "method": method["name"],
+            "train_bits": method.get("bits", LATENT),
+            "lambda": method.get("lambda"),
+            "lr": variant.recipe["training"]["lr"],
+            "seed": run.seed,
+            "status": record["status"],
+            "steps_per_epoch": record["steps_per_epoch"],
+        }
+        for place, (key, value) in enumerate(about.items()):
+            frame.insert(place, key, value)
+        for column in history.filter(regex="^val_acc_"):
+            frame[column] = history[column]
+        if len(history):
+            for column, counts in history.filter(regex="^(iteration|epoch)_").items():
+                frame[column] = counts.diff().fillna(counts).astype(int)
+            for column in history.filter(regex="^frequency_"):
+                frame[column] = history[column]
+        if len(layers):
+            by_epoch = layers.groupby("epoch")
+            frame["weights"] = by_epoch.weights.sum().to_numpy()
+            for column in ("max_over_std", "kurtosis"):
+                frame[column] = by_epoch[column].mean().to_numpy()
+            for column in ("near_threshold", "error", "share_zero"):
+                if column in layers:
+                    weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
+                    frame[column] = weighted.to_numpy() / frame["weights"]
+            if "iteration_nagel" in layers:
+                frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
+        frames.append(frame)
+    table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
+    write_text(results(study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _shares(counts: pd.Series) -> str:
+    return " ".join(f"{share:.5f}" for share in counts / max(counts.sum(), 1))
