@@ -12,7 +12,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
 from oscillations.fingerprint import _meaning
 
 ROOT = Path(__file__).resolve().parent.parent

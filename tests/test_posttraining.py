@@ -15,7 +15,7 @@ from oscillations.posttraining import _measurement as measurement
 from oscillations.posttraining import mrecg
 from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
 from oscillations.posttraining._units import Chain, merged
-from oscillations.records import staleness as records
+from oscillations.records import identity as records
 from oscillations.study import reading as studies
 
 NETWORKS = {
@@ -23,6 +23,7 @@ NETWORKS = {
     "resnet18": ({"name": "resnet18", "width": 4}, (1, 8, 8)),
     "vit-tiny": ({"name": "vit-tiny", "width": 12, "depth": 2, "heads": 3, "patch_size": 4}, (1, 8, 8)),
     "mobilenet": ({"name": "torchvision/mobilenet_v2"}, (3, 32, 32)),
+    "mobilenetv2": ({"name": "mobilenetv2", "width": 0.25, "smallest": 2}, (1, 8, 8)),
 }
 
 
@@ -91,7 +92,8 @@ def test_units_are_blocks_and_single_layers():
     assert names["resnet18"] == ["conv1", *(f"layer{s}.{b}" for s in range(1, 5) for b in range(2)), "fc"]
     assert names["vit-tiny"] == ["patch_embed.proj", "blocks.0", "blocks.1", "head"]
     blocks = [f"features.{i}" for i in range(1, 18)]
-    assert names["mobilenet"] == ["features.0.0", *blocks, "features.18.0", "classifier.1"]
+    for kind in ("mobilenet", "mobilenetv2"):
+        assert names[kind] == ["features.0.0", *blocks, "features.18.0", "classifier.1"]
 
 
 def test_what_branches_is_one_unit_without_being_named():
@@ -399,8 +401,18 @@ def test_M1_a_scheme_is_taken_as_it_is():
         apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer2.1"]])
     with pytest.raises(InputError, match=r"no unit 'layer1\.2'; did you mean"):
         apply("mrecg", model, weights, images, iterations=1, scheme=[["layer1.1", "layer1.2"]])
-    assert len(mrecg.RELEASED["mobilenetv2"][1]) == 5
-    assert [len(group) for group in mrecg.RELEASED["mobilenetv2"][1]] == [2, 2, 3, 3, 2]
+
+
+def test_M1_the_released_scheme_of_mobilenetv2_joins_the_releases_blocks():
+    """Its modules are the stem with features.1, features.2 to 17, and features.18 with the classifier."""
+    model, weights, images = network("mobilenetv2")
+    _, groups = apply("mrecg", model, weights, images[:32], iterations=1, scheme="released")
+    joined = [[1, 2], [4, 5], [7, 8], [10, 11, 12], [13, 14, 15], [17, 18], [19, 20]]
+    assert mrecg.RELEASED["mobilenetv2"] == (sum(map(len, groups)), joined)
+    assert [[unit.name.removeprefix("features.") for unit in group] for group in groups] == [
+        ["0.0", "1"], ["2"], ["3", "4"], ["5"], ["6", "7"], ["8"], ["9", "10", "11"], ["12", "13", "14"], ["15"],
+        ["16", "17"], ["18.0", "classifier.1"],
+    ]  # fmt: skip
 
 
 def test_M1_oscillation_is_the_sum_of_rises():

@@ -4,17 +4,19 @@ import json
 import math
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oscillations import methods
-from oscillations.engine.batches import crop_flip, image_sets
+from oscillations.engine.batches import crop_flip, evenly, image_sets, images_per_class, split_indices
 from oscillations.engine.optimizer import OPTIMIZERS, Adam
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume
 from oscillations.jobs.trainers import make_trainer
 
+PARTS = ("train", "validation", "test")
 METHODS = [
     {"name": "baseline"},
     {"name": "qat", "bits": 2, "scale_grad": "detach"},
@@ -266,6 +268,53 @@ def test_class_subset_is_renumbered(recipe, blobs):
     assert made.sets["test"].labels.unique().tolist() == [0, 1]
     assert len(made.sets["test"]) == 40
     assert made.model.fc6.out_features == 2
+
+
+def test_images_are_drawn_evenly_over_the_classes():
+    labels = np.repeat([0, 1, 2, 7], [100, 3, 50, 40])  # sorted, as an image folder is
+    per_class = {4: [1, 1, 1, 1], 30: [3, 9, 9, 9], 103: [3, 33, 33, 34], 150: [3, 40, 50, 57], 193: [3, 40, 50, 100]}
+    for count, expected in per_class.items():
+        drawn = evenly(labels, count, seed=0)
+        assert (np.diff(drawn) > 0).all()
+        assert sorted(np.bincount(labels[drawn])[[0, 1, 2, 7]]) == expected
+    assert np.array_equal(evenly(labels, 1000, seed=0), np.arange(193))
+
+
+def test_the_draw_is_a_function_of_the_seed_and_the_same_everywhere():
+    labels = np.arange(40) // 10
+    assert evenly(labels, 6, seed=0).tolist() == [2, 4, 10, 22, 35, 37]
+    assert evenly(labels, 6, seed=1).tolist() != [2, 4, 10, 22, 35, 37]
+    extra = {int(np.bincount(labels[evenly(labels, 5, seed)]).argmax()) for seed in range(40)}
+    assert extra == {0, 1, 2, 3}  # which class gives one more is drawn, too
+
+
+def test_a_slice_of_sorted_data_holds_every_class(recipe, blobs):
+    """``images`` took the first ones: of a sorted test split, one class."""
+    about, tensors = sorted_by_class(blobs)
+    images = {"train": 41, "validation": 12, "test": 1000}
+    sets = trainer(recipe, (about, tensors), images=images).sets
+    counts = {part: images_per_class(found, 4) for part, found in sets.items()}
+    assert sorted(counts["train"]) == [10, 10, 10, 11]
+    assert counts["validation"] == [3, 3, 3, 3]
+    assert counts["test"] == [20, 20, 20, 20]  # all, in their order
+    assert torch.equal(sets["test"].images, tensors["test_images"])
+    train = tensors["train_images"][split_indices(400, recipe["validation"], recipe["split_seed"])[0]]
+    at = [(train == image).flatten(1).all(1).nonzero().item() for image in sets["train"].images]
+    assert at == sorted(at)  # in the order of the split
+    again = trainer(recipe, (about, tensors), images=images).sets
+    assert all(torch.equal(again[part].images, found.images) for part, found in sets.items())
+
+
+def test_a_slice_of_some_classes_is_even_over_them(recipe, blobs):
+    sets = trainer(recipe, sorted_by_class(blobs), classes=[3, 1], images=dict.fromkeys(PARTS, 9)).sets
+    assert all(sorted(images_per_class(sets[part], 2)) == [4, 5] for part in PARTS)
+
+
+def sorted_by_class(blobs):
+    """The blobs as an image folder holds them."""
+    about, tensors = blobs
+    order = {part: tensors[f"{part}_labels"].argsort(stable=True) for part in ("train", "test")}
+    return about, {key: value[order[key.split("_")[0]]] for key, value in tensors.items()}
 
 
 def test_split_is_fixed_and_disjoint(recipe, blobs):

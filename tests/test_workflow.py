@@ -11,7 +11,6 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import ROOT, Project, job_counts
-
 from oscillations.fingerprint import _parsed, fingerprint
 
 pytestmark = pytest.mark.slow

@@ -18,6 +18,24 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[np.ndarray, n
     return order[: count - validation], order[count - validation :]
 
 
+def evenly(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Ascending indices of ``count`` of ``labels`` ``[n]``, drawn evenly over the classes that occur; all if n is less.
+
+    Numbers per class differ by at most one, but for classes with fewer images, which give all they have. Who is drawn
+    is a function of the arguments alone: numpy's RandomState is the same everywhere and in every version.
+    """
+    generator = np.random.RandomState(seed)
+    shuffled = generator.permutation(len(labels))
+    classes, of_class = np.unique(labels[shuffled], return_inverse=True)
+    turn = np.empty(len(labels), np.int64)  # how many of its class come before an image
+    for place in range(len(classes)):
+        members = np.flatnonzero(of_class == place)
+        turn[members] = np.arange(len(members))
+    class_order = generator.permutation(len(classes))  # who gives one more if the classes do not divide the count
+    rounds = np.lexsort((class_order[of_class], turn))  # one image of every class, then the second of every class
+    return np.sort(shuffled[rounds[:count]])
+
+
 class ImageSet:
     """Images ``[n, channels, height, width]`` (uint8) with labels ``[n]``; batches come normalised.
 
@@ -72,11 +90,12 @@ def crop_flip(images: Tensor, padding: int = 4) -> Tensor:
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
-    """The ``train``, ``validation`` and ``test`` sets of a recipe, on the device.
+def chosen_images(about: dict, tensors: dict[str, Tensor], recipe: dict) -> dict[str, tuple[str, Tensor, Tensor]]:
+    """Which images of the file are the ``train``, ``validation`` and ``test`` set of a recipe.
 
-    ``classes`` keeps only the images of some classes, renumbered from 0; ``images`` so many of each set. Inputs
-    are normalised as those that the pretrained weights saw, or by the dataset.
+    Of each set: the file's split, ``train`` or ``test``; the indices there, in the set's order; and their labels, both
+    ``[n]``. ``classes`` keeps only the images of some classes, renumbered from 0; ``images`` so many of each set, drawn
+    evenly over the classes.
     """
     train, validation = split_indices(about["train"], recipe["validation"], recipe["split_seed"])
     parts = {
@@ -84,8 +103,7 @@ def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: to
         "validation": ("train", torch.from_numpy(validation)),
         "test": ("test", torch.arange(about["test"])),
     }
-    norm = recipe["pretrained"] or about
-    sets = {}
+    chosen = {}
     for part, (source, indices) in parts.items():
         labels = tensors[f"{source}_labels"]
         if recipe["classes"] is not None:
@@ -94,7 +112,25 @@ def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: to
             labels = new_label[labels]
             indices = indices[labels[indices] >= 0]
         if recipe["images"] is not None:
-            indices = indices[: recipe["images"][part]]
+            drawn = evenly(labels[indices].numpy(), recipe["images"][part], recipe["split_seed"])
+            indices = indices[torch.from_numpy(drawn)]
+        chosen[part] = source, indices, labels[indices]
+    return chosen
+
+
+def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
+    """The ``train``, ``validation`` and ``test`` sets of a recipe (:func:`chosen_images`), on the device.
+
+    Inputs are normalised as those that the pretrained weights saw, or by the dataset.
+    """
+    norm = recipe["pretrained"] or about
+    sets = {}
+    for part, (source, indices, labels) in chosen_images(about, tensors, recipe).items():
         images = tensors[f"{source}_images"][indices].to(device)
-        sets[part] = ImageSet(images, labels[indices].to(device), norm["mean"], norm["std"], recipe["resize"])
+        sets[part] = ImageSet(images, labels.to(device), norm["mean"], norm["std"], recipe["resize"])
     return sets
+
+
+def images_per_class(images: ImageSet, classes: int) -> list[int]:
+    """How many images a set holds of each of ``classes`` classes."""
+    return torch.bincount(images.labels, minlength=classes).tolist()

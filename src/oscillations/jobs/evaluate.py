@@ -16,6 +16,7 @@ from oscillations.engine.batches import image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.train import DATA, remove_work
+from oscillations.jobs.trainers import trained
 from oscillations.records.identity import evaluation_key
 from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, read_rows, write_rows
 from oscillations.records.staleness import current, plans

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from oscillations.posttraining._reconstruction import Calibration
     from oscillations.posttraining._units import Unit
 
-# Places (from 1) of the units that the released configurations merge, and how many units the network has. For
-# MobileNetV2 the lists are read as the stem and the 17 blocks: each group then lies inside one stage.
+# Places (from 1) of the units that the released configurations join, and how many units the network has. The release
+# cuts MobileNetV2 into 18 modules: the stem with the first block, each further block, and the last convolution with
+# the classifier; here these are 20 units. Its lists join features 3 and 4, 6 and 7, 9 to 11, 12 to 14, 16 and 17: each
+# reaches over a change of stage, as those of ResNet-18 do.
 RELEASED = {
     "resnet18": (10, [[3, 4], [5, 6]]),
-    "mobilenetv2": (20, [[3, 4], [6, 7], [9, 10, 11], [12, 13, 14], [16, 17]]),
+    "mobilenetv2": (20, [[1, 2], [4, 5], [7, 8], [10, 11, 12], [13, 14, 15], [17, 18], [19, 20]]),
 }
 
 

@@ -31,7 +31,7 @@ PARTS = {
     "engine": (
         "engine.training", "engine.batches:image_sets", "engine.determinism:set_up_torch", "jobs.trainers:make_trainer",
     ),
-    "reduced-splits": ("engine.batches:crop_flip",),
+    "reduced-splits": ("engine.batches:evenly",),
     "evaluation": ("engine.crossbit",),
     "reconstruction": ("posttraining._measurement", "posttraining._reconstruction", "posttraining._units"),
     "aoq-toy": ("jobs.aoq_toy",),

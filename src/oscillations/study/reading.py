@@ -56,7 +56,7 @@ class TrainingChange(Strict):
 
 
 class Images(Strict):
-    """Numbers of images; of a split with fewer, all."""
+    """Numbers of images, drawn evenly over the classes with the seed of the split; of a split with fewer, all."""
 
     train: PositiveInt
     validation: PositiveInt
@@ -79,7 +79,9 @@ class Experiment(Strict):
     data: str | None = Field(None, description="dataset, instead of the study's")
     validation: PositiveInt | None = Field(None, description="training images held out, instead of the study's")
     classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
-    images: Images | None = Field(None, description="use only so many images of each split")
+    images: Images | None = Field(
+        None, description="use only so many images of each split, drawn evenly over the classes"
+    )
     resize: PositiveInt | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
