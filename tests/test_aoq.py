@@ -5,6 +5,7 @@ import torch
 
 from oscillations import models
 from oscillations.engine.batches import image_sets
+from oscillations.engine.layers import quantized_layers, quantized_parameters
 from oscillations.jobs.trainers import make_trainer
 from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
@@ -226,8 +227,8 @@ def test_a1_a_resnets_shortcut_projections_can_stay_in_full_precision():
     layers = resnet18.layers(resnet18.Options(**spec))
     patterns = ["layer*.conv?"]  # no stem, no projection, no classifier
     model = models.build(spec, (3, 32, 32), 10)
-    chosen = models.quantized_parameters(model, patterns)
+    chosen = quantized_parameters(model, patterns)
     assert len(chosen) == 16
-    assert set(models.quantized_layers(layers, patterns)) == {name.removesuffix(".weight") for name in chosen}
-    with_projections = models.quantized_parameters(model, [*patterns, "layer*.downsample.0"])
+    assert set(quantized_layers(layers, patterns)) == {name.removesuffix(".weight") for name in chosen}
+    with_projections = quantized_parameters(model, [*patterns, "layer*.downsample.0"])
     assert len(with_projections) == 19

@@ -7,6 +7,7 @@ from torch.autograd.functional import hvp
 from torch.nn import functional as F
 
 from oscillations import models
+from oscillations.engine.layers import quantized_parameters
 from oscillations.methods.gradient_l1 import GradientL1
 
 
@@ -88,7 +89,7 @@ def test_j1_attention_has_a_second_derivative():
     network = models.build(options, (1, 8, 8), 4)
     regularizer = method()
     regularizer.attach(network)
-    weights = list(models.quantized_parameters(network, ["blocks.*"]).values())
+    weights = list(quantized_parameters(network, ["blocks.*"]).values())
     task = F.cross_entropy(network(torch.randn(4, 1, 8, 8)), torch.arange(4))
     regularizer.loss(task, weights, 1.0).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in weights)

@@ -5,6 +5,7 @@ import torch
 
 from oscillations import models
 from oscillations.core.errors import InputError
+from oscillations.engine.layers import is_matrix_layer, load_weights, quantized_layers, quantized_parameters
 from oscillations.models import _library as library
 from oscillations.models import mlp5, mobilenetv2, resnet18, vit_tiny
 
@@ -14,7 +15,7 @@ CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 def built(spec, shape):
     model = models.build(spec, shape, 10)
     patterns = models.find(spec["name"]).QUANTIZED
-    return model, models.quantized_parameters(model, patterns)
+    return model, quantized_parameters(model, patterns)
 
 
 def count(tensors):
@@ -52,9 +53,9 @@ def test_p1_tiny_vit_5m_is_not_the_papers():
     """docs/choices.md: neither the parameters (5.5M) nor the quantized share (97.18 %) are TinyViT-5M's."""
     model = models.build({"name": "timm/tiny_vit_5m_224"}, IMAGENET, 10)
     assert count(model.parameters()) == 5_074_974
-    blocks = models.quantized_parameters(model, ["*.attn.qkv", "*.attn.proj", "*.mlp.fc1", "*.mlp.fc2"])
+    blocks = quantized_parameters(model, ["*.attn.qkv", "*.attn.proj", "*.mlp.fc1", "*.mlp.fc2"])
     assert share_of_weights(model, blocks) == pytest.approx(93.097, abs=5e-4)
-    everything = models.quantized_parameters(model, ["*"])
+    everything = quantized_parameters(model, ["*"])
     assert share_of_weights(model, everything) == pytest.approx(99.822, abs=5e-4)
 
 
@@ -73,7 +74,7 @@ def test_a_library_model_can_be_fine_tuned_to_other_classes(name, head):
     model = models.build({"name": name}, IMAGENET, 10)
     assert models.head(name, model) == head
     fresh = model.get_submodule(head).weight.clone()
-    models.load_weights(model, pretrained.state_dict(), models.head(name, model))
+    load_weights(model, pretrained.state_dict(), models.head(name, model))
     assert torch.equal(model.get_submodule(head).weight, fresh)
     theirs = pretrained.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in model.state_dict().items() if not k.startswith(f"{head}."))
@@ -86,7 +87,7 @@ def test_resnet18_is_torchvisions():
     torch.manual_seed(0)
     theirs = reference(num_classes=10)
     ours = models.build({"name": "resnet18", "stem": "imagenet", "stem_maxpool": True}, IMAGENET, 10)
-    models.load_weights(ours, theirs.state_dict())
+    load_weights(ours, theirs.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for mode in (True, False):
         theirs.train(mode)
@@ -101,7 +102,7 @@ def test_mobilenetv2_is_torchvisions():
     torch.manual_seed(0)
     theirs = reference(num_classes=10, dropout=0.0)
     ours = models.build({"name": "mobilenetv2", "stem": "imagenet"}, IMAGENET, 10)
-    models.load_weights(ours, theirs.state_dict())
+    load_weights(ours, theirs.state_dict())
     x = torch.randn(2, 3, 64, 64)
     for mode in (True, False):
         theirs.train(mode)
@@ -166,13 +167,13 @@ def test_mobilenetv2_has_its_topology_at_every_width():
 def test_named_layers_are_the_networks(module, spec, shape):
     """The names that studies are checked against are those of the built network."""
     model = models.build(spec, shape, 10)
-    actual = [name for name, layer in model.named_modules() if models.is_matrix_layer(layer)]
+    actual = [name for name, layer in model.named_modules() if is_matrix_layer(layer)]
     assert sorted(module.layers(module.Options(**spec))) == sorted(actual)
 
 
 def test_vit_leaves_embedding_and_head_alone():
     layers = vit_tiny.layers(vit_tiny.Options(name="vit-tiny"))
-    chosen = models.quantized_layers(layers, vit_tiny.QUANTIZED)
+    chosen = quantized_layers(layers, vit_tiny.QUANTIZED)
     assert len(chosen) == 48
     assert "head" not in chosen
     assert "patch_embed.proj" not in chosen
@@ -180,8 +181,8 @@ def test_vit_leaves_embedding_and_head_alone():
 
 def test_biases_are_quantized_only_when_asked():
     model = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
-    assert all(name.endswith("weight") for name in models.quantized_parameters(model, ["*"]))
-    assert len(models.quantized_parameters(model, ["*"], biases=True)) == 12
+    assert all(name.endswith("weight") for name in quantized_parameters(model, ["*"]))
+    assert len(quantized_parameters(model, ["*"], biases=True)) == 12
 
 
 def test_unknown_library_model_names_the_nearest():
@@ -196,13 +197,13 @@ def test_load_weights_reports_everything_that_does_not_fit():
     weights["extra"] = weights.pop("fc2.bias")
     groups = r"missing \(1\): fc2\.bias\n  unexpected \(1\): extra\n  of another shape \(2\): fc6\.weight \(5, 8\) for \(10, 8\), fc6"
     with pytest.raises(InputError, match=groups):
-        models.load_weights(other, weights)
+        load_weights(other, weights)
 
 
 def test_a_fine_tune_keeps_its_new_head():
     model = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 5)
     other = models.build({"name": "mlp5", "width": 8}, (1, 8, 8), 10)
     head = other.fc6.weight.clone()
-    models.load_weights(other, model.state_dict(), head="fc6")
+    load_weights(other, model.state_dict(), head="fc6")
     assert torch.equal(other.fc6.weight, head)
     assert torch.equal(other.fc1.weight, model.fc1.weight)

@@ -9,6 +9,7 @@ from torch import nn
 
 from oscillations import models, posttraining
 from oscillations.core.errors import InputError
+from oscillations.engine.layers import quantized_parameters
 from oscillations.engine.optimizer import Adam
 from oscillations.engine.quantizer import grid_of, max_scale, mse_scale
 from oscillations.posttraining import _measurement as measurement
@@ -35,7 +36,7 @@ def network(name, seed=0):
     with torch.no_grad():
         model(torch.randn(16, *shape))
     model.eval().requires_grad_(False)
-    return model, models.quantized_parameters(model, models.find(spec["name"]).QUANTIZED), torch.randn(64, *shape)
+    return model, quantized_parameters(model, models.find(spec["name"]).QUANTIZED), torch.randn(64, *shape)
 
 
 def calibration(model, weights, images, bits=3, scale=max_scale, per_channel=False, seed=0):
@@ -65,7 +66,7 @@ def trained():
     for parameter in model.parameters():
         parameter.grad = None
     model.eval().requires_grad_(False)
-    return model, models.quantized_parameters(model, ["fc*"]), images[:256]
+    return model, quantized_parameters(model, ["fc*"]), images[:256]
 
 
 # -- units ------------------------------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ def test_M1_full_resnet18_shows_what_each_score_picks():
     the released pairs."""
     spec = {"name": "resnet18"}
     model = models.build(spec, (3, 32, 32), 10).eval().requires_grad_(False)
-    weights = models.quantized_parameters(model, ["*"])
+    weights = quantized_parameters(model, ["*"])
     cal = calibration(model, weights, torch.randn(2, 3, 32, 32))
     capacities = [mrecg.capacity(cal, unit, 1.6) for unit in cal.chain.units]
     assert capacities[3] == 3 * (1.6 * (64 * 128 * 9 + 64 * 128) + 128 * 128 * 9)

@@ -14,6 +14,7 @@ from oscillations.cli import main
 from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, read_json
 from oscillations.engine.batches import image_sets
+from oscillations.engine.layers import load_weights
 from oscillations.jobs import train as runs
 from oscillations.jobs.trainers import make_trainer
 from oscillations.report.measurements import MEASUREMENTS, start_label
@@ -156,7 +157,7 @@ def test_the_libraries_own_weights_fit(here, name):
     weights.write(name, here / "mine.pth")
     ours = models.build(weights.KNOWN[name].model, (3, 224, 224), 10)
     head = models.head(weights.KNOWN[name].model["name"], ours)
-    models.load_weights(ours, weights.read(name), head)
+    load_weights(ours, weights.read(name), head)
     for key, value in ours.state_dict().items():
         assert key.startswith(f"{head}.") or torch.equal(value, state[key]), key
 

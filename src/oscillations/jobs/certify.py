@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +23,7 @@ from oscillations.jobs import certify_inputs
 from oscillations.records import numerics
 from oscillations.records.identity import arithmetic, entry_parts, posttraining_parts
 from oscillations.study import reading
-from oscillations.study.reading import Study, Variant
+from oscillations.study.reading import Run, Study, Variant, posttraining_files
 
 STUDY = Path(__file__).with_name("certify.yaml")
 SOURCE = Path(__file__).parents[2]  #: the folder that holds the present source
@@ -31,22 +31,15 @@ UNCOMPARED = ("key", "seconds")  #: columns that say what a row belongs to, or h
 SECONDS = 0.2  #: after which the runs of the experiment ``interrupted`` are stopped, again and again
 
 
-@dataclass
-class Outcome:
-    """What was found of the parts: how often they agreed, and the first number of each that did not."""
+@dataclass(frozen=True)
+class Comparison:
+    """Something made under both sources: the parts that decide it, general ones first, and what differs, if anything.
 
-    agreed: set[str] = field(default_factory=set)
-    differs: dict[str, str] = field(default_factory=dict)
+    ``difference``: the first number that does, in words.
+    """
 
-    def add(self, parts: Iterable[str], difference: str | None, explained: set[str]) -> None:
-        """One comparison that these parts decide; what a new version explains says nothing about the others."""
-        if explained.intersection(parts):
-            return
-        for part in parts:
-            if difference is None:
-                self.agreed.add(part)
-            else:
-                self.differs.setdefault(part, difference)
+    parts: tuple[str, ...]
+    difference: str | None
 
 
 def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bool:
@@ -63,30 +56,42 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bo
         return True
     print(f"to be compared: {', '.join(unknown)}", flush=True)
     with TemporaryDirectory() as folder:
-        outcome = compared(Path(folder), against, set(unknown), opened)
-    refused = [part for part in unknown if part not in opened and not _certified(part, outcome, opened)]
+        made = list(comparisons(Path(folder), against, unknown))
+    telling = [one for one in made if not opened.intersection(one.parts)]  # a new version explains what it decides
+    refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling, opened))}
     numerics.enter({part: numerics.source(part) for part in unknown if part not in refused}, opened)
     for part in unknown:
-        if part not in refused:
-            print(f"{part}: certified, version {numerics.version(part)}")
-    for part in refused:
-        print(f"{part}: {outcome.differs.get(part, 'nothing could be compared')}")
+        print(f"{part}: {refused.get(part) or f'certified, version {numerics.version(part)}'}")
     if refused:
+        parts = suspects(telling, unknown) or list(refused)
         print("if these numbers are meant to change: python -m oscillations certify"
-              + "".join(f" --new-version {part}" for part in refused))  # fmt: skip
+              + "".join(f" --new-version {part}" for part in parts))  # fmt: skip
     return not refused
 
 
-def _certified(part: str, outcome: Outcome, opened: set[str]) -> bool:
-    """Whether a part may enter its present version."""
-    if part in outcome.differs:
-        return False
+def _refused(part: str, telling: list[Comparison], opened: set[str]) -> str | None:
+    """Why a part may not enter its present version: the first number that differs, or nothing that shows it equal."""
+    about = [one.difference for one in telling if part in one.parts]
+    if any(about):
+        return next(difference for difference in about if difference)
     training = part.startswith(("method/", "model/")) or part == "reduced-splits"
+    remade = training and "engine" in opened  # all its runs are made again anyway
     first = part not in numerics.ledger()  # there is no earlier source
-    return part in outcome.agreed or first or (training and "engine" in opened)  # its runs are made again anyway
+    return None if about or remade or first else "nothing could be compared"
 
 
-def compared(folder: Path, against: Path | None, unknown: set[str], opened: set[str]) -> Outcome:
+def suspects(telling: list[Comparison], unknown: list[str]) -> list[str]:
+    """The parts that are most likely changed: those that never agreed, else the most special of what differs."""
+    agreed = {part for one in telling if one.difference is None for part in one.parts}
+    found = []
+    for one in telling:
+        if one.difference:
+            candidates = [part for part in one.parts if part in unknown]
+            found += [part for part in candidates if part not in agreed] or candidates[-1:]
+    return list(dict.fromkeys(found))
+
+
+def comparisons(folder: Path, against: Path | None, unknown: list[str]) -> Iterator[Comparison]:
     """Make everything that an unknown part decides under both sources, and compare it."""
     source = against or last_certified(folder)
     if not (source / "oscillations" / "cli.py").exists():
@@ -94,16 +99,13 @@ def compared(folder: Path, against: Path | None, unknown: set[str], opened: set[
     file = source / STUDY.relative_to(SOURCE)
     projects = [_project(folder / name, file if file.exists() else STUDY) for name in ("certified", "present")]
     study, variants = reading.load(projects[1] / "params" / "certify.yaml")
-    commands = list(_commands(study, variants, unknown, projects[1]))
+    commands = list(_commands(study, variants, set(unknown), projects[1]))
     jobs = [_start(project, path, commands) for project, path in zip(projects, (source, SOURCE))]
     for project, job in zip(projects, jobs):
         if job.wait():
             log = (project / "log").read_text().strip().splitlines()
             raise InputError(f"the {project.name} source failed: " + "\n".join(log[-15:]))
-    outcome = Outcome()
-    for parts, difference in _comparisons(projects, study, variants):
-        outcome.add(parts, difference, opened)
-    return outcome
+    yield from _compared(projects, study, variants)
 
 
 def _project(folder: Path, study: Path) -> Path:
@@ -186,36 +188,48 @@ def _commands(
 # -- what is compared --------------------------------------------------------------------------------------
 
 
-def _comparisons(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[tuple[set[str], str | None]]:
-    """(the parts that decide it, the first number that differs) of everything that was made."""
-    results = Path("results/certify")
+def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[Comparison]:
+    """All that was made; what follows from a run that differs says nothing more."""
     differing = set()
-    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):
-        parts = set(arithmetic(variant.recipe))
+    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):  # parents first
         for run in variant.runs():
             if not (projects[1] / run.record).exists() or variant.parent(run.seed) in differing:
                 continue
-            epochs = [_table(projects, run.folder / name) for name in ("history.csv", "layers.csv")]
-            difference = _first([*epochs, _record(projects, run.record), _weights(projects, run.checkpoint)])
-            yield parts, difference
-            if difference:
+            trained = _training(projects, variant, run)
+            yield trained
+            if trained.difference:
                 differing.add(run)
-                continue
-            tables = (results / "runs" / variant.experiment / name for name in ("evaluations.csv", "histograms.csv"))
-            yield parts | {"evaluation"}, _first(_table(projects, table, run=run.name) for table in tables)
-            for name, entry in study.posttraining.items():
-                if variant.path in entry.of:
-                    for label, method, _ in entry.resolved():
-                        files = (results / f"posttraining/{name}{end}.csv" for end in ("", "-reconstruction"))
-                        made = (_table(projects, file, run=run.name, label=label) for file in files)
-                        if (projects[1] / results / f"posttraining/{name}.csv").exists():
-                            yield {"engine", *posttraining_parts(method)}, _first(made)
-    if (projects[1] / results / "toy-regression.csv").exists():
-        yield {"aoq-toy"}, _table(projects, results / "toy-regression.csv")
+            else:
+                yield _evaluation(projects, variant, run)
+                yield from _posttraining(projects, study, variant, run)
+    toy = Path("results/certify/toy-regression.csv")
+    if (projects[1] / toy).exists():
+        yield Comparison(("aoq-toy",), _table(projects, toy))
     for sidecar in (projects[1] / "data").glob("*.json"):
         before, after = (read_json(project / "data" / sidecar.name) for project in projects)
-        difference = None if before == after else f"{sidecar.name}: the content or its description differs"
-        yield {f"data/{sidecar.stem}"}, difference
+        same = before == after
+        yield Comparison((f"data/{sidecar.stem}",), None if same else f"{sidecar.name} or its content differs")
+
+
+def _training(projects: list[Path], variant: Variant, run: Run) -> Comparison:
+    epochs = (_table(projects, run.folder / name) for name in ("history.csv", "layers.csv"))
+    whole = (_record(projects, run.record), _weights(projects, run.checkpoint))
+    return Comparison(tuple(arithmetic(variant.recipe)), _first((*epochs, *whole)))
+
+
+def _evaluation(projects: list[Path], variant: Variant, run: Run) -> Comparison:
+    folder = Path("results/certify/runs", variant.experiment)
+    tables = (_table(projects, folder / name, run=run.name) for name in ("evaluations.csv", "histograms.csv"))
+    return Comparison((*arithmetic(variant.recipe), "evaluation"), _first(tables))
+
+
+def _posttraining(projects: list[Path], study: Study, variant: Variant, run: Run) -> Iterator[Comparison]:
+    for name, entry in study.posttraining.items():
+        files = posttraining_files("certify", name)
+        if variant.path in entry.of and (projects[1] / files[0]).exists():
+            for label, method, _ in entry.resolved():
+                made = _first(_table(projects, file, run=run.name, label=label) for file in files)
+                yield Comparison(("engine", *posttraining_parts(method)), made)
 
 
 def _first(differences: Iterable[str | None]) -> str | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oscillations import models
 from oscillations.core.bits import largest_code
 from oscillations.core.errors import InputError
 from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
+from oscillations.engine.layers import quantized_parameters
 from oscillations.engine.quantizer import WeightQuantizer, grid_of, max_scale, mse_scale
 from oscillations.engine.training import Trainer
 from oscillations.posttraining import PostTraining
@@ -63,7 +63,7 @@ def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibr
     o, model = method.options, trainer.model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    weights = models.quantized_parameters(model, trainer.recipe["quant_layers"])
+    weights = quantized_parameters(model, trainer.recipe["quant_layers"])
     grid, per_channel = "sym_odd", o.per_channel
     if o.scale == "rescaled":
         quantizer = learned_quantizer(trainer)

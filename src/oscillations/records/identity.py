@@ -42,11 +42,11 @@ def _chosen(options: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def arithmetic(recipe: Mapping[str, Any]) -> list[str]:
-    """The parts whose arithmetic decides a run's numbers."""
+    """The parts whose arithmetic decides a run's numbers, the general ones first."""
     model = recipe["model"]["name"]
     family = "library" if model.split("/")[0] in models.LIBRARIES else model
     drawn = ["reduced-splits"] if recipe.get("images") else []
-    return ["engine", f"method/{recipe['method']['name']}", f"model/{family}", *drawn]
+    return ["engine", f"model/{family}", f"method/{recipe['method']['name']}", *drawn]
 
 
 def difference(record: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:

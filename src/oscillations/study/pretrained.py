@@ -19,6 +19,7 @@ from oscillations import models
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.core.files import file_hash, read_json, replacing, write_json
 from oscillations.datasets._sources import download
+from oscillations.engine.layers import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,7 +221,7 @@ def _check_fit(name: str, weights: dict[str, Tensor], source: str) -> None:
     spec = KNOWN[name].model if name in KNOWN else {"name": library_model(name, "--name")}
     network = models.build(spec, (len(IMAGENET_MEAN), 224, 224), 1000)
     try:
-        models.load_weights(network, weights, models.head(spec["name"], network))
+        load_weights(network, weights, models.head(spec["name"], network))
     except InputError as error:
         raise InputError(f"{name}, {source}: {error}") from error
 

@@ -21,6 +21,7 @@ from oscillations import datasets, methods, models, posttraining
 from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.config import Strict, parse
 from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine.layers import quantized_layers
 from oscillations.study import pretrained as weights
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -566,7 +567,7 @@ def short_float(value: float) -> str:
 
 def _check_patterns(patterns: list[str], layers: list[str], where: str) -> None:
     for pattern in patterns:
-        if not models.quantized_layers(layers, [pattern]):
+        if not quantized_layers(layers, [pattern]):
             raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
 
 
