@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from oscillations import datasets
 from oscillations.core.errors import InputError, Interrupted
 from oscillations.core.files import file_hash, replacing, sha256, write_json, write_text
-from oscillations.engine.batches import ImageSet, image_sets, split_indices
+from oscillations.engine.batches import ImageSet, image_sets, images_per_class, split_indices
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.training import Trainer
@@ -201,19 +201,13 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
         save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
     for name, rows in epoch_tables(trainer).items():
         write_text(work / name, rows)
-    held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
     best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
     kinds = ("iteration_", "epoch_", "frequency_")
     record = plan.identity | {
         "recipe": recipe,
         "start": plan.start,
         "data": {"name": about["name"], "source": about["source"], "sha256": about["sha256"]},
-        "split": {
-            "train": len(trainer.sets["train"]),
-            "validation": len(trainer.sets["validation"]),
-            "test": len(trainer.sets["test"]),
-            "validation_sha256": sha256(np.ascontiguousarray(held_out, dtype="<i8").tobytes())[:16],
-        },
+        "split": _about_split(trainer, about, recipe),
         "status": progress.status,
         "best_epoch": progress.best_epoch,
         "epochs_run": progress.epoch,
@@ -227,6 +221,16 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
         "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
     write_json(work / "run.json", record)
+
+
+def _about_split(trainer: Trainer, about: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """How many images each set has, which were held out; and of reduced sets how many of each class were drawn."""
+    held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
+    split: dict[str, Any] = {name: len(images) for name, images in trainer.sets.items()}
+    if recipe["images"]:
+        classes = len(recipe["classes"] or about["classes"])
+        split["per_class"] = {name: images_per_class(images, classes) for name, images in trainer.sets.items()}
+    return split | {"validation_sha256": sha256(np.ascontiguousarray(held_out, dtype="<i8").tobytes())[:16]}
 
 
 def _about_quantizer(quantizer: WeightQuantizer) -> dict[str, Any]:
