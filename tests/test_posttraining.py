@@ -97,6 +97,18 @@ def test_units_are_blocks_and_single_layers():
         assert names[kind] == ["features.0.0", *blocks, "features.18.0", "classifier.1"]
 
 
+@pytest.mark.parametrize("name", [name for name, (spec, _) in NETWORKS.items() if "/" not in spec["name"]])
+def test_a_study_knows_the_units_without_the_network(name):
+    """What a study's check counts for MRECG's k is what the traced network has."""
+    spec, _ = NETWORKS[name]
+    module, units = models.find(spec["name"]), Chain(*network(name)[:2]).units
+    known = mrecg.units_of(module.layers(module.Options(**spec)))
+    assert list(known) == [unit.name for unit in units]
+    chosen = models.quantized_layers([layer for inside in known.values() for layer in inside], module.QUANTIZED)
+    weighty = [any(layer in chosen for layer in inside) for inside in known.values()]
+    assert weighty == [bool(unit.weights) for unit in units]
+
+
 def test_what_branches_is_one_unit_without_being_named():
     class Net(nn.Module):
         def __init__(self):
@@ -480,7 +492,7 @@ def load(tmp_path, **changes):
         ({"methods": {"nearest": {"scale": "rescaled", "per_channel": True}}}, "per_channel: rescaled scales are per channel where"),
         ({"methods": {"mrecg": {}}}, "k, scheme: give one of the two"),
         ({"methods": {"mrecg": {"scheme": "released"}}}, "scheme: released: there is none for mlp5; known: resnet18, mobilenetv2"),
-        ({"methods": {"mrecg": {"scheme": [["fc1", "fx2"]]}}}, "scheme: mlp5 has no unit 'fx2'; did you mean 'fc2'?"),
+        ({"methods": {"mrecg": {"scheme": [["fc1", "fx2"]]}}}, "scheme: no unit 'fx2'; did you mean 'fc2'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_entry_is_refused_by_name(tmp_path, changes, message):

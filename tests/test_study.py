@@ -72,7 +72,7 @@ BAD = {
     "no bits": (lambda c: scratch(c)["methods"].update(qat={"bits": []}), r"methods\.qat\.bits: the list is empty"),
     "missing bits": (lambda c: scratch(c)["methods"].update(qat={}), r"methods\.qat: bits: this key is missing"),
     "empty seeds": (lambda c: c.update(seeds=[]), r"seeds: List should have at least 1 item"),
-    "repeated seeds": (lambda c: c.update(seeds=[1, 1]), r"seeds repeat"),
+    "repeated seeds": (lambda c: c.update(seeds=[1, 1]), r"seeds: 1 stands twice"),
     "lambda not a number": (
         lambda c: scratch(c)["methods"]["osciquant"].update({"lambda": "much"}),
         r"methods\.osciquant: lambda: .*valid number.*'much'",
@@ -146,10 +146,10 @@ BAD = {
         lambda c: c.update(fingerprints={"mlp5-scratch": ["mlp5-lambda"]}),
         r"fingerprints\.mlp5-scratch: mlp5-lambda trains no baseline",
     ),
-    "one variant twice": (lambda c: scratch(c)["methods"].update(qat={"bits": [3, 3]}), r"qat-3bit stands for two variants"),
+    "one variant twice": (lambda c: scratch(c)["methods"].update(qat={"bits": [3, 3]}), r"methods\.qat\.bits: 3 stands twice"),
     "empty sweep": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": []}), r"sweep\.lambda: List should have at least 1 item"),
     "learning rate below zero": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": [1.0], "lr": [-1.0]}), r"sweep: lr: .*greater than 0"),
-    "figure of an unknown layer": (lambda c: c["figures"]["figure2"].update(layer="fc9.weight"), r"figures\.figure2\.layer: 'fc9' matches no layer; did you mean"),
+    "figure of an unknown layer": (lambda c: c["figures"]["figure2"].update(layer="fc9.weight"), r"figures\.figure2\.layer: 'fc9' is no layer of mlp5-scratch/qat-3bit; did you mean"),
     "another name": (lambda c: c.update(study="other"), r"study: 'other' is not the file's name 'tiny'"),
 }  # fmt: skip
 

@@ -14,8 +14,18 @@ class Interrupted(Exception):
     """SIGTERM or Ctrl-C: the state is saved."""
 
 
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)' with the nearest known value, else the list of all."""
+SHOWN = 30  # names at most, where none is near: libraries know a thousand models
+
+
+def did_you_mean(wrong: object, known: Iterable[object]) -> str:
+    """'did you mean ...?' with the nearest known value, else the list of all, or of the first."""
     known = [str(value) for value in known]
-    near = difflib.get_close_matches(str(wrong), known, 1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    near = difflib.get_close_matches(str(wrong)[:100], known, 1, cutoff=0.5)
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:SHOWN])}{more}"
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """A value as one short line of a message."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from oscillations.core.errors import InputError
+from oscillations.engine.layers import quantized_layers
 from oscillations.engine.method import Method, TargetOptions
 from oscillations.methods.lsq import SMALLEST_SCALE
 
@@ -80,6 +81,17 @@ class Statsq(Method):
     """
 
     Options = StatsqOptions
+
+    @classmethod
+    def check(cls, options, model, layers, patterns):
+        """Its attention is timm's, whose layers are named so; each one's are quantized."""
+        if not options.get("qkr"):
+            return
+        products = [layer for layer in layers if layer.endswith("attn.qkv")]
+        if not products:
+            raise ValueError(f"qkr: {model} has none of timm's attention layers; leave qkr out")
+        if missing := [layer for layer in products if layer not in quantized_layers(layers, patterns)]:
+            raise ValueError(f"qkr: {missing[0]} is not quantized; add it to quant_layers or leave qkr out")
 
     def attach(self, model):
         if self.options.qkr:

@@ -2,9 +2,10 @@
 
 A model file holds ``Options`` (what a study may say about it), ``layers(options)`` (names of the layers with
 weights, in order), ``QUANTIZED`` (patterns of those that are quantized unless a study says otherwise),
-``HEAD`` (the layer a fine-tune replaces; None if ``head(network)`` finds it) and
-``build(options, image_shape, classes)``. What needs torch when it is imported stands in a file with an underscore
-beside it, since studies are checked without torch.
+``HEAD`` (the layer a fine-tune replaces; None if ``head(network)`` finds it),
+``build(options, image_shape, classes)`` and, if it does not take every image, ``check(options, image_shape)``.
+What needs torch when it is imported stands in a file with an underscore beside it, since studies are checked without
+torch.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ def build(spec: dict[str, Any], image_shape: tuple[int, int, int], classes: int)
     """The network of a resolved model spec ``{name, **options}``, freshly initialised."""
     module = find(spec["name"])
     return module.build(module.Options(**spec), tuple(image_shape), classes)
+
+
+def check(options: Any, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError, naming the option, if the model of these options does not take such images."""
+    module = find(options.name)
+    if hasattr(module, "check"):
+        module.check(options, image_shape)
 
 
 def head(name: str, network: nn.Module) -> str:

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-import difflib
-
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from oscillations.core.config import Strict
+from oscillations.core.errors import did_you_mean, shortened
 
 QUANTIZED = ["*"]
 HEAD = None  # differs from model to model: see head
+# arguments that load weights, or that the data decide
+TAKEN = {"weights", "weights_backbone", "pretrained", "checkpoint_path", "num_classes", "in_chans"}
 
 
 class Options(Strict):
     name: str
     arguments: dict[str, int | float | bool | str] = Field({}, description="keywords of the library's function")
 
+    @model_validator(mode="after")
+    def _no_weights(self) -> Options:
+        for key in TAKEN & set(self.arguments):
+            raise ValueError(
+                f"arguments.{key}: is set by this project; for pretrained weights say pretrained: {self.name}"
+            )
+        return self
+
 
 def layers(options: Options) -> list[str]:
-    import torch
-
     from oscillations.engine.layers import is_matrix_layer
 
-    with torch.device("meta"):
-        network = build(options, None, 10)
-    return [name for name, layer in network.named_modules() if is_matrix_layer(layer)]
+    return [name for name, layer in _outline(options).named_modules() if is_matrix_layer(layer)]
+
+
+def check(options: Options, image_shape: tuple[int, int, int]) -> None:
+    import torch
+
+    images = torch.empty(2, *image_shape, device="meta")
+    try:
+        _outline(options, image_shape).eval()(images)
+    except Exception as error:  # whatever a library raises
+        shape = "x".join(map(str, image_shape))
+        raise ValueError(f"name: {options.name} does not take images of {shape} ({_line(error)})") from error
+
+
+def _outline(options: Options, image_shape: tuple[int, int, int] | None = None):
+    """The network without memory for its weights; ValueError that names the option if there is none."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return build(options, image_shape, 10)
+    except UnknownModel:
+        raise
+    except Exception as error:  # whatever a library raises
+        raise ValueError(f"arguments: {options.name}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
 def head(network) -> str:
@@ -34,6 +67,10 @@ def head(network) -> str:
     if hasattr(network, "pretrained_cfg"):
         return network.pretrained_cfg["classifier"]
     return [name for name, layer in network.named_modules() if is_matrix_layer(layer)][-1]
+
+
+class UnknownModel(ValueError):
+    """The library has no classifier of that name."""
 
 
 def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int):
@@ -47,7 +84,6 @@ def build(options: Options, image_shape: tuple[int, int, int] | None, classes: i
 
         known, create = models.list_models(models), models.get_model
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(f"{library} has no classifier {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise UnknownModel(f"name: {library} has no classifier {shortened(name)}; {did_you_mean(name, known)}")
     channels = {"in_chans": image_shape[0]} if library == "timm" and image_shape else {}
     return create(name, num_classes=classes, **channels, **options.arguments)

@@ -15,7 +15,7 @@ HIDDEN_LAYERS = 5
 
 class Options(Strict):
     name: Literal["mlp5"]
-    width: int = Field(256, ge=1, description="units of each hidden layer")
+    width: int = Field(256, ge=1, le=65_536, description="units of each hidden layer")
 
 
 def layers(options: Options) -> list[str]:

@@ -24,12 +24,14 @@ STAGES = (  # expansion, channels, blocks, stride of the first block (Sandler et
 class Options(Strict):
     name: Literal["mobilenetv2"]
     width: PositiveFloat = Field(
-        1.0, description="multiplies all numbers of channels, the last layer's too; each is rounded to a multiple of 8"
+        1.0,
+        le=64,
+        description="multiplies all numbers of channels, the last layer's too; each is rounded to a multiple of 8",
     )
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="imagenet: the first layer and the second stage halve the image; cifar: they do not"
     )
-    smallest: int = Field(1, ge=1, description="side below which no layer halves the image; for small images")
+    smallest: int = Field(1, ge=1, le=1024, description="side below which no layer halves the image; for small images")
 
 
 def layers(options: Options) -> list[str]:

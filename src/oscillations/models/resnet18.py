@@ -14,7 +14,7 @@ HEAD = "fc"
 
 class Options(Strict):
     name: Literal["resnet18"]
-    width: int = Field(64, ge=1, description="channels of the first stage; each further stage doubles them")
+    width: int = Field(64, ge=1, le=4096, description="channels of the first stage; each further stage doubles them")
     stem: Literal["cifar", "imagenet"] = Field("cifar", description="3x3 stride 1, or 7x7 stride 2")
     stem_maxpool: bool = Field(False, description="3x3 stride-2 max-pool after the stem")
 

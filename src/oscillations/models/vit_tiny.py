@@ -18,10 +18,10 @@ HEAD = "head"
 
 class Options(Strict):
     name: Literal["vit-tiny"]
-    patch_size: int = Field(16, ge=1, description="side of a patch in pixels; it must divide the image's")
-    width: int = Field(192, ge=1, description="embedding dimension, a multiple of the heads")
-    depth: int = Field(12, ge=1, description="transformer blocks")
-    heads: int = Field(3, ge=1, description="attention heads")
+    patch_size: int = Field(16, ge=1, le=1024, description="side of a patch in pixels; it must divide the image's")
+    width: int = Field(192, ge=1, le=16_384, description="embedding dimension, a multiple of the heads")
+    depth: int = Field(12, ge=1, le=1000, description="transformer blocks")
+    heads: int = Field(3, ge=1, le=16_384, description="attention heads")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Options:
@@ -34,6 +34,14 @@ def layers(options: Options) -> list[str]:
     inside = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
     blocks = [f"blocks.{block}.{layer}" for block in range(options.depth) for layer in inside]
     return ["patch_embed.proj", *blocks, "head"]
+
+
+def check(options: Options, image_shape: tuple[int, int, int]) -> None:
+    _, height, width = image_shape
+    fitting = [size for size in range(1, min(height, width) + 1) if height % size == width % size == 0]
+    if (size := options.patch_size) not in fitting:
+        nearest = min(fitting, key=lambda other: abs(other - size))
+        raise ValueError(f"patch_size: {size} does not divide images of {height}x{width}; nearest: {nearest}")
 
 
 def build(options: Options, image_shape: tuple[int, int, int], classes: int):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from oscillations.core import registry
 from oscillations.core.config import Strict
@@ -27,14 +27,14 @@ class Options(Strict):
 
     scale: Literal["max", "mse"] = Field("max", description="Eq. 2, or the least squared error of nearest rounding")
     per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
-    images: PositiveInt = Field(1024, description="calibration images: the first of the training set")
+    images: int = Field(1024, ge=1, le=10_000_000, description="calibration images: the first of the training set")
 
 
 class ReconstructionOptions(Options):
     """Options of the methods that learn the rounding (AdaRound's, at the scale of CIFAR)."""
 
-    iterations: PositiveInt = Field(2000, description="steps for each layer, block or group")
-    batch_size: PositiveInt = 32
+    iterations: int = Field(2000, ge=1, le=10_000_000, description="steps for each layer, block or group")
+    batch_size: int = Field(32, ge=1, le=1_000_000)
     lr: PositiveFloat = Field(1e-3, description="learning rate of Adam on V")
     nu: NonNegativeFloat = Field(0.01, description="weight of the rounding term")
 

@@ -7,14 +7,16 @@ small capacity behind ones of large capacity.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from oscillations import models
 from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine.layers import quantized_layers
 from oscillations.posttraining.brecq import Brecq, BrecqOptions
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class MrecgOptions(BrecqOptions):
     k: NonNegativeInt | None = Field(None, description="so many pairs of neighbours are merged")
     exclude_first_last: bool = Field(True, description="never merge the first and the last unit")
     stride_factor: PositiveFloat = Field(1.6, description="ModCap's factor of layers with stride 2")
-    scheme: Literal["released"] | list[list[str]] | None = Field(
+    scheme: Literal["released"] | Annotated[list[list[str]], Field(min_length=1)] | None = Field(
         None, description="the units to merge, by name, instead of k; released: those of the authors' configurations"
     )
 
@@ -63,31 +65,62 @@ class Mrecg(Brecq):
                 raise InputError(f"mrecg: scheme: released: no released network has {len(units)} units")
             return cut(units, {place - 1 for group in joined for place in group[:-1]})
         if o.scheme is not None:
-            return cut(units, named_joints(o.scheme, [unit.name for unit in units]))
+            try:
+                return cut(units, named_joints(o.scheme, [unit.name for unit in units]))
+            except ValueError as error:
+                raise InputError(f"mrecg: {error}") from None
         if o.capacity == "data_dependent":
             capacities = [-error for error in own_errors(calibration)]
         else:
             capacities = [capacity(calibration, unit, o.stride_factor) for unit in units]
-        eligible = [bool(left.weights and right.weights) for left, right in pairwise(units)]
-        if o.exclude_first_last:
-            eligible[0] = eligible[-1] = False
-        if o.k > sum(eligible):
-            raise InputError(f"mrecg: k: {o.k} pairs of {len(units)} units; only {sum(eligible)} can be merged")
-        return cut(units, largest(scores(capacities, o.capacity), eligible, o.k))
+        joinable = eligible([bool(unit.weights) for unit in units], o.exclude_first_last)
+        if o.k > sum(joinable):
+            raise InputError(f"mrecg: {too_many(o.k, joinable)}")
+        return cut(units, largest(scores(capacities, o.capacity), joinable, o.k))
 
     @classmethod
     def check(cls, options: MrecgOptions, recipe: dict[str, Any]) -> None:
-        """The released schemes are of two networks; a scheme's names begin names of the network's layers."""
+        """The released schemes are of two networks; others join units that there are, and no more than there are."""
         model = recipe["model"]["name"]
-        if options.scheme == "released" and model not in RELEASED:
-            raise ValueError(f"scheme: released: there is none for {model}; known: {', '.join(RELEASED)}")
-        if isinstance(options.scheme, list):
+        if options.scheme == "released":
+            if model not in RELEASED:
+                raise ValueError(f"scheme: released: there is none for {model}; known: {', '.join(RELEASED)}")
+        elif "/" not in model:  # of a library's network, only the traced network tells
             module = models.find(model)
-            parts = [layer.split(".") for layer in module.layers(module.Options(**recipe["model"]))]
-            known = dict.fromkeys(".".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1))
-            for name in (name for group in options.scheme for name in group):
-                if name not in known:
-                    raise ValueError(f"scheme: {model} has no unit {name!r}; {did_you_mean(name, known)}")
+            layers = module.layers(module.Options(**recipe["model"]))
+            units = units_of(layers)
+            if options.scheme is None:
+                chosen = quantized_layers(layers, recipe["quant_layers"])
+                weighty = [any(name in chosen for name in inside) for inside in units.values()]
+                joinable = eligible(weighty, options.exclude_first_last)
+                if options.k > sum(joinable):
+                    raise ValueError(too_many(options.k, joinable))
+            else:
+                named_joints(options.scheme, list(units))
+
+
+def units_of(layers: list[str]) -> dict[str, list[str]]:
+    """The layers of every unit of this project's networks, by the unit's name: a block's, or the layer's own.
+
+    :class:`oscillations.posttraining.units.Chain` finds the same in the network itself, for which it needs torch.
+    """
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        found = re.match(r".*?\.\d+(?=\.)", layer)
+        blocks.setdefault(found[0] if found else layer, []).append(layer)
+    return {block if len(inside) > 1 else inside[0]: inside for block, inside in blocks.items()}
+
+
+def eligible(weighty: list[bool], exclude_first_last: bool) -> list[bool]:
+    """Of each unit and the next, whether they may be merged: both hold quantized weights."""
+    pairs = [left and right for left, right in pairwise(weighty)]
+    if exclude_first_last:
+        pairs[:1] = pairs[-1:] = [False]
+    return pairs
+
+
+def too_many(k: int, joinable: list[bool]) -> str:
+    return f"k: {k} pairs of {len(joinable) + 1} units; only {sum(joinable)} can be merged"
 
 
 def mod_cap(layers: Iterable[tuple[int, int]], bits: int, stride_factor: float) -> float:
@@ -140,14 +173,14 @@ def cut(units: list, joints: set[int]) -> list[list]:
 
 
 def named_joints(scheme: list[list[str]], names: list[str]) -> set[int]:
-    """Where a scheme joins; its groups must be two or more neighbouring units each."""
+    """Where a scheme joins; ValueError unless its groups are two or more neighbouring units each."""
     joints: set[int] = set()
     for group in scheme:
         for name in group:
             if name not in names:
-                raise InputError(f"mrecg: scheme: no unit {name!r}; {did_you_mean(name, names)}")
+                raise ValueError(f"scheme: no unit {name!r}; {did_you_mean(name, names)}")
         places = [names.index(name) for name in group]
         if len(group) < 2 or places != list(range(places[0], places[0] + len(group))):
-            raise InputError(f"mrecg: scheme: {group} are not two or more neighbours; the units: {', '.join(names)}")
+            raise ValueError(f"scheme: {group} are not two or more neighbours; the units: {', '.join(names)}")
         joints |= set(places[:-1])
     return joints

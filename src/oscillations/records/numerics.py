@@ -226,8 +226,10 @@ class Arithmetic(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         return self.generic_visit(ast.Assert(test=node.test, msg=None))
 
-    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
-        return None if node.arg == "description" else self.generic_visit(node)
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "Field":  # an option: what it refuses computes nothing
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg in ("default", "alias")]
+        return self.generic_visit(node)
 
     def visit_Import(self, _node: ast.Import) -> None:
         return None

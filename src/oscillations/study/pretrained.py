@@ -87,6 +87,7 @@ def resolve(name: str, model: dict[str, Any], image_shape: tuple[int, int, int],
     Raises InputError, naming ``where``, unless it exists and fits the model spec and the images.
     """
     known, own, channels = KNOWN.get(name), library_model(name, where), len(IMAGENET_MEAN)
+    norm = normalisation(name, where)  # says first if there is no such checkpoint
     if model["name"] != own and (known is None or model != known.model):
         fitting = [f"{{name: {own}}}"] + ([_as_yaml(known.model)] if known else [])
         raise InputError(f"{where}: {name} fits model {' or '.join(fitting)}, not {_as_yaml(model)}")
@@ -94,7 +95,7 @@ def resolve(name: str, model: dict[str, Any], image_shape: tuple[int, int, int],
         raise InputError(f"{where}: {name} takes images of {channels} channels, the data's have {image_shape[0]}")
     if known and known.side and image_shape[1:] != (known.side, known.side):
         raise InputError(f"{where}: {name} takes images of side {known.side}; say resize: {known.side}")
-    return {"name": name} | normalisation(name, where)
+    return {"name": name} | norm
 
 
 def library_model(name: str, where: str) -> str:

@@ -19,13 +19,20 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAda
 
 from oscillations import datasets, methods, models, posttraining
 from oscillations.core.bits import LATENT, bit_name
-from oscillations.core.config import Strict, parse
-from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.config import Strict, parse, refuse_repeats
+from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
 from oscillations.study import pretrained as weights
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
+ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(-[A-Za-z0-9.]+)*$")]
+Names = Annotated[list[str], Field(min_length=1)]
+# Limits beyond which a number is a slip of the pen: no machine could do what it says.
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+SideLength = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Training(Strict):
@@ -34,12 +41,12 @@ class Training(Strict):
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
     lr: PositiveFloat = Field(description="learning rate")
     schedule: Literal["none", "cosine"] = Field("none", description="of the rate: constant, or a half cosine to 0")
-    batch_size: PositiveInt
+    batch_size: BatchSize
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="of matrix products: float32, TF32 where the GPU has it, or bfloat16 in training only"
     )
-    epochs: PositiveInt = Field(description="at most so many")
-    patience: PositiveInt = Field(description="stop after so many epochs without improvement")
+    epochs: Epochs = Field(description="at most so many")
+    patience: Epochs = Field(description="stop after so many epochs without improvement")
     augment: Literal["none", "crop_flip"] = Field("none", description="crop_flip: random crop (padding 4) and mirror")
 
 
@@ -49,10 +56,10 @@ class TrainingChange(Strict):
     optimizer: Literal["adam", "sgd"] | None = None
     lr: PositiveFloat | None = None
     schedule: Literal["none", "cosine"] | None = None
-    batch_size: PositiveInt | None = None
+    batch_size: BatchSize | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
-    epochs: PositiveInt | None = None
-    patience: PositiveInt | None = None
+    epochs: Epochs | None = None
+    patience: Epochs | None = None
     augment: Literal["none", "crop_flip"] | None = None
 
 
@@ -83,7 +90,7 @@ class Experiment(Strict):
     images: Images | None = Field(
         None, description="use only so many images of each split, drawn evenly over the classes"
     )
-    resize: PositiveInt | None = Field(None, description="upsample images to this side length")
+    resize: SideLength | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
     pretrained: str | None = Field(
@@ -224,12 +231,22 @@ class Tested(Contrast):
         """All variants it names."""
         return [*super().paths, *(self.than.paths if self.than else []), *([self.to] if self.to else [])]
 
+    def named(self) -> Iterator[tuple[str, str, int | None]]:
+        """(key, variant, bits of its evaluation) of all variants it names."""
+        sides = {"of": self.of, "minus": self.minus}
+        sides |= {"than.of": self.than.of, "than.minus": self.than.minus} if self.than else {}
+        for key, side in sides.items():
+            for variant in side.variants if side else []:
+                yield f"{key}.variants", variant, side.bits
+        if self.to is not None:
+            yield "to", self.to, None
+
 
 class ToyRegression(Strict):
     """AOQ's toy experiment: linear regression on weights that a 2-bit grid holds exactly."""
 
     seeds: list[Seed] = Field(min_length=1)
-    epochs: PositiveInt = Field(200, description="of each of its trainings; the source's are 200")
+    epochs: Epochs = Field(200, description="of each of its trainings; the source's are 200")
 
 
 class Hypothesis(Strict):
@@ -265,6 +282,17 @@ def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.csv", folder / f"{name}-reconstruction.csv"
 
 
+Published = Annotated[  # what the columns of params/published.csv hold; lax, for YAML has no tuples
+    tuple[
+        Literal["mlp5", "resnet18", "vit-tiny"],
+        Literal["scratch", "finetune", "sweep"],
+        Literal["baseline", "ptq", "qat", "osciquant"],
+        Literal[32, 2, 3, 4, 8],
+    ],
+    Field(strict=False),
+]
+
+
 class Study(Strict):
     """A whole study file."""
 
@@ -281,10 +309,10 @@ class Study(Strict):
     split_seed: Seed = 0
     seeds: list[Seed] = Field(min_length=1)
     eval_bits: list[int] = Field([32, 2, 3, 4, 8], description="32 means latent weights")
-    threads: PositiveInt = Field(1, description="CPU threads of every run")
+    threads: Threads = Field(1, description="CPU threads of every run")
     training: Training
     experiments: dict[Name, Experiment] = Field(min_length=1)
-    tables: dict[Literal["table1", "table2", "table3", "table4", "table5"], list[str]] = Field(
+    tables: dict[Literal["table1", "table2", "table3", "table4", "table5"], Names] = Field(
         {}, description="experiments beside each published table; without any, the paper's claims are not shown"
     )
     figures: Figures = Field(
@@ -293,24 +321,20 @@ class Study(Strict):
     comparisons: dict[Name, Comparison] = Field(
         {}, description="every method in one table: tables/comparison-<name>, with its two figures"
     )
-    fingerprints: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
+    fingerprints: dict[str, Names] = Field(
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
     )
     claims: Claims = Claims()
     posttraining: dict[Name, PostTraining] = Field({}, description="post-training methods applied to finished runs")
     toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")
-    hypotheses: dict[str, Hypothesis] = Field({}, description="by a short name, H1 say")
-    fitted: list[tuple[str, str, str, int]] = Field(
+    hypotheses: dict[ShortName, Hypothesis] = Field({}, description="by a short name, H1 say")
+    fitted: list[Published] = Field(
         [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
     )
     not_run: dict[str, str] = Field({}, description="experiment -> why it has not run; shown in its tables' cells")
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        for name, experiment in self.experiments.items():
-            for seeds in (self.seeds, experiment.seeds or []):
-                if len(set(seeds)) != len(seeds):
-                    raise ValueError(f"experiments.{name}: seeds repeat: {seeds}")
         trainings = {"training": self.training} | {f"experiments.{k}": e.training for k, e in self.experiments.items()}
         for where, training in trainings.items():
             if training.precision == "bf16" and self.judged:
@@ -318,8 +342,8 @@ class Study(Strict):
         for bits in self.eval_bits:
             if bits != LATENT and not 2 <= bits <= 8:
                 raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")
-        if LATENT not in self.eval_bits or len(set(self.eval_bits)) != len(self.eval_bits):
-            raise ValueError("eval_bits: must hold 32, and each width once")
+        if LATENT not in self.eval_bits:
+            raise ValueError(f"eval_bits: must hold {LATENT}, the latent weights")
         return self
 
     @property
@@ -414,7 +438,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
-    keys = [key.value for key, _ in node.value if not key.tag.endswith(":merge")]
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
     repeated = {key for key in keys if keys.count(key) > 1}
     if repeated:
         line = node.start_mark.line + 1
@@ -422,18 +446,48 @@ def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = Fa
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+def _plain_int(loader: _UniqueKeys, node: yaml.ScalarNode) -> int:
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90, which nobody means."""
+    if not re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", node.value):
+        problem = f"{shortened(node.value)} is not a plain decimal number"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return yaml.SafeLoader.construct_yaml_int(loader, node)
+
+
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _plain_int)
+
+
+def _yaml_fault(error: Exception) -> str:
+    """One line for what PyYAML says in several."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    mark = getattr(error, "problem_mark", None)
+    said = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return said if mark is None else f"{said} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def sibling(path: Path, name: object, where: str) -> Path:
+    """The file of another study in the same folder; InputError, which names ``where``, if there is none."""
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"{where}: no such study {shortened(name)}; {did_you_mean(name, known)}")
+    return path.with_name(f"{name}.yaml")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
         raise InputError(f"{path}: no such study; {did_you_mean(path.stem, known)}")
     try:
-        with path.open() as handle:
+        with path.open(encoding="utf-8") as handle:
             content = yaml.load(handle, _UniqueKeys)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day or a number that is none
+        raise InputError(f"{path}: not valid YAML: {_yaml_fault(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a study is a mapping of keys")
     return content
@@ -441,9 +495,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> tuple[Study, list[Variant]]:
     """The checked study in ``path`` and its variants, in the file's order. Raises InputError."""
+    study, variants = _load(path)
+    _check_hypotheses(study, variants, path)
+    return study, variants
+
+
+def _load(path: Path) -> tuple[Study, list[Variant]]:
+    """All that :func:`load` checks but for the hypotheses, which name variants of another study, too."""
     content = read_yaml(path)
-    if base := content.get("extends"):
-        whole = read_yaml(path.with_name(f"{base}.yaml"))
+    if (base := content.get("extends")) is not None:
+        whole = read_yaml(sibling(path, base, f"{path}: extends"))
         if "extends" in whole:
             raise InputError(f"{path}: extends: {base} extends another study; one level is the limit")
         content = whole | content
@@ -457,15 +518,16 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
         for name, experiment in study.experiments.items()
         for variant in _variants(study, name, experiment, f"{path}: experiments.{name}")
     ]
-    paths = [variant.path for variant in variants]
+    seen: set[str] = set()
     for variant in variants:
-        if paths.count(variant.path) > 1:
-            raise InputError(f"{path}: experiments.{variant.experiment}: {variant.name} stands for two variants")
+        if variant.path in seen:
+            where = f"{path}: experiments.{variant.experiment}.sweep"
+            raise InputError(f"{where}: two of its points are both named {variant.name}; numbers this near are one")
+        seen.add(variant.path)
         parse(Training, variant.recipe["training"], f"{path}: experiments.{variant.experiment}.sweep")
     _check_references(study, {variant.path: variant for variant in variants}, path)
     _check_posttraining(study, {variant.path: variant for variant in variants}, path)
     _check_comparisons(study, path)
-    _check_hypotheses(study, set(paths), path)
     return study, variants
 
 
@@ -482,8 +544,7 @@ def _check_data(study: Study, experiment: str, path: Path) -> None:
 
 
 def _variants(study: Study, name: str, experiment: Experiment, where: str) -> Iterator[Variant]:
-    model = _model_options(experiment, where)
-    layers = models.find(model["name"]).layers(models.find(model["name"]).Options(**model))
+    model, layers = _model_and_layers(experiment, datasets.find(study.dataset(name)).IMAGE_SHAPE, where)
     patterns = experiment.quant_layers or models.find(model["name"]).QUANTIZED
     _check_patterns(patterns, layers, f"{where}.quant_layers")
     _check_start(study, experiment, where)
@@ -493,12 +554,17 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
         wrong = [label for label in experiment.classes if not 0 <= label <= last]
         if wrong:
             raise InputError(f"{where}.classes: {data} has no class number {wrong[0]}; 0 to {last}")
+    _check_sweep(experiment, where)
     for method, options in experiment.methods.items():
         for label, point, resolved in _method_points(experiment, method, dict(options or {}), where):
             _check_patterns(resolved.get("reg_layers", ["*"]), layers, f"{where}.methods.{method}.reg_layers")
             missing = {resolved.get("bits", LATENT)} - set(study.eval_bits)
             if missing:
                 raise InputError(f"{where}.methods.{method}.bits: {missing.pop()} is not among eval_bits")
+            try:
+                methods.find(method).check(resolved, model["name"], layers, patterns)
+            except ValueError as error:
+                raise InputError(f"{where}.methods.{method}: {error}") from None
             changes = experiment.training.model_dump(exclude_none=True)
             training = study.training.model_dump() | changes | point
             recipe = {
@@ -522,14 +588,33 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
             yield Variant(study.study, name, label, recipe, tuple(experiment.seeds or study.seeds))
 
 
-def _model_options(experiment: Experiment, where: str) -> dict[str, Any]:
-    name = experiment.model.get("name")
+def _model_and_layers(
+    experiment: Experiment, image_shape: tuple[int, int, int], where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The resolved options of an experiment's model, and the names of its layers; it takes the images."""
+    name, known = experiment.model.get("name"), models.names()
     if not isinstance(name, str):
-        raise InputError(f"{where}.model: name is missing; known: {', '.join(models.names())}")
-    known = models.names()
-    if name not in known and name.split("/")[0] not in models.LIBRARIES:
-        raise InputError(f"{where}.model.name: unknown model {name!r}; {did_you_mean(name, known)}")
-    return parse(models.find(name).Options, experiment.model, f"{where}.model").model_dump(mode="json")
+        raise InputError(f"{where}.model: name is missing; known: {', '.join(known)}")
+    if name not in known and not name.startswith(tuple(f"{library}/" for library in models.LIBRARIES)):
+        raise InputError(f"{where}.model.name: unknown model {shortened(name)}; {did_you_mean(name, known)}")
+    module = models.find(name)
+    options = parse(module.Options, experiment.model, f"{where}.model")
+    side = experiment.resize
+    shape = image_shape if side is None else (image_shape[0], side, side)
+    try:
+        layers = module.layers(options)
+        models.check(options, shape)
+    except ValueError as error:
+        raise InputError(f"{where}.model.{error}") from None
+    return options.model_dump(mode="json"), layers
+
+
+def _check_sweep(experiment: Experiment, where: str) -> None:
+    if "lambda" in experiment.sweep:
+        known = [methods.find(method) for method in experiment.methods if method in methods.names()]
+        keys = {field.alias for method in known for field in method.Options.model_fields.values()}
+        if "lambda" not in keys:
+            raise InputError(f"{where}.sweep.lambda: none of the methods has a lambda: {', '.join(experiment.methods)}")
 
 
 def _method_points(
@@ -547,6 +632,10 @@ def _method_points(
     widths = bits if isinstance(bits, list) else [bits]
     if not widths:
         raise InputError(f"{where}.bits: the list is empty")
+    try:
+        refuse_repeats(widths, "bits")
+    except ValueError as error:
+        raise InputError(f"{where}.{error}") from None
     lambdas = experiment.sweep.get("lambda", [None]) if "lambda" in known else [None]
     for width in widths:
         for lam in lambdas:
@@ -575,6 +664,8 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
     start = experiment.start_from
     if start and experiment.pretrained:
         raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
+    if experiment.setting == "scratch" and (start or experiment.pretrained):
+        raise InputError(f"{where}.{'start_from' if start else 'pretrained'}: not with setting: scratch; say finetune")
     if start is None:
         if experiment.setting == "finetune" and not experiment.pretrained:
             raise InputError(f"{where}: setting: finetune needs start_from or pretrained")
@@ -610,10 +701,12 @@ def _check_references(study: Study, variants: dict[str, Variant], path: Path) ->
         for panel in spec.panels:
             if panel not in variants:
                 raise InputError(f"{path}: {where}: unknown variant {panel!r}; {did_you_mean(panel, variants)}")
-        if isinstance(spec, WeightPanels):
-            shown = variants[spec.panels[0]].recipe["model"]
-            layers = models.find(shown["name"]).layers(models.find(shown["name"]).Options(**shown))
-            _check_patterns([spec.layer.removesuffix(".weight")], layers, f"{path}: {where}.layer")
+            if isinstance(spec, WeightPanels):
+                shown, layer = variants[panel].recipe["model"], spec.layer.removesuffix(".weight")
+                layers = models.find(shown["name"]).layers(models.find(shown["name"]).Options(**shown))
+                if layer not in layers:
+                    wrong = f"{layer!r} is no layer of {panel}"
+                    raise InputError(f"{path}: {where}.layer: {wrong}; {did_you_mean(layer, layers)}")
     for main, searches in study.fingerprints.items():
         experiments[f"fingerprints.{main}"] = [main, *searches]
     for where, names in experiments.items():
@@ -636,9 +729,6 @@ def _check_posttraining(study: Study, variants: dict[str, Variant], path: Path) 
     """Entries name variants, methods and options that exist and fit each other."""
     for name, entry in study.posttraining.items():
         where = f"{path}: posttraining.{name}"
-        for key in ("of", "bits"):
-            if len(set(given := getattr(entry, key))) != len(given):
-                raise InputError(f"{where}.{key}: repeats: {given}")
         for variant in entry.of:
             if variant not in variants:
                 raise InputError(f"{where}.of: unknown variant {variant!r}; {did_you_mean(variant, variants)}")
@@ -683,15 +773,26 @@ def _check_comparisons(study: Study, path: Path) -> None:
                 raise InputError(f"{where}.posttraining: {entry} has no {spec.bits} bits")
 
 
-def _check_hypotheses(study: Study, variants: set[str], path: Path) -> None:
-    """Hypotheses name variants of the study or of its reference."""
+def _check_hypotheses(study: Study, variants: list[Variant], path: Path) -> None:
+    """Hypotheses name variants of the study or of its reference, at bits that these are evaluated at."""
+    known = {variant.path: variant for variant in variants}
     if study.reference is not None:
-        variants = variants | {variant.path for variant in load(path.with_name(f"{study.reference}.yaml"))[1]}
+        where = f"{path}: reference"
+        if study.reference == study.study:
+            raise InputError(f"{where}: {study.reference} is the study itself; leave reference out")
+        known = {variant.path: variant for variant in _load(sibling(path, study.reference, where))[1]} | known
     for name, hypothesis in study.hypotheses.items():
         for place, tested in enumerate(hypothesis.comparisons):
-            for wrong in set(tested.paths) - variants:
-                where = f"{path}: hypotheses.{name}.comparisons.{place}"
-                raise InputError(f"{where}: unknown variant {wrong!r}; {did_you_mean(wrong, variants)}")
+            where = f"{path}: hypotheses.{name}.comparisons.{place}"
+            for key, variant, bits in tested.named():
+                if variant not in known:
+                    raise InputError(
+                        f"{where}.{key}: unknown variant {shortened(variant)}; {did_you_mean(variant, known)}"
+                    )
+                if bits and bits not in (evaluated := known[variant].recipe["eval_bits"]):
+                    raise InputError(
+                        f"{where}.{key.split('.variants')[0]}.bits: {bits} is not among eval_bits {evaluated}"
+                    )
 
 
 def json_schema() -> dict[str, Any]:
