@@ -26,7 +26,7 @@ from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.trainers import make_trainer
 from oscillations.records import cost
-from oscillations.records.staleness import sort_runs
+from oscillations.records.plans import sort_runs
 from oscillations.study import reading as studies
 
 IMAGES = 500  # evaluated at once

@@ -48,7 +48,7 @@ figures:
   figure7: {panels: [mlp5-scratch/osciquant-3bit]}
   figure7-qat: {panels: [mlp5-scratch/qat-3bit]}
   figure8: {panels: [mlp5-scratch/osciquant-ternary]}
-fingerprints:
+rate_searches:
   mlp5-scratch: [mlp5-scratch]
 comparisons:
   mlp5: {experiments: [mlp5-scratch]}

@@ -137,4 +137,4 @@ def test_every_figure_of_a_finished_study(finished_project):
     assert re.findall(r'<figure id="([^"]+)"', page) == [*NAMES[-2:], *NAMES[:3], "figure4", *NAMES[3:-2]]
     assert "<b>Figure 4.</b> not drawn" in page
     assert 'id="open"' not in page  # a miniature's choices are its own
-    assert 'id="fingerprint"' in page
+    assert 'id="rate-search"' in page

@@ -133,7 +133,7 @@ BAD = [
     ("figures.figure5.experiments", ["mlp5-lambda"] * 2, "'mlp5-lambda' stands twice"),
     ("comparisons.mlp5.experiments", ["mlp5-scratch"] * 2, "'mlp5-scratch' stands twice"),
     ("comparisons.mlp5.posttraining", ["ptq"] * 2, "'ptq' stands twice"),
-    ("fingerprints.mlp5-scratch", ["mlp5-scratch"] * 2, "'mlp5-scratch' stands twice"),
+    ("rate_searches.mlp5-scratch", ["mlp5-scratch"] * 2, "'mlp5-scratch' stands twice"),
     ("fitted", [["mlp5", "scratch", "ptq", 3]] * 2, "stands twice"),
     (f"{E}.seeds", [0, 0], "0 stands twice"),
     (f"{E}.classes", [1, 1], "1 stands twice"),

@@ -139,12 +139,12 @@ BAD = {
         r"figures\.figure6: unknown experiment 'mlp5-lamda'; did you mean 'mlp5-lambda'",
     ),
     "search of nothing": (
-        lambda c: c.update(fingerprints={"mlp5-scratch": ["mlp5-scrach"]}),
-        r"fingerprints\.mlp5-scratch: unknown experiment 'mlp5-scrach'; did you mean 'mlp5-scratch'",
+        lambda c: c.update(rate_searches={"mlp5-scratch": ["mlp5-scrach"]}),
+        r"rate_searches\.mlp5-scratch: unknown experiment 'mlp5-scrach'; did you mean 'mlp5-scratch'",
     ),
     "search without a baseline": (
-        lambda c: c.update(fingerprints={"mlp5-scratch": ["mlp5-lambda"]}),
-        r"fingerprints\.mlp5-scratch: mlp5-lambda trains no baseline",
+        lambda c: c.update(rate_searches={"mlp5-scratch": ["mlp5-lambda"]}),
+        r"rate_searches\.mlp5-scratch: mlp5-lambda trains no baseline",
     ),
     "one variant twice": (lambda c: scratch(c)["methods"].update(qat={"bits": [3, 3]}), r"methods\.qat\.bits: 3 stands twice"),
     "empty sweep": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": []}), r"sweep\.lambda: List should have at least 1 item"),

@@ -341,7 +341,7 @@ def test_a_run_knows_what_it_started_from(trained, here):
 
 @pytest.mark.slow
 def test_other_weights_make_a_run_stale(trained, here):
-    from oscillations.records.staleness import OTHER_WEIGHTS, sort_runs, stale_because
+    from oscillations.records.plans import OTHER_WEIGHTS, sort_runs, stale_because
 
     _, variant = trained
     run = variant.runs()[0]

@@ -14,15 +14,17 @@ from oscillations.core.errors import InputError
 from oscillations.jobs import launch
 from oscillations.records import cost, identity, numerics
 from oscillations.records import snakemake as provenance
-from oscillations.records.staleness import plans
+from oscillations.records.plans import plans
 from oscillations.study import pretrained
-from oscillations.study import reading as studies
+from oscillations.study import paths
+from oscillations.study.reading import load
+from oscillations.study.variants import select
 
 STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
 try:
     GPUS = launch.prepare(config)
-    STUDY, VARIANTS = studies.load(Path(STUDY_FILE))
-    CHOSEN = studies.narrow(VARIANTS, config.get("only"), config.get("seeds"), STUDY.posttraining)
+    STUDY, VARIANTS = load(Path(STUDY_FILE))
+    SELECTION = select(STUDY, VARIANTS, config.get("only"), config.get("seeds"))
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -30,13 +32,14 @@ except InputError as error:
 PLANS = plans(VARIANTS)
 CURRENT = [plan.run for plan in PLANS if plan.current]
 STALE = {plan.stale for plan in PLANS}
+CHOSEN = SELECTION.variants
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
 _SHOWN = set(REQUESTED + CURRENT)
 SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in _SHOWN]
 SHOWN_EVALUATIONS = [
-    f"results/{STUDY.study}/runs/{experiment}/{name}"
+    str(file)
     for experiment in dict.fromkeys(run.experiment for run in SHOWN)
-    for name in ("evaluations.csv", "histograms.csv")
+    for file in paths.evaluation_files(STUDY.study, experiment)
 ]
 
 
@@ -50,12 +53,11 @@ def posttraining_experiments(entry):
     return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
 
 
-CHOSEN_ENTRIES = studies.narrow_posttraining(STUDY, config.get("only"))
 SHOWN_POSTTRAINING = [
     str(file)
     for entry in STUDY.posttraining
-    for file in studies.posttraining_files(STUDY.study, entry)
-    if posttraining_runs(entry) and (entry in CHOSEN_ENTRIES or file.exists())
+    for file in paths.posttraining_files(STUDY.study, entry)
+    if posttraining_runs(entry) and (entry in SELECTION.entries or file.exists())
 ]
 
 

@@ -9,7 +9,7 @@ Nothing here but the toy experiment imports torch; every rule runs from what git
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
 COMPARISONS = [f"comparison-{name}" for name in STUDY.comparisons]
-TABLES = [*STUDY.tables, *(["fingerprint"] if STUDY.fingerprints else []), *COMPARISONS]
+TABLES = [*STUDY.tables, *(["rate-search"] if STUDY.rate_searches else []), *COMPARISONS]
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
-from oscillations.study import reading as studies
+from oscillations.study.paths import DATA, results, toy_file
+from oscillations.study.paths import study_file as file_of
+from oscillations.study.reading import load
+from oscillations.study.variants import select
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +88,7 @@ def positive(value: str) -> int:
 
 def study_file(value: str) -> Path:
     """``quick`` and ``params/quick.yaml`` name the same study."""
-    return Path(value) if value.endswith(".yaml") else Path(f"params/{value}.yaml")
+    return Path(value) if value.endswith(".yaml") else file_of(value)
 
 
 def fetch(options: argparse.Namespace) -> None:
@@ -95,21 +98,21 @@ def fetch(options: argparse.Namespace) -> None:
     if options.data:
         chosen = {options.data}
     else:
-        study = studies.load(options.study)[0]
+        study = load(options.study)[0]
         chosen = {study.dataset(experiment) for experiment in study.experiments}
     for name in chosen - set(datasets.names()):
         raise InputError(f"--data {name}: unknown dataset; {did_you_mean(name, datasets.names())}")
     if options.source is not None and not options.source.exists():
         raise InputError(f"source={options.source}: no such file or folder")
     for name in sorted(chosen):
-        datasets.write(name, Path("data"), options.source)
+        datasets.write(name, DATA, options.source)
 
 
 def weights(options: argparse.Namespace) -> None:
     """Prepare the study's pretrained weights: download or read, check, write one tensor file each."""
     from oscillations.study import pretrained as module
 
-    chosen = {options.name} if options.name else studies.load(options.study)[0].checkpoints
+    chosen = {options.name} if options.name else load(options.study)[0].checkpoints
     if options.source is not None and not options.source.exists():
         raise InputError(f"weights={options.source}: no such file or folder")
     for name in sorted(chosen):
@@ -120,9 +123,9 @@ def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
     from oscillations.jobs import train as runs
 
-    _, variants = studies.load(options.study)
+    study, variants = load(options.study)
     try:
-        for variant in studies.narrow(variants, options.only, options.seeds):
+        for variant in select(study, variants, options.only, options.seeds).variants:
             runs.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -141,7 +144,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
     from oscillations.jobs import evaluate as evaluation
 
-    study, variants = studies.load(options.study)
+    study, variants = load(options.study)
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
     mine = [variant for variant in variants if variant.experiment == options.experiment]
@@ -152,7 +155,7 @@ def posttrain(options: argparse.Namespace) -> None:
     """Quantize the trained runs of one entry of the study's posttraining, and measure them."""
     from oscillations.jobs import posttrain as module
 
-    study, variants = studies.load(options.study)
+    study, variants = load(options.study)
     if options.name not in study.posttraining:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
     module.posttrain(study, variants, options.name, options.device)
@@ -162,38 +165,38 @@ def toy(options: argparse.Namespace) -> None:
     """Run AOQ's toy experiment, a linear regression, if the study has it."""
     from oscillations.jobs import aoq_toy as toy_regression
 
-    study = studies.load(options.study)[0]
+    study = load(options.study)[0]
     if study.toy_regression is None:
         raise InputError(
             f"{options.study}: toy_regression: the study has none; say toy_regression: {{seeds: [0, 1, 2]}}"
         )
     spec = study.toy_regression
-    toy_regression.write(Path("results", study.study, "toy-regression.csv"), spec.seeds, spec.epochs)
+    toy_regression.write(toy_file(study.study), spec.seeds, spec.epochs)
 
 
 def collect(options: argparse.Namespace) -> None:
     """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
     from oscillations.report import measurements as module
 
-    module.collect(*studies.load(options.study))
+    module.collect(*load(options.study))
 
 
 def oscillations(options: argparse.Namespace) -> None:
     """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
     from oscillations.report import measurements as module
 
-    module.collect_oscillations(*studies.load(options.study))
+    module.collect_oscillations(*load(options.study))
 
 
 def tables(options: argparse.Namespace) -> None:
     """Write the tables, published beside reproduced, agreement.csv, coverage.csv, searches and comparisons."""
     from oscillations.report.tables.comparison import write_comparisons
     from oscillations.report.tables.published import write_tables
-    from oscillations.report.tables.rate_search import write_fingerprint
+    from oscillations.report.tables.rate_search import write_searches
 
-    study, variants = studies.load(options.study)
+    study, variants = load(options.study)
     write_tables(study, variants)
-    write_fingerprint(study, variants)
+    write_searches(study, variants)
     write_comparisons(study, variants)
 
 
@@ -201,21 +204,21 @@ def figures(options: argparse.Namespace) -> None:
     """Draw the study's figures as PNG and PDF."""
     from oscillations.report.figures import runs as module
 
-    module.write_figures(*studies.load(options.study))
+    module.write_figures(*load(options.study))
 
 
 def claims(options: argparse.Namespace) -> None:
     """Judge the claims on the measurements."""
     from oscillations.report import claims as module
 
-    module.write_claims(studies.load(options.study)[0])
+    module.write_claims(load(options.study)[0])
 
 
 def site(options: argparse.Namespace) -> None:
     """Write results/<study>/index.html."""
     from oscillations.report import site as module
 
-    module.write_site(*studies.load(options.study))
+    module.write_site(*load(options.study))
 
 
 def report(options: argparse.Namespace) -> None:
@@ -228,8 +231,8 @@ def status(options: argparse.Namespace) -> None:
     """Show what is done, running and left, with an estimate of the time."""
     from oscillations.jobs import status as module
 
-    study, variants = studies.load(options.study)
-    chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
+    study, variants = load(options.study)
+    chosen = select(study, variants, options.only, options.seeds).variants
     module.print_status(study, chosen, options.jobs)
 
 
@@ -237,17 +240,17 @@ def check(options: argparse.Namespace) -> None:
     """Validate a study; print its run list and what it is predicted to cost."""
     from oscillations.records import cost
     from oscillations.records.environment import mixed_versions
-    from oscillations.records.staleness import plans
+    from oscillations.records.plans import plans
 
-    study, variants = studies.load(options.study)
-    chosen = studies.narrow(variants, options.only, options.seeds, study.posttraining)
+    study, variants = load(options.study)
+    chosen = select(study, variants, options.only, options.seeds).variants
     found = plans(chosen)
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     cost.print_costs(cost.predict(found, study.judged))
     for warning in mixed_versions(plan.record for plan in found if plan.current):
         print(f"warning: {warning}")
-    if study.reference and not Path("results", study.reference, "measurements.csv").exists():
+    if study.reference and not (results(study.reference) / "measurements.csv").exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")
     runs = sum(len(variant.seeds) for variant in chosen)
     print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs")
@@ -256,5 +259,6 @@ def check(options: argparse.Namespace) -> None:
 def schema(options: argparse.Namespace) -> None:
     """Write the JSON schema of study files, for editors."""
     from oscillations.core.files import write_json
+    from oscillations.study.reading import json_schema
 
-    write_json(options.out, studies.json_schema())
+    write_json(options.out, json_schema())

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oscillations.engine.recipe import Recipe
+
 EVALUATION_BATCH = 500  # images; accuracy does not depend on it, memory does
 
 
@@ -90,14 +92,14 @@ def crop_flip(images: Tensor, padding: int = 4) -> Tensor:
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def chosen_images(about: dict, tensors: dict[str, Tensor], recipe: dict) -> dict[str, tuple[str, Tensor, Tensor]]:
+def chosen_images(about: dict, tensors: dict[str, Tensor], recipe: Recipe) -> dict[str, tuple[str, Tensor, Tensor]]:
     """Which images of the file are the ``train``, ``validation`` and ``test`` set of a recipe.
 
     Of each set: the file's split, ``train`` or ``test``; the indices there, in the set's order; and their labels, both
     ``[n]``. ``classes`` keeps only the images of some classes, renumbered from 0; ``images`` so many of each set, drawn
     evenly over the classes.
     """
-    train, validation = split_indices(about["train"], recipe["validation"], recipe["split_seed"])
+    train, validation = split_indices(about["train"], recipe.validation, recipe.split_seed)
     parts = {
         "train": ("train", torch.from_numpy(train)),
         "validation": ("train", torch.from_numpy(validation)),
@@ -106,28 +108,29 @@ def chosen_images(about: dict, tensors: dict[str, Tensor], recipe: dict) -> dict
     chosen = {}
     for part, (source, indices) in parts.items():
         labels = tensors[f"{source}_labels"]
-        if recipe["classes"] is not None:
+        if recipe.classes is not None:
             new_label = torch.full((len(about["classes"]),), -1)
-            new_label[recipe["classes"]] = torch.arange(len(recipe["classes"]))
+            new_label[list(recipe.classes)] = torch.arange(len(recipe.classes))
             labels = new_label[labels]
             indices = indices[labels[indices] >= 0]
-        if recipe["images"] is not None:
-            drawn = evenly(labels[indices].numpy(), recipe["images"][part], recipe["split_seed"])
+        if recipe.images is not None:
+            drawn = evenly(labels[indices].numpy(), getattr(recipe.images, part), recipe.split_seed)
             indices = indices[torch.from_numpy(drawn)]
         chosen[part] = source, indices, labels[indices]
     return chosen
 
 
-def image_sets(about: dict, tensors: dict[str, Tensor], recipe: dict, device: torch.device) -> dict[str, ImageSet]:
+def image_sets(about: dict, tensors: dict[str, Tensor], recipe: Recipe, device: torch.device) -> dict[str, ImageSet]:
     """The ``train``, ``validation`` and ``test`` sets of a recipe (:func:`chosen_images`), on the device.
 
     Inputs are normalised as those that the pretrained weights saw, or by the dataset.
     """
-    norm = recipe["pretrained"] or about
+    norm = recipe.pretrained
+    mean, std = (norm.mean, norm.std) if norm else (about["mean"], about["std"])
     sets = {}
     for part, (source, indices, labels) in chosen_images(about, tensors, recipe).items():
         images = tensors[f"{source}_images"][indices].to(device)
-        sets[part] = ImageSet(images, labels.to(device), norm["mean"], norm["std"], recipe["resize"])
+        sets[part] = ImageSet(images, labels.to(device), mean, std, recipe.resize)
     return sets
 
 

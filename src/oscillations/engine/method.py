@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,7 +75,7 @@ class Method:
         return getattr(self.options, "bits", None)
 
     @classmethod
-    def check(cls, options: dict[str, Any], model: str, layers: list[str], patterns: list[str]) -> None:
+    def check(cls, options: Options, model: str, layers: list[str], patterns: list[str]) -> None:
         """Raise ValueError if a model of these layers, quantized where the patterns match, cannot be trained so."""
 
     def make_quantizer(self, parameters: dict[str, Tensor]) -> WeightQuantizer:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from oscillations.engine.determinism import random_state, set_random_state
 from oscillations.engine.method import Method
 from oscillations.engine.optimizer import OPTIMIZERS
 from oscillations.engine.quantizer import WeightQuantizer, quantize
+from oscillations.engine.recipe import Recipe
 from oscillations.engine.weight_statistics import grid_statistics, weight_statistics
 
 QUANTIZER = "quantizer/"  # begins the names of the quantizer's tensors in a checkpoint
@@ -48,27 +48,25 @@ class Progress:
 class Trainer:
     """Trains one network with one method; can be stopped and resumed after any step, bit for bit.
 
-    ``recipe`` is the resolved recipe of a run (``study.py``); ``sets`` holds ``train`` and ``validation``;
+    ``recipe`` is that of a run; ``sets`` holds ``train`` and ``validation``;
     ``parameters`` are the quantized parameters by name. The model must be freshly built (or hold its
     pretrained weights).
     """
 
     def __init__(
-        self, recipe: dict[str, Any], model: nn.Module, method: Method, parameters: dict[str, Tensor],
+        self, recipe: Recipe, model: nn.Module, method: Method, parameters: dict[str, Tensor],
         sets: dict[str, ImageSet], seed: int,
     ):  # fmt: skip
         self.recipe, self.model, self.method, self.sets, self.seed = recipe, model, method, sets, seed
-        options, training = method.options, recipe["training"]
-        self.eval_bits = recipe["eval_bits"]
+        options, training = method.options, recipe.training
+        self.eval_bits = recipe.eval_bits
         self.parameters = list(parameters.values())
         self.names = list(parameters)
-        self.optimizer = OPTIMIZERS[training["optimizer"]](model.parameters(), lr=training["lr"])
-        self.lr, self.cosine = training["lr"], training["schedule"] == "cosine"
-        self.augment = training["augment"] == "crop_flip"
-        self.half_precision = training["precision"] == "bf16"
-        self.batch_size, self.epochs, self.patience = (
-            training["batch_size"], training["epochs"], training["patience"],
-        )  # fmt: skip
+        self.optimizer = OPTIMIZERS[training.optimizer](model.parameters(), lr=training.lr)
+        self.lr, self.cosine = training.lr, training.schedule == "cosine"
+        self.augment = training.augment == "crop_flip"
+        self.half_precision = training.precision == "bf16"
+        self.batch_size, self.epochs, self.patience = training.batch_size, training.epochs, training.patience
         self.steps_per_epoch = math.ceil(len(sets["train"]) / self.batch_size)
         self.metric = getattr(options, "select_metric", "fp_val")
         self.reestimate = getattr(options, "bn_eval", "keep") == "reestimate"

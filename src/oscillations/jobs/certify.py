@@ -23,7 +23,9 @@ from oscillations.jobs import certify_inputs
 from oscillations.records import numerics
 from oscillations.records.identity import arithmetic, entry_parts, posttraining_parts
 from oscillations.study import reading
-from oscillations.study.reading import Run, Study, Variant, posttraining_files
+from oscillations.study.paths import Run, posttraining_files
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant, select
 
 STUDY = Path(__file__).with_name("certify.yaml")
 SOURCE = Path(__file__).parents[2]  #: the folder that holds the present source
@@ -172,9 +174,9 @@ def _commands(
     if "digits" not in readers:
         yield 0, ["fetch", "--data", "digits"]
     entries = [name for name, entry in study.posttraining.items() if unknown & {"engine", *entry_parts(entry)}]
-    wanted = {variant.path for variant in variants if unknown & {"evaluation", *arithmetic(variant.recipe)}}
+    wanted = {variant.path for variant in variants if unknown & {"evaluation", *arithmetic(variant.recipe.plain())}}
     wanted |= {path for name in entries for path in study.posttraining[name].of}
-    for variant in reading.narrow(variants, ",".join(wanted)) if wanted else []:
+    for variant in select(study, variants, ",".join(wanted)).variants if wanted else []:
         seconds = SECONDS if variant.experiment == "interrupted" else 0
         yield seconds, ["train", "--study", "certify", "--only", variant.path]
     for experiment in dict.fromkeys(path.split("/")[0] for path in sorted(wanted)):
@@ -191,7 +193,7 @@ def _commands(
 def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[Comparison]:
     """All that was made; what follows from a run that differs says nothing more."""
     differing = set()
-    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):  # parents first
+    for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
         for run in variant.runs():
             if not (projects[1] / run.record).exists() or variant.parent(run.seed) in differing:
                 continue
@@ -214,13 +216,13 @@ def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> It
 def _training(projects: list[Path], variant: Variant, run: Run) -> Comparison:
     epochs = (_table(projects, run.folder / name) for name in ("history.csv", "layers.csv"))
     whole = (_record(projects, run.record), _weights(projects, run.checkpoint))
-    return Comparison(tuple(arithmetic(variant.recipe)), _first((*epochs, *whole)))
+    return Comparison(tuple(arithmetic(variant.recipe.plain())), _first((*epochs, *whole)))
 
 
 def _evaluation(projects: list[Path], variant: Variant, run: Run) -> Comparison:
     folder = Path("results/certify/runs", variant.experiment)
     tables = (_table(projects, folder / name, run=run.name) for name in ("evaluations.csv", "histograms.csv"))
-    return Comparison((*arithmetic(variant.recipe), "evaluation"), _first(tables))
+    return Comparison((*arithmetic(variant.recipe.plain()), "evaluation"), _first(tables))
 
 
 def _posttraining(projects: list[Path], study: Study, variant: Variant, run: Run) -> Iterator[Comparison]:

@@ -7,26 +7,21 @@ without their weights.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pandas as pd
 
 from oscillations import datasets
+from oscillations.core.bits import LATENT
 from oscillations.engine.batches import image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.train import DATA, remove_work
+from oscillations.jobs.train import remove_work
 from oscillations.jobs.trainers import trained
 from oscillations.records.identity import evaluation_key
+from oscillations.records.plans import current, plans
 from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, read_rows, write_rows
-from oscillations.records.staleness import current, plans
-from oscillations.study.reading import Variant
-
-
-def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
-    """Accuracies, and histograms of the weights, of one experiment."""
-    folder = Path("results", study, "runs", experiment)
-    return folder / "evaluations.csv", folder / "histograms.csv"
+from oscillations.study.paths import DATA, evaluation_files
+from oscillations.study.variants import Variant
 
 
 def evaluate(
@@ -45,9 +40,9 @@ def evaluate(
     for plan in current(plans(variants)):
         run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.record)
         mine, bins = known[known.key == key], known_bins[known_bins.run == run.name]
-        if mine.empty or (with_histograms and bins.empty and "bits" in recipe["method"]):
+        if mine.empty or (with_histograms and bins.empty and recipe.bits != LATENT):
             if about is None:
-                about, tensors = datasets.read(recipe["data"], DATA)
+                about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
             trainer = trained(plan.variant, run, about, sets, torch_device)

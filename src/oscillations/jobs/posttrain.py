@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,19 +16,20 @@ import pandas as pd
 from oscillations import datasets, posttraining
 from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.train import DATA
 from oscillations.jobs.trainers import trained
 from oscillations.posttraining._measurement import measure
 from oscillations.records.identity import posttraining_key
+from oscillations.records.plans import current, plans
 from oscillations.records.rows import POSTTRAINED, RECONSTRUCTED, read_rows, write_rows
-from oscillations.records.staleness import current, plans
-from oscillations.study.reading import Run, Study, Variant, posttraining_files
+from oscillations.study.paths import DATA, Run, posttraining_files, posttraining_work
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 
 def posttrain(study: Study, variants: list[Variant], name: str, device: str = "auto") -> None:
     """Write the accuracies and the losses per unit of all current parents of the study's entry ``name``."""
     entry = study.posttraining[name]
-    folder = Path("work", study.study, "posttraining", name)
+    folder = posttraining_work(study.study, name)
     targets = posttraining_files(study.study, name)
     parts = [folder / target.name for target in targets]
     columns = (POSTTRAINED, RECONSTRUCTED)
@@ -72,7 +72,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
 def _trainer(variant: Variant, run: Run, device: str):
     """The run's network with its checkpoint and images."""
     torch_device = set_up_torch(variant.recipe, device)
-    about, tensors = datasets.read(variant.recipe["data"], DATA)
+    about, tensors = datasets.read(variant.recipe.data, DATA)
     return trained(variant, run, about, image_sets(about, tensors, variant.recipe, torch_device), torch_device)
 
 

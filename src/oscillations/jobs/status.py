@@ -10,8 +10,10 @@ from oscillations.core.files import read_json
 from oscillations.records import cost
 from oscillations.records.cost import Cost
 from oscillations.records.environment import mixed_versions
-from oscillations.records.staleness import plans
-from oscillations.study.reading import Run, Study, Variant
+from oscillations.records.plans import plans
+from oscillations.study.paths import Run
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 FRESH = 120  # seconds without a sign of life after which a run counts as interrupted
 

@@ -28,17 +28,18 @@ from oscillations.core.files import file_hash, replacing, sha256, write_json, wr
 from oscillations.engine.batches import ImageSet, image_sets, images_per_class, split_indices
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.recipe import Recipe
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume
 from oscillations.jobs.trainers import new_trainer
 from oscillations.jobs.turns import in_turns
 from oscillations.records.environment import environment
 from oscillations.records.identity import difference
-from oscillations.records.staleness import Plan, is_result, made_in_another_study, plans, vouches_for
+from oscillations.records.plans import Plan, is_result, made_in_another_study, plans, vouches_for
 from oscillations.study import pretrained
-from oscillations.study.reading import Run, Variant
+from oscillations.study.paths import DATA, Run
+from oscillations.study.variants import Variant
 
-DATA = Path("data")
 FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
 
 
@@ -62,7 +63,7 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
     """
     stop = StopSignal()
     torch_device = set_up_torch(variant.recipe, device)
-    about, tensors = datasets.read(variant.recipe["data"], DATA)
+    about, tensors = datasets.read(variant.recipe.data, DATA)
     found = plans([variant])
     for plan in found:
         _check_start(plan)
@@ -83,8 +84,8 @@ def _check_start(plan: Plan) -> None:
     """Raise InputError if what a run starts from is not there."""
     if plan.start is not None:
         return
-    if checkpoint := plan.variant.recipe["pretrained"]:
-        pretrained.read_about(checkpoint["name"])  # says what is missing
+    if checkpoint := plan.variant.recipe.pretrained:
+        pretrained.read_about(checkpoint.name)  # says what is missing
     elif parent := plan.variant.parent(plan.run.seed):
         raise InputError(f"{parent.record}: {plan.run.name} starts from {parent.name}, which has not been trained yet")
 
@@ -204,7 +205,7 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
     best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
     kinds = ("iteration_", "epoch_", "frequency_")
     record = plan.identity | {
-        "recipe": recipe,
+        "recipe": recipe.plain(),
         "start": plan.start,
         "data": {"name": about["name"], "source": about["source"], "sha256": about["sha256"]},
         "split": _about_split(trainer, about, recipe),
@@ -223,12 +224,12 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
     write_json(work / "run.json", record)
 
 
-def _about_split(trainer: Trainer, about: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+def _about_split(trainer: Trainer, about: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """How many images each set has, which were held out; and of reduced sets how many of each class were drawn."""
-    held_out = split_indices(about["train"], recipe["validation"], recipe["split_seed"])[1]
+    held_out = split_indices(about["train"], recipe.validation, recipe.split_seed)[1]
     split: dict[str, Any] = {name: len(images) for name, images in trainer.sets.items()}
-    if recipe["images"]:
-        classes = len(recipe["classes"] or about["classes"])
+    if recipe.images:
+        classes = len(recipe.classes or about["classes"])
         split["per_class"] = {name: images_per_class(images, classes) for name, images in trainer.sets.items()}
     return split | {"validation_sha256": sha256(np.ascontiguousarray(held_out, dtype="<i8").tobytes())[:16]}
 

@@ -12,14 +12,16 @@ from oscillations import methods, models
 from oscillations.core.errors import InputError
 from oscillations.engine.batches import ImageSet
 from oscillations.engine.layers import load_weights, quantized_parameters
+from oscillations.engine.recipe import Recipe
 from oscillations.engine.training import Trainer
-from oscillations.records.staleness import vouches_for
+from oscillations.records.plans import vouches_for
 from oscillations.study import pretrained
-from oscillations.study.reading import Run, Variant
+from oscillations.study.paths import Run
+from oscillations.study.variants import Variant
 
 
 def make_trainer(
-    recipe: dict[str, Any],
+    recipe: Recipe,
     seed: int,
     about: dict[str, Any],
     sets: dict[str, ImageSet],
@@ -32,21 +34,19 @@ def make_trainer(
     (:func:`oscillations.engine.batches.image_sets`), which runs of one recipe share. A fine-tune keeps its own, new
     head. The same seed gives every method the same initial weights and the same order of the data.
     """
-    classes = about["classes"] if recipe["classes"] is None else recipe["classes"]
+    classes = about["classes"] if recipe.classes is None else recipe.classes
     channels, height, width = about["image_shape"]
-    if recipe["resize"]:
-        height = width = recipe["resize"]
+    if recipe.resize:
+        height = width = recipe.resize
     torch.manual_seed(seed)
-    model = models.build(recipe["model"], (channels, height, width), len(classes))
+    model = models.build(recipe.model.plain(), (channels, height, width), len(classes))
     if start is not None:
-        load_weights(model, start, models.head(recipe["model"]["name"], model))
+        load_weights(model, start, models.head(recipe.model.name, model))
     model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs too
-    options = dict(recipe["method"])
-    found = methods.find(options.pop("name"))
-    method = found(found.Options(**options))
+    method = methods.find(recipe.method.name)(recipe.method.options)
     method.attach(model)
     biases = getattr(method.options, "quantize_bias", False)
-    parameters = quantized_parameters(model, recipe["quant_layers"], biases)
+    parameters = quantized_parameters(model, recipe.quant_layers, biases)
     return Trainer(recipe, model, method, parameters, sets, seed)
 
 
@@ -55,8 +55,8 @@ def new_trainer(
 ) -> Trainer:
     """The trainer of a run at its start, filled from the weights it starts from."""
     start = None
-    if checkpoint := variant.recipe["pretrained"]:
-        start = pretrained.read(checkpoint["name"])
+    if checkpoint := variant.recipe.pretrained:
+        start = pretrained.read(checkpoint.name)
     elif parent := variant.parent(run.seed):
         start = load_checkpoint(parent)
     return make_trainer(variant.recipe, run.seed, about, sets, device, start)

@@ -85,7 +85,7 @@ class Statsq(Method):
     @classmethod
     def check(cls, options, model, layers, patterns):
         """Its attention is timm's, whose layers are named so; each one's are quantized."""
-        if not options.get("qkr"):
+        if not options.qkr:
             return
         products = [layer for layer in layers if layer.endswith("attn.qkv")]
         if not products:

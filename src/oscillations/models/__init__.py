@@ -32,7 +32,7 @@ def find(name: str) -> ModuleType:
 
 
 def build(spec: dict[str, Any], image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network of a resolved model spec ``{name, **options}``, freshly initialised."""
+    """The network of a model spec ``{name, **options}``, freshly initialised."""
     module = find(spec["name"])
     return module.build(module.Options(**spec), tuple(image_shape), classes)
 

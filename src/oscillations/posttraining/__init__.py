@@ -10,7 +10,7 @@ functions that need it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -18,6 +18,7 @@ from oscillations.core import registry
 from oscillations.core.config import Strict
 
 if TYPE_CHECKING:
+    from oscillations.engine.recipe import Recipe
     from oscillations.posttraining._reconstruction import Calibration
     from oscillations.posttraining._units import Unit
 
@@ -56,7 +57,7 @@ class PostTraining:
         raise NotImplementedError
 
     @classmethod
-    def check(cls, options: Options, recipe: dict[str, Any]) -> None:
+    def check(cls, options: Options, recipe: Recipe) -> None:
         """Raise ValueError if the method cannot be applied to a run with this recipe."""
 
 

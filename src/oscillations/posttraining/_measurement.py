@@ -63,7 +63,7 @@ def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibr
     o, model = method.options, trainer.model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    weights = quantized_parameters(model, trainer.recipe["quant_layers"])
+    weights = quantized_parameters(model, trainer.recipe.quant_layers)
     grid, per_channel = "sym_odd", o.per_channel
     if o.scale == "rescaled":
         quantizer = learned_quantizer(trainer)
@@ -87,7 +87,7 @@ def learned_quantizer(trainer: Trainer) -> WeightQuantizer:
     """The run's quantizer; refused unless it learned the scales of levels and thresholds together."""
     quantizer = trainer.quantizer
     if quantizer is None or quantizer.scale_source != "learned" or quantizer.level_scales or quantizer.grid.offset:
-        name = trainer.recipe["method"]["name"]
+        name = trainer.recipe.method.name
         raise InputError(f"scale: rescaled: {name} learned no scale that stands for all levels; use max or mse")
     return quantizer
 

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -20,6 +20,7 @@ from oscillations.engine.layers import quantized_layers
 from oscillations.posttraining.brecq import Brecq, BrecqOptions
 
 if TYPE_CHECKING:
+    from oscillations.engine.recipe import Recipe
     from oscillations.posttraining._reconstruction import Calibration
     from oscillations.posttraining._units import Unit
 
@@ -79,18 +80,18 @@ class Mrecg(Brecq):
         return cut(units, largest(scores(capacities, o.capacity), joinable, o.k))
 
     @classmethod
-    def check(cls, options: MrecgOptions, recipe: dict[str, Any]) -> None:
+    def check(cls, options: MrecgOptions, recipe: Recipe) -> None:
         """The released schemes are of two networks; others join units that there are, and no more than there are."""
-        model = recipe["model"]["name"]
+        model = recipe.model.name
         if options.scheme == "released":
             if model not in RELEASED:
                 raise ValueError(f"scheme: released: there is none for {model}; known: {', '.join(RELEASED)}")
         elif "/" not in model:  # of a library's network, only the traced network tells
             module = models.find(model)
-            layers = module.layers(module.Options(**recipe["model"]))
+            layers = module.layers(recipe.model.options)
             units = units_of(layers)
             if options.scheme is None:
-                chosen = quantized_layers(layers, recipe["quant_layers"])
+                chosen = quantized_layers(layers, recipe.quant_layers)
                 weighty = [any(name in chosen for name in inside) for inside in units.values()]
                 joinable = eligible(weighty, options.exclude_first_last)
                 if options.k > sum(joinable):

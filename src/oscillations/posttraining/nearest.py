@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from oscillations.posttraining import Options, PostTraining
 
 if TYPE_CHECKING:
+    from oscillations.engine.recipe import Recipe
     from oscillations.posttraining._reconstruction import Calibration
     from oscillations.posttraining._units import Unit
 
@@ -33,7 +34,7 @@ class Nearest(PostTraining):
         return [[unit] for unit in calibration.chain.units]
 
     @classmethod
-    def check(cls, options: NearestOptions, recipe: dict[str, Any]) -> None:
+    def check(cls, options: NearestOptions, recipe: Recipe) -> None:
         """Only the methods that learn scales have a rate for it."""
-        if options.scale == "rescaled" and "scale_lr" not in recipe["method"]:
-            raise ValueError(f"scale: rescaled: {recipe['method']['name']} learns no scales; use max or mse")
+        if options.scale == "rescaled" and recipe.method.get("scale_lr") is None:
+            raise ValueError(f"scale: rescaled: {recipe.method.name} learns no scales; use max or mse")

@@ -12,28 +12,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from oscillations import datasets
-from oscillations.core.bits import LATENT
 from oscillations.core.files import canonical_json
+from oscillations.engine.recipe import Recipe
 from oscillations.records.identity import meaning
-from oscillations.records.staleness import Plan
-from oscillations.study.reading import Variant
+from oscillations.records.plans import Plan
+from oscillations.study.paths import PUBLISHED
+from oscillations.study.variants import Variant
 
 MEASURED = Path("benchmarks/results/cost.csv")
-PUBLISHED = Path("params/published.csv")
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
-def workload(recipe: dict[str, Any]) -> str:
+def workload(recipe: Recipe) -> str:
     """What decides the time of a step, as one string: runs with equal workloads take equally long steps.
 
     By meaning: an option that is added later leaves the others' names as they are.
     """
-    whole = meaning(recipe)
+    whole = meaning(recipe.plain())
     decisive = {key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole}
-    decisive |= {"images": list(datasets.find(recipe["data"]).IMAGE_SHAPE)}
+    decisive |= {"images": list(datasets.find(recipe.data).IMAGE_SHAPE)}
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
     decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}
     return canonical_json(decisive | ({"regularized": True} if whole["method"].get("lambda") else {}))
@@ -65,24 +64,24 @@ def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
         }
 
 
-def epoch_seconds(recipe: dict[str, Any], speed: Speed) -> float:
+def epoch_seconds(recipe: Recipe, speed: Speed) -> float:
     """Seconds of one epoch: its training steps, and the validation at every evaluation bit."""
-    module = datasets.find(recipe["data"])
-    share = 1 if recipe["classes"] is None else len(recipe["classes"]) / len(module.CLASSES)
-    steps = math.ceil((module.TRAIN_IMAGES - recipe["validation"]) * share / recipe["training"]["batch_size"])
-    return steps * speed.step + recipe["validation"] * share * len(recipe["eval_bits"]) * speed.image
+    module = datasets.find(recipe.data)
+    share = 1 if recipe.classes is None else len(recipe.classes) / len(module.CLASSES)
+    steps = math.ceil((module.TRAIN_IMAGES - recipe.validation) * share / recipe.training.batch_size)
+    return steps * speed.step + recipe.validation * share * len(recipe.eval_bits) * speed.image
 
 
 def expected_epochs(variant: Variant, finished: Iterable[int], published: dict[tuple, float]) -> tuple[float, str]:
     """Epochs of one run, and where the number is from: this variant's finished runs, the paper, or the limit."""
-    training, method = variant.recipe["training"], variant.recipe["method"]
+    training, method = variant.recipe.training, variant.recipe.method
     if finished := list(finished):
         return mean(finished), "finished runs"
-    setting = {"sweep": "scratch"}.get(variant.recipe["setting"], variant.recipe["setting"])
-    key = variant.recipe["model"]["name"], setting, method["name"], method.get("bits", LATENT)
+    setting = {"sweep": "scratch"}.get(variant.recipe.setting, variant.recipe.setting)
+    key = variant.recipe.model.name, setting, method.name, variant.recipe.bits
     if key in published:
-        return min(published[key] + training["patience"], training["epochs"]), "paper + patience"
-    return training["epochs"], "limit"
+        return min(published[key] + training.patience, training.epochs), "paper + patience"
+    return training.epochs, "limit"
 
 
 def published_epochs(file: Path = PUBLISHED) -> dict[tuple, float]:
@@ -137,7 +136,7 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
         cost.runs += len(runs)
         cost.epochs += len(runs) * epochs
         cost.sources = tuple(dict.fromkeys((*cost.sources, source)))
-        for hours, kind, units in (("core_hours", "cpu", variant.recipe["threads"]), ("gpu_hours", "cuda", 1)):
+        for hours, kind, units in (("core_hours", "cpu", variant.recipe.threads), ("gpu_hours", "cuda", 1)):
             speed = speeds.get((workload(variant.recipe), kind))
             before = getattr(cost, hours)
             if speed is None or before is None:

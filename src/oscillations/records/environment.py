@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from oscillations.engine.recipe import Recipe
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "snakemake", "dvc")
 COMPUTING = ("torch", "torchvision", "timm")  #: another version of these may give other numbers
 
 
-def environment(device: torch.device, recipe: dict[str, Any]) -> dict[str, Any]:
+def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
     """Where and with what a run was made."""
     import torch
 
@@ -23,8 +25,8 @@ def environment(device: torch.device, recipe: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "dtype": _dtype(recipe["training"]["precision"], device),
-        "threads": recipe["threads"],
+        "dtype": _dtype(recipe.training.precision, device),
+        "threads": recipe.threads,
         "platform": platform.platform(),
         "git": git_state(),
     }

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from oscillations import methods, models
 from oscillations.core.files import canonical_json, sha256
+from oscillations.engine.recipe import Training
 from oscillations.records import numerics
-from oscillations.study.reading import PostTraining, Training
+from oscillations.study.schema import PostTrainingEntry
 
 OTHER_DATA = "made from other data"
 OTHER_WEIGHTS = "started from other pretrained weights"
@@ -110,7 +111,7 @@ def posttraining_parts(method: str) -> tuple[str, str]:
     return "reconstruction", f"posttraining/{method}"
 
 
-def entry_parts(entry: PostTraining) -> list[str]:
+def entry_parts(entry: PostTrainingEntry) -> list[str]:
     """The parts of all methods of one entry of a study."""
     return list(dict.fromkeys(part for _, method, _ in entry.resolved() for part in posttraining_parts(method)))
 

@@ -12,6 +12,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
 
 from oscillations.core.files import write_json, write_text
+from oscillations.study.paths import provenance_file
 
 METADATA = Path(".snakemake/metadata")
 LONGEST = 254  # characters of a file name before Snakemake splits it over folders whose names begin with @
@@ -38,7 +39,7 @@ def save(study: str) -> None:
 
     What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
     """
-    file = Path("results", study, "provenance.json")
+    file = provenance_file(study)
     found = json.loads(file.read_text()) if file.exists() else {}
     for record in METADATA.rglob("*"):
         if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
@@ -49,7 +50,7 @@ def save(study: str) -> None:
 
 def restore(study: str) -> None:
     """Put the records that came with the results where Snakemake looks for them."""
-    file = Path("results", study, "provenance.json")
+    file = provenance_file(study)
     if not file.exists():
         return
     for output, record in json.loads(file.read_text()).items():

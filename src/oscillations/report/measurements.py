@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,10 +11,13 @@ import pandas as pd
 from oscillations.core.bits import LATENT
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
+from oscillations.engine.recipe import Recipe
 from oscillations.records.identity import evaluation_key, posttraining_key
+from oscillations.records.plans import Plan, current, plans
 from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, read_rows, write_rows
-from oscillations.records.staleness import Plan, current, plans
-from oscillations.study.reading import Run, Study, Variant, posttraining_files
+from oscillations.study.paths import Run, evaluation_files, posttraining_files, results
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
@@ -37,21 +39,17 @@ RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
 SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
-def results(study: Study) -> Path:
-    return Path("results", study.study)
-
-
-def read_measurements(study: Study | str) -> pd.DataFrame:
-    """Every measurement of a study, given or named; none of one that has not run."""
-    file = Path("results", getattr(study, "study", study), "measurements.csv")
+def read_measurements(study: str) -> pd.DataFrame:
+    """Every measurement of a study; none of one that has not run."""
+    file = results(study) / "measurements.csv"
     if not file.exists():
         return pd.DataFrame(columns=MEASUREMENTS)
     return pd.read_csv(file, dtype={"start": str}).fillna({"start": ""})
 
 
-def read_oscillations(study: Study | str) -> pd.DataFrame:
+def read_oscillations(study: str) -> pd.DataFrame:
     """Every epoch of the runs that did not diverge; none of a study that has not run."""
-    file = Path("results", getattr(study, "study", study), "oscillations.csv")
+    file = results(study) / "oscillations.csv"
     table = with_all_columns(pd.read_csv(file)) if file.exists() else pd.DataFrame(columns=OSCILLATIONS)
     return table[table.status == "done"]
 
@@ -90,7 +88,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     for plan in current(found):
         variant, run, record = plan.variant, plan.run, plan.record
         if run.experiment not in evaluations:
-            file = results(study) / "runs" / run.experiment / "evaluations.csv"
+            file, _ = evaluation_files(study.study, run.experiment)
             evaluations[run.experiment] = read_rows([file], EVALUATIONS)
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
@@ -101,7 +99,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
             tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
             rows.append(about | tested | {"bn_divergence": row.bn_divergence})
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
-    write_text(results(study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(results(study.study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, current(found))
 
@@ -136,12 +134,12 @@ def collect_posttraining(study: Study, finished: list[Plan]) -> None:
                     mine = rows[rows.key.isin(keys) & (rows.label == label)]
                     table.append(mine.assign(**about))
     for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
-        write_rows(results(study) / f"{name}.csv", frames, columns)
+        write_rows(results(study.study) / f"{name}.csv", frames, columns)
 
 
-def read_posttraining(study: Study | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_posttraining(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every post-training result of a study, and its reconstruction losses; none of one that has not run."""
-    folder = Path("results", getattr(study, "study", study))
+    folder = results(study)
     pairs = (("posttraining", POSTTRAINING), ("reconstruction", RECONSTRUCTION))
     files = [(folder / f"{name}.csv", columns) for name, columns in pairs]
     read = [pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns) for file, columns in files]
@@ -150,21 +148,21 @@ def read_posttraining(study: Study | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:
     recipe = variant.recipe
-    method = recipe["method"]
+    method = recipe.method
     return {
         "study": study.study,
         "data": record["data"]["name"],
         "experiment": variant.experiment,
-        "model": recipe["model"]["name"],
-        "setting": recipe["setting"],
-        "method": method["name"],
+        "model": recipe.model.name,
+        "setting": recipe.setting,
+        "method": method.name,
         "variant": variant.name,
-        "train_bits": method.get("bits", LATENT),
+        "train_bits": recipe.bits,
         "preset": method.get("preset"),
         "reg_reduction": method.get("reg_reduction"),
         "scale_grad": method.get("scale_grad"),
         "lambda": method.get("lambda"),
-        "lr": recipe["training"]["lr"],
+        "lr": recipe.training.lr,
         "seed": seed,
         "best_epoch": record["best_epoch"],
         "epochs_run": record["epochs_run"],
@@ -174,9 +172,9 @@ def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, fo
     }
 
 
-def start_label(recipe: dict[str, Any], record: dict[str, Any]) -> str:
+def start_label(recipe: Recipe, record: dict[str, Any]) -> str:
     """What a run was fine-tuned from, for people; nothing if it was trained from scratch."""
-    return record["start"]["label"] if recipe["pretrained"] else recipe["start_from"] or ""
+    return record["start"]["label"] if recipe.pretrained else recipe.start_from or ""
 
 
 def _evaluation(
@@ -216,15 +214,15 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
         history = pd.read_csv(run.folder / "history.csv")
         layers = pd.read_csv(run.folder / "layers.csv")
         frame = history[["epoch", "train_loss", "val_loss", "monitored"]].copy() if len(history) else history
-        method = variant.recipe["method"]
+        method = variant.recipe.method
         about = {
             "experiment": variant.experiment,
             "variant": variant.name,
-            "model": variant.recipe["model"]["name"],
-            "method": method["name"],
-            "train_bits": method.get("bits", LATENT),
+            "model": variant.recipe.model.name,
+            "method": method.name,
+            "train_bits": variant.recipe.bits,
             "lambda": method.get("lambda"),
-            "lr": variant.recipe["training"]["lr"],
+            "lr": variant.recipe.training.lr,
             "seed": run.seed,
             "status": record["status"],
             "steps_per_epoch": record["steps_per_epoch"],
@@ -251,7 +249,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
                 frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
         frames.append(frame)
     table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
-    write_text(results(study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def _shares(counts: pd.Series) -> str:

@@ -13,12 +13,12 @@ from markupsafe import Markup, escape
 from oscillations.core.files import write_text
 from oscillations.records import cost
 from oscillations.records.environment import mixed_versions
-from oscillations.records.staleness import Plan, plans
+from oscillations.records.plans import Plan, plans
 from oscillations.report.estimates import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
-from oscillations.report.figures.runs import CAPTIONS, DPI, figures_folder, title
-from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, results, start_label
+from oscillations.report.figures.runs import CAPTIONS, DPI, title
+from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, start_label
 from oscillations.report.tables import comparison as methods
-from oscillations.report.tables import rate_search as fingerprint
+from oscillations.report.tables import rate_search
 from oscillations.report.tables.published import (
     METHOD_NAMES,
     MODEL_NAMES,
@@ -30,7 +30,11 @@ from oscillations.report.tables.published import (
     summarise,
     table_cells,
 )
-from oscillations.study.reading import Run, Study, Variant, figure_number
+from oscillations.study import paths
+from oscillations.study.paths import Run, results
+from oscillations.study.report_schema import figure_number
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 TEMPLATE = Path(__file__).with_name("template.html")
 CHOICES = Path("docs/choices.md")
@@ -48,7 +52,7 @@ def anchor(experiment: str, variant: str) -> str:
 
 def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
-    measurements, oscillations = read_measurements(study), read_oscillations(study)
+    measurements, oscillations = read_measurements(study.study), read_oscillations(study.study)
     choices = open_choices(CHOICES.read_text())
     found = plans(variants)
     records = {plan.run: plan.record for plan in found if plan.current}
@@ -84,7 +88,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         mixed=mixed_versions(records.values()),
         anchor=anchor,
     )
-    write_text(results(study) / "index.html", page)
+    write_text(results(study.study) / "index.html", page)
 
 
 def open_choices(text: str) -> list[tuple[str, Markup]]:
@@ -141,24 +145,24 @@ def _bold(text: str) -> Markup:
 
 def _searches(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> dict[str, Any] | None:
     """The learning-rate searches as a table with what it says."""
-    if not study.fingerprints:
+    if not study.rate_searches:
         return None
-    rows = fingerprint.fingerprint_rows(study, variants, measurements)
+    rows = rate_search.searched(study, variants, measurements)
     return {
-        "title": fingerprint.TITLE,
-        "rows": fingerprint.shown(rows).to_dict("records"),
-        "sentences": fingerprint.sentences(rows),
+        "title": rate_search.TITLE,
+        "rows": rate_search.shown(rows).to_dict("records"),
+        "sentences": rate_search.sentences(rows),
     }
 
 
 def _width(study: Study, name: str) -> int:
     """Pixels on the page, so that all figures have letters of one size (a PNG's width stands in its header)."""
-    header = (figures_folder(study) / f"{name}.png").read_bytes()[:24]
+    header = (paths.figures(study.study) / f"{name}.png").read_bytes()[:24]
     return round(int.from_bytes(header[16:20], "big") * 100 / DPI)
 
 
 def _claims(study: Study) -> list[dict[str, Any]]:
-    folder = results(study)
+    folder = results(study.study)
     claims = pd.read_csv(folder / "claims.csv").fillna({"evidence": "", "reason": ""})
     evidence = pd.read_csv(folder / "claims_evidence.csv").fillna({"runs": ""})
     rows = []
@@ -222,7 +226,7 @@ def _table(study: Study, variants: list[Variant], table: str, measurements: pd.D
 
 def _coverage(study: Study) -> dict[str, dict[str, Any]]:
     """Rows of ``coverage.csv`` by table, and their sum as ``all``."""
-    table = pd.read_csv(results(study) / "coverage.csv")
+    table = pd.read_csv(results(study.study) / "coverage.csv")
     return {row["table"]: row for row in table.to_dict("records")}
 
 
@@ -351,17 +355,17 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
                     "where": _where(record),
                 }
             seeds.append(seed)
-        model = MODEL_NAMES.get(variant.recipe["model"]["name"], variant.recipe["model"]["name"])
+        model = MODEL_NAMES.get(variant.recipe.model.name, variant.recipe.model.name)
         recipe = variant.recipe
         starts = {start_label(recipe, records[run]) for run in variant.runs() if run in records}
         model += "".join(f", fine-tuned from {start}" for start in sorted(starts - {""}))
-        method = {key: value for key, value in recipe["method"].items() if key != "name"}
+        options = recipe.training.model_dump() | recipe.method.options.model_dump(mode="json", by_alias=True)
         rows.append(
             {
                 "experiment": variant.experiment,
                 "variant": variant.name,
                 "model": model,
-                "recipe": ", ".join(f"{k} {v}" for k, v in (recipe["training"] | method).items()),
+                "recipe": ", ".join(f"{k} {v}" for k, v in options.items()),
                 "seeds": seeds,
             }
         )

@@ -20,12 +20,12 @@ from oscillations.core.errors import InputError, did_you_mean
 from oscillations.core.files import file_hash, read_json, replacing, write_json
 from oscillations.datasets._sources import download
 from oscillations.engine.layers import load_weights
+from oscillations.study.paths import DATA, DOWNLOADS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDER = Path("data/weights")
-DOWNLOADS = Path("data/downloads")
+FOLDER = DATA / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the state dict
 

@@ -12,8 +12,9 @@ from oscillations.core.files import write_text
 from oscillations.report.claims import hypotheses, paper
 from oscillations.report.claims.evidence import Claim, Comparison, Evidence
 from oscillations.report.estimates import FITTED, NOT_RUN, SUPPORTED, Estimate
-from oscillations.report.measurements import read_measurements, read_oscillations, results
-from oscillations.study.reading import Study
+from oscillations.report.measurements import read_measurements, read_oscillations
+from oscillations.study.paths import results
+from oscillations.study.schema import Study
 
 ESTIMATE = ["n", "estimate", "low", "high", "p"]
 CLAIMS = [
@@ -30,11 +31,11 @@ def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFram
 
 def write_claims(study: Study) -> None:
     """Write ``claims.csv`` and ``claims_evidence.csv``."""
-    claims = evaluate(study, read_measurements(study), read_oscillations(study))
+    claims = evaluate(study, read_measurements(study.study), read_oscillations(study.study))
     summary = pd.DataFrame([_summary(claim) for claim in claims], columns=CLAIMS)
     rows = [_row(claim, comparison) for claim in claims for comparison in claim.comparisons]
     for name, table in (("claims.csv", summary), ("claims_evidence.csv", pd.DataFrame(rows, columns=EVIDENCE))):
-        write_text(results(study) / name, table.round(6).to_csv(index=False, lineterminator="\n"))
+        write_text(results(study.study) / name, table.round(6).to_csv(index=False, lineterminator="\n"))
 
 
 def _summary(claim: Claim) -> dict[str, object]:

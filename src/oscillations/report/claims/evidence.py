@@ -22,7 +22,7 @@ from oscillations.report.estimates import (
 )
 from oscillations.report.measurements import with_all_columns
 from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
-from oscillations.study.reading import Study
+from oscillations.study.schema import Study
 
 Measure = Callable[[pd.DataFrame], float]  # of one run's rows
 

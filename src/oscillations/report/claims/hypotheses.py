@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -11,7 +9,10 @@ from oscillations.report.claims.evidence import Claim, Measure, Sample, combine,
 from oscillations.report.claims.paper import per_epoch, per_step
 from oscillations.report.estimates import Judge, above, below, mean_interval, tost_interval, within
 from oscillations.report.measurements import read_measurements, read_oscillations
-from oscillations.study.reading import Contrast, Side, Study, Tested, load
+from oscillations.study.paths import study_file
+from oscillations.study.reading import load
+from oscillations.study.report_schema import Contrast, Side, Tested
+from oscillations.study.schema import Study
 
 JUDGES = {"above": above, "below": below, "within": within}
 MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_interval}
@@ -43,7 +44,7 @@ class Runs:
         names, self.fitted = [study.study], set(study.fitted)
         if study.reference:
             names.append(study.reference)
-            self.fitted |= set(load(Path("params", f"{study.reference}.yaml"))[0].fitted)
+            self.fitted |= set(load(study_file(study.reference))[0].fitted)
         tests = without_diverged_numbers(pd.concat([read_measurements(name) for name in names]))
         tests = tests[tests.split == "test"]
         self.tests = tests.assign(path=tests.experiment + "/" + tests.variant)

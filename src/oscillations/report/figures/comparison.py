@@ -16,7 +16,8 @@ from oscillations.core.bits import LATENT, largest_code
 from oscillations.report.figures.palette import BLACK, GREY
 from oscillations.report.tables.comparison import other_widths, title
 from oscillations.report.tables.published import bits_label
-from oscillations.study.reading import Comparison, Study
+from oscillations.study.report_schema import ComparisonTable
+from oscillations.study.schema import Study
 
 MARKERS = "osD^vP"
 UNRUN = "#ececec"
@@ -24,7 +25,7 @@ SIDES = np.array([(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-
 DISTANCES = np.array([0.07, 0.15, 0.25, 0.4, 0.6, 0.9])  # of a name, in inches
 
 
-def scatter(study: Study, spec: Comparison, rows: pd.DataFrame) -> Figure | None:
+def scatter(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> Figure | None:
     """Accuracy at the target over oscillation, coloured by the mean accuracy at the other quantized widths."""
     rows = rows[rows.accuracy.notna() & rows.per_step.notna()]
     if rows.empty:
@@ -59,7 +60,7 @@ def scatter(study: Study, spec: Comparison, rows: pd.DataFrame) -> Figure | None
     return figure
 
 
-def names(spec: Comparison, rows: pd.DataFrame) -> list[str]:
+def names(spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
     """Methods, with their number of levels where it is not Eq. 1-2's."""
     usual = 2 * largest_code(spec.bits) + 1
     levels = rows.levels.fillna(usual)
@@ -94,7 +95,7 @@ def place_labels(axes: Axes, points: np.ndarray, names: list[str]) -> list[Annot
     return labels
 
 
-def heatmap(study: Study, spec: Comparison, rows: pd.DataFrame) -> Figure | None:
+def heatmap(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> Figure | None:
     """Mean accuracy of every method (rows, by family) at every evaluation width; the target's column is framed."""
     if rows.accuracy.notna().sum() == 0:
         return None

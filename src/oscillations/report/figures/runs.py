@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from oscillations.core.bits import LATENT, largest_code
 from oscillations.core.files import replacing
+from oscillations.engine.recipe import Recipe
 from oscillations.report.figures.comparison import heatmap, scatter
 from oscillations.report.figures.exact import figure1, figure_a1, figure_a5
 from oscillations.report.figures.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE, VERMILION
@@ -28,11 +28,13 @@ from oscillations.report.measurements import (
     read_measurements,
     read_oscillations,
     read_posttraining,
-    results,
 )
 from oscillations.report.tables.comparison import read_comparison
 from oscillations.report.tables.published import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
-from oscillations.study.reading import Panels, PostTraining, Study, Sweep, Variant, WeightPanels, figure_number
+from oscillations.study import paths
+from oscillations.study.report_schema import Panels, SweepPanels, WeightPanels, figure_number
+from oscillations.study.schema import PostTrainingEntry, Study
+from oscillations.study.variants import Variant
 
 CAPTIONS = {
     "figure1": "One quantized weight under QAT: it cannot rest at its target and oscillates around the threshold "
@@ -67,7 +69,7 @@ CAPTIONS = {
     "a weight that changes at every step counts always or never, by the parity of the steps (b).",
 }
 DPI = 160
-Recipes = dict[str, dict[str, Any]]  # resolved recipe by experiment/variant
+Recipes = dict[str, Recipe]  # resolved recipe by experiment/variant
 
 
 def write_figures(study: Study, variants: list[Variant]) -> None:
@@ -101,7 +103,7 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
             drawn = of_runs[kind](study.figures[name], study, recipes)
             figure = drawn or _nothing_ran(title(name))
         for suffix in ("png", "pdf"):
-            with replacing(figures_folder(study) / f"{name}.{suffix}") as part:
+            with replacing(paths.figures(study.study) / f"{name}.{suffix}") as part:
                 metadata = {"Software": None} if suffix == "png" else {"CreationDate": None}
                 figure.savefig(part, dpi=DPI, bbox_inches="tight", format=suffix, metadata=metadata)
         plt.close(figure)
@@ -115,27 +117,24 @@ def title(name: str) -> str:
     return f"{said} ({label})" if label else said
 
 
-def figures_folder(study: Study) -> Path:
-    return Path("figures", study.study)
-
-
-def panel_title(recipe: dict[str, Any]) -> str:
+def panel_title(recipe: Recipe) -> str:
     """'OsciQuant 3-bit, λ = 1'; another form of the regularizer than the released code's is named."""
-    method = recipe["method"]
-    title = METHOD_NAMES.get(method["name"], method["name"])
-    if "bits" in method:
-        title += f" {bits_label(method['bits'])}"
-    title += f", λ = {method['lambda']:g}" if "lambda" in method else ""
+    method = recipe.method
+    title = METHOD_NAMES.get(method.name, method.name)
+    if recipe.bits != LATENT:
+        title += f" {bits_label(recipe.bits)}"
+    lam = method.get("lambda")
+    title += "" if lam is None else f", λ = {lam:g}"
     form = method.get("preset", "official_code").replace("_", " ")
-    return title if form == "official code" else f"{title}\n({form}, scale: {method['scale_grad']})"
+    return title if form == "official code" else f"{title}\n({form}, scale: {method.get('scale_grad')})"
 
 
-def model_name(recipe: dict[str, Any]) -> str:
-    return MODEL_NAMES.get(recipe["model"]["name"], recipe["model"]["name"])
+def model_name(recipe: Recipe) -> str:
+    return MODEL_NAMES.get(recipe.model.name, recipe.model.name)
 
 
-def method_color(recipe: dict[str, Any]) -> str:
-    return METHODS.get(recipe["method"]["name"], PURPLE)
+def method_color(recipe: Recipe) -> str:
+    return METHODS.get(recipe.method.name, PURPLE)
 
 
 def _nothing_ran(title: str) -> Figure:
@@ -201,10 +200,10 @@ def figure2(spec: WeightPanels, study: Study, recipes: Recipes) -> Figure | None
 def _histogram(layer: str, path: str, study: Study) -> pd.DataFrame:
     """Histogram of a layer's ``w / s`` in the current runs of a variant; empty if none has run."""
     experiment, variant = path.split("/")
-    file = results(study) / "runs" / experiment / "histograms.csv"
+    _, file = paths.evaluation_files(study.study, experiment)
     if not file.exists():
         return pd.DataFrame()
-    runs = read_measurements(study)
+    runs = read_measurements(study.study)
     runs = runs[(runs.experiment == experiment) & (runs.variant == variant) & (runs.status == "done")].run
     bins = pd.read_csv(file)
     return bins[(bins.layer == layer) & bins.run.isin(runs.str.split("/runs/").str[1])]
@@ -220,7 +219,7 @@ def _band(axes: Axes, table: pd.DataFrame, column: str, **style) -> None:
 
 def _epochs(spec: Panels, study: Study) -> dict[str, pd.DataFrame] | None:
     """Every epoch of each panel's runs; None if there is no run at all."""
-    epochs = read_oscillations(study)
+    epochs = read_oscillations(study.study)
     by_panel = {path: epochs[(epochs.experiment + "/" + epochs.variant) == path] for path in spec.panels}
     return None if all(runs.empty for runs in by_panel.values()) else by_panel
 
@@ -250,9 +249,9 @@ def figure3(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
     return figure
 
 
-def _sweep(spec: Sweep, study: Study) -> pd.DataFrame:
+def _sweep(spec: SweepPanels, study: Study) -> pd.DataFrame:
     """Test accuracy of OsciQuant at the sweep's bit width, one row per run."""
-    tests = read_measurements(study)
+    tests = read_measurements(study.study)
     return tests[
         tests.experiment.isin(spec.experiments) & (tests.split == "test") & (tests.bn == "keep")
         & (tests.method == "osciquant") & (tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)
@@ -260,14 +259,14 @@ def _sweep(spec: Sweep, study: Study) -> pd.DataFrame:
     ]  # fmt: skip
 
 
-def _sweep_title(spec: Sweep, tests: pd.DataFrame) -> str:
+def _sweep_title(spec: SweepPanels, tests: pd.DataFrame) -> str:
     seeds = tests.groupby(["lr", "lambda"]).seed.nunique()
     n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     model = MODEL_NAMES.get(tests.iloc[0].model, tests.iloc[0].model)
     return f"OsciQuant, {model}, {bits_label(spec.bits)}, n = {n}"
 
 
-def figure5(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
+def figure5(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
     tests = _sweep(spec, study)
     tests = tests[tests["lambda"] > 0]
     if tests.empty:
@@ -276,10 +275,10 @@ def figure5(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
         recipe
         for path, recipe in recipes.items()
         if path.split("/")[0] in spec.experiments
-        and (recipe["method"]["name"], recipe["method"].get("bits")) == ("osciquant", spec.bits)
+        and (recipe.method.name, recipe.method.get("bits")) == ("osciquant", spec.bits)
     ]
-    rates = sorted({recipe["training"]["lr"] for recipe in planned}, reverse=True)
-    lambdas = sorted({recipe["method"]["lambda"] for recipe in planned} - {0})
+    rates = sorted({recipe.training.lr for recipe in planned}, reverse=True)
+    lambdas = sorted({recipe.method.get("lambda") for recipe in planned} - {0})
     wide = tests.pivot_table(index="lr", columns="lambda", values="accuracy").reindex(index=rates, columns=lambdas)
     size = (0.62 * len(lambdas) + 2.2, 0.42 * len(rates) + 1.2)
     figure, axes = plt.subplots(figsize=size, layout="constrained")
@@ -291,7 +290,7 @@ def figure5(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
     return figure
 
 
-def figure6(spec: Sweep, study: Study, recipes: Recipes) -> Figure | None:
+def figure6(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
     tests = _sweep(spec, study)
     if tests.empty:
         return None
@@ -355,7 +354,7 @@ def _accuracies(spec: Panels, study: Study, recipes: Recipes, widths: list[int])
 
 def toy_regression(study: Study) -> Figure | None:
     """Weights per level and weights found, for the start, LSQ and AOQ."""
-    file = results(study) / "toy-regression.csv"
+    file = paths.toy_file(study.study)
     if not file.exists():
         return None
     rows = pd.read_csv(file)
@@ -390,9 +389,9 @@ def toy_regression(study: Study) -> Figure | None:
     return figure
 
 
-def reconstruction(entry: PostTraining, study: Study, recipes: Recipes) -> Figure | None:
+def reconstruction(entry: PostTrainingEntry, study: Study, recipes: Recipes) -> Figure | None:
     """A column for every kind of run, a row for every bit width, a line for every label."""
-    results, losses = read_posttraining(study)
+    results, losses = read_posttraining(study.study)
     runs = results.drop_duplicates("run").assign(path=results.experiment + "/" + results.variant)
     losses = losses.merge(runs[["run", "path", "seed"]], on="run")
     labels = list(entry.methods)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations import methods
 from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.files import read_json
 from oscillations.records import cost
@@ -22,10 +21,12 @@ from oscillations.report.measurements import (
     read_measurements,
     read_oscillations,
     read_posttraining,
-    results,
 )
 from oscillations.report.tables.published import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus, write_formats
-from oscillations.study.reading import Comparison, Study, Variant
+from oscillations.study.paths import results
+from oscillations.study.report_schema import ComparisonTable
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 GRID_NAMES = {"sym_odd": "Eq. 1-2", "lsq": "one more below 0", "mid_rise": "mid-rise, no 0"}
 SCRATCH = "From scratch"
@@ -47,14 +48,14 @@ def compared_name(name: str) -> str:
     return f"comparison-{name}"
 
 
-def other_widths(study: Study, spec: Comparison) -> list[int]:
+def other_widths(study: Study, spec: ComparisonTable) -> list[int]:
     """Evaluation widths beside the target: the latent weights first, then from wide to narrow."""
     return sorted((bits for bits in study.eval_bits if bits != spec.bits), reverse=True)
 
 
 def read_comparison(study: Study, name: str) -> pd.DataFrame:
     """The rows that :func:`write_comparisons` wrote; none before it has."""
-    file = results(study) / "tables" / f"{compared_name(name)}.csv"
+    file = results(study.study) / "tables" / f"{compared_name(name)}.csv"
     columns = [*COLUMNS, *(f"at_{bits}" for bits in other_widths(study, study.comparisons[name]))]
     return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
 
@@ -64,20 +65,20 @@ def write_comparisons(study: Study, variants: list[Variant]) -> None:
     for name, spec in study.comparisons.items():
         rows = comparison_rows(study, variants, spec)
         text = shown(study, spec, rows)
-        path = results(study) / "tables" / compared_name(name)
+        path = results(study.study) / "tables" / compared_name(name)
         write_formats(path, title(study, spec), [study.note, *notes(study, spec, rows)], rows, text)
 
 
-def title(study: Study, spec: Comparison) -> str:
+def title(study: Study, spec: ComparisonTable) -> str:
     model = study.experiments[spec.experiments[0]].model["name"]
     return f"Every method at its target bits: {MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}"
 
 
-def comparison_rows(study: Study, variants: list[Variant], spec: Comparison) -> pd.DataFrame:
+def comparison_rows(study: Study, variants: list[Variant], spec: ComparisonTable) -> pd.DataFrame:
     """One row per planned method, run or not: means and spreads over the test split, in percent."""
-    tests = read_measurements(study)
+    tests = read_measurements(study.study)
     tests = tests[tests.split == "test"].assign(path=lambda table: table.experiment + "/" + table.variant)
-    shares = oscillation_shares(read_oscillations(study))
+    shares = oscillation_shares(read_oscillations(study.study))
     shares = shares.assign(path=shares.experiment + "/" + shares.variant)
     rows = [*_trained(study, variants, spec, tests, shares), *_posttrained(study, variants, spec, tests)]
     # per-channel scales are compared with per-channel QAT where there is one
@@ -92,11 +93,6 @@ def comparison_rows(study: Study, variants: list[Variant], spec: Comparison) -> 
     return table.sort_values("family", key=lambda column: column.map(families), kind="stable", ignore_index=True)
 
 
-def scales_per_channel(method: dict[str, Any]) -> bool:
-    """Whether a method has one scale for each output channel: by its option, or always (StatsQ)."""
-    return method.get("per_channel", getattr(methods.find(method["name"]).Options, "per_channel", False))
-
-
 def _family(study: Study, experiment: str) -> str:
     found = study.experiments[experiment]
     start = found.start_from or found.pretrained
@@ -104,16 +100,17 @@ def _family(study: Study, experiment: str) -> str:
 
 
 def _trained(
-    study: Study, variants: list[Variant], spec: Comparison, tests: pd.DataFrame, shares: pd.DataFrame
+    study: Study, variants: list[Variant], spec: ComparisonTable, tests: pd.DataFrame, shares: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     speeds = cost.read_speeds()
     chosen = [v for v in variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
-        recipe = variant.recipe["method"]
-        if recipe.get("bits", spec.bits) != spec.bits:
+        choice = variant.recipe.method
+        if choice.get("bits", spec.bits) != spec.bits:
             continue
-        method, family, per_channel = recipe["name"], _family(study, variant.experiment), scales_per_channel(recipe)
+        method, family = choice.name, _family(study, variant.experiment)
+        per_channel = choice.get("per_channel", False)  # by an option, or always (StatsQ)
         mine = tests[tests.path == variant.path]
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}").strip("-")
         point = point.replace("lambda", "λ = ")
@@ -123,7 +120,7 @@ def _trained(
             "family": family,
             "paired_with": (family, per_channel),
             "method": method,
-            "label": f"{name} {point}".strip() + (", per channel" if recipe.get("per_channel") else ""),
+            "label": f"{name} {point}".strip() + (", per channel" if choice.plain().get("per_channel") else ""),
             "variant": variant.path,
             "planned": len(variant.seeds),
         }
@@ -139,10 +136,10 @@ def _trained(
 
 
 def _posttrained(
-    study: Study, variants: list[Variant], spec: Comparison, tests: pd.DataFrame
+    study: Study, variants: list[Variant], spec: ComparisonTable, tests: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """Rows of the post-training methods on each start, done anew at every width."""
-    found, _ = read_posttraining(study)
+    found, _ = read_posttraining(study.study)
     found = found.assign(path=found.experiment + "/" + found.variant)
     seeds = {variant.path: variant.seeds for variant in variants}
     for name in spec.posttraining:
@@ -240,7 +237,7 @@ def best(rows: pd.DataFrame, column: str) -> pd.Series:
     return (values == groups.transform("max")) & (values > groups.transform("min"))
 
 
-def shown(study: Study, spec: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
+def shown(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows as people read them: strings, the best of a ranking between ``**``; columns without numbers left out."""
     target = bits_label(spec.bits)
     text = pd.DataFrame({"Family": rows.family, "Method": rows.label}, dtype=str)
@@ -292,7 +289,7 @@ def _difference_text(row: Any) -> str:
     return f"{row.difference:+.2f}{interval} (n = {int(row.difference_n)})"
 
 
-def notes(study: Study, spec: Comparison, rows: pd.DataFrame) -> list[str]:
+def notes(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
     """What a reader must know of the columns, and why rows are empty."""
     found = [
         WEIGHT_ONLY,

@@ -12,11 +12,12 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.core.files import write_text
-from oscillations.report.measurements import read_measurements, results
+from oscillations.report.measurements import read_measurements
+from oscillations.study.paths import PUBLISHED, results
 from oscillations.study.pretrained import IMAGENET_LABELS
-from oscillations.study.reading import Study, Variant
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
-PUBLISHED = Path("params/published.csv")
 CELL = ["model", "setting", "method", "lambda", "train_bits", "eval_bits"]
 TITLES = {
     "table1": "Table 1. Training from scratch: accuracy at the target bits",
@@ -130,8 +131,8 @@ def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series)
     method = "baseline" if cell.method == "ptq" else cell.method
     for variant in variants:
         recipe = variant.recipe
-        about = (recipe["model"]["name"], recipe["method"]["name"], recipe["method"].get("bits", LATENT))
-        at_lambda = pd.isna(cell["lambda"]) or recipe["method"].get("lambda") == cell["lambda"]
+        about = (recipe.model.name, recipe.method.name, recipe.bits)
+        at_lambda = pd.isna(cell["lambda"]) or recipe.method.get("lambda") == cell["lambda"]
         named = variant.experiment in study.tables.get(table, [])
         if named and at_lambda and about == (cell.model, method, cell.train_bits):
             return f"{variant.path}: {study.not_run.get(variant.experiment, 'not trained yet')}"
@@ -200,14 +201,14 @@ def notes(study: Study, cells: pd.DataFrame) -> list[str]:
 
 def write_tables(study: Study, variants: list[Variant]) -> None:
     """Write every table of the study, ``agreement.csv`` (all published cells) and ``coverage.csv`` (their counts)."""
-    measurements = read_measurements(study)
-    folder = results(study) / "tables"
+    measurements = read_measurements(study.study)
+    folder = results(study.study) / "tables"
     for table in study.tables:
         cells = table_cells(study, variants, table, measurements)
         write_formats(folder / table, TITLES[table], notes(study, cells), cells, shown(table, cells))
     agreement = agreement_cells(study, variants, measurements)
-    write_text(results(study) / "agreement.csv", _csv(agreement))
-    write_text(results(study) / "coverage.csv", _csv(coverage(agreement)))
+    write_text(results(study.study) / "agreement.csv", _csv(agreement))
+    write_text(results(study.study) / "coverage.csv", _csv(coverage(agreement)))
 
 
 def _csv(table: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Which learning rate and split fit the published baseline best: ``tables/fingerprint.*`` (no code fingerprint).
+"""Which learning rate and split fit the published baseline best: ``tables/rate-search.*``.
 
 The paper gives neither. A search trains the FP baseline at several learning rates, perhaps with another split, and
 each is scored by how far it is from what the paper publishes of its baseline (tables 1 and 2).
@@ -10,9 +10,12 @@ import pandas as pd
 
 from oscillations import datasets
 from oscillations.core.bits import LATENT
-from oscillations.report.measurements import read_measurements, results
+from oscillations.engine.recipe import Recipe
+from oscillations.report.measurements import read_measurements
 from oscillations.report.tables.published import MODEL_NAMES, read_published, summarise, write_formats
-from oscillations.study.reading import Study, Variant
+from oscillations.study.paths import results
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 TITLE = "Search of the learning rate and the validation split"
 POINTS = 1.0  # least tolerance of an accuracy: a published standard deviation of few runs may be tiny by chance
@@ -21,14 +24,16 @@ CELLS = {"fp32": LATENT, "ptq_2": 2, "ptq_3": 3, "ptq_4": 4}  # accuracy columns
 SCORED = ["fp32", "epoch", "ptq_3", "ptq_4"]  # ternary PTQ is at chance wherever one looks
 
 
-def write_fingerprint(study: Study, variants: list[Variant]) -> None:
+def write_searches(study: Study, variants: list[Variant]) -> None:
     """Write the table of all searches of the study, if it has any."""
-    if study.fingerprints:
-        rows = fingerprint_rows(study, variants, read_measurements(study))
-        write_formats(results(study) / "tables/fingerprint", TITLE, [study.note, *sentences(rows)], rows, shown(rows))
+    if study.rate_searches:
+        rows = searched(study, variants, read_measurements(study.study))
+        write_formats(
+            results(study.study) / "tables/rate-search", TITLE, [study.note, *sentences(rows)], rows, shown(rows)
+        )
 
 
-def fingerprint_rows(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
+def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
     """One row per searched experiment and learning rate, under a row with the published values (experiment "").
 
     ``fp32``, ``ptq_2``, ``ptq_3`` and ``ptq_4`` are test accuracies in percent, ``epoch`` the best epoch, all means
@@ -38,13 +43,13 @@ def fingerprint_rows(study: Study, variants: list[Variant], measurements: pd.Dat
     """
     found = summarise(measurements)
     groups = []
-    for main, searches in study.fingerprints.items():
+    for main, searches in study.rate_searches.items():
         own = next(variant.recipe for variant in variants if (variant.experiment, variant.name) == (main, "baseline"))
-        published, tolerance = _published(own["model"]["name"], own["setting"])
+        published, tolerance = _published(own.model.name, own.setting)
         rows = []
         for variant in variants:
             recipe = variant.recipe
-            if variant.experiment not in searches or recipe["method"]["name"] != "baseline":
+            if variant.experiment not in searches or recipe.method.name != "baseline":
                 continue
             mine = found[(found.experiment == variant.experiment) & (found.variant == variant.name)]
             values = _values(mine)
@@ -67,20 +72,20 @@ def fingerprint_rows(study: Study, variants: list[Variant], measurements: pd.Dat
     ]  # fmt: skip
 
 
-def _about(main: str, experiment: str, recipe: dict) -> dict:
+def _about(main: str, experiment: str, recipe: Recipe) -> dict:
     return {
         "main": main,
-        "model": recipe["model"]["name"],
-        "setting": recipe["setting"],
+        "model": recipe.model.name,
+        "setting": recipe.setting,
         "experiment": experiment,
-        "train_images": datasets.find(recipe["data"]).TRAIN_IMAGES - recipe["validation"],
-        "validation": recipe["validation"],
-        "lr": recipe["training"]["lr"],
+        "train_images": datasets.find(recipe.data).TRAIN_IMAGES - recipe.validation,
+        "validation": recipe.validation,
+        "lr": recipe.training.lr,
     }
 
 
-def _choice(recipe: dict) -> tuple[float, int]:
-    return recipe["training"]["lr"], recipe["validation"]
+def _choice(recipe: Recipe) -> tuple[float, int]:
+    return recipe.training.lr, recipe.validation
 
 
 def _values(cells: pd.DataFrame) -> dict[str, float]:

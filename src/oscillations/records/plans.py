@@ -12,7 +12,8 @@ from oscillations.core.files import file_hash, read_json
 from oscillations.records.identity import arithmetic, difference, meaning
 from oscillations.records.numerics import versions
 from oscillations.study import pretrained
-from oscillations.study.reading import Run, Variant
+from oscillations.study.paths import RESULTS, Run, dataset_files
+from oscillations.study.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
     variants = list(variants)
     read = cache(lambda file: read_json(file) if file.exists() else None)
     found: dict[Run, Plan] = {}
-    for variant in sorted(variants, key=lambda variant: variant.recipe["start_from"] is not None):  # parents first
-        computed = versions(arithmetic(variant.recipe))
-        recipe = meaning(variant.recipe)
-        about = read(Path("data", f"{variant.recipe['data']}.json"))
+    for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
+        plain = variant.recipe.plain()
+        computed = versions(arithmetic(plain))
+        recipe = meaning(plain)
+        about = read(dataset_files(variant.recipe.data)[0])
         for run in variant.runs():
             start, record = start_of(variant, run, read), read(run.record)
             identity = {
@@ -65,8 +67,8 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
 
 def start_of(variant: Variant, run: Run, read=lambda file: read_json(file) if file.exists() else None):
     """Where a run's first weights are from, with their hash; None if it starts from scratch or they are not here."""
-    if checkpoint := variant.recipe["pretrained"]:
-        about = read(pretrained.files(checkpoint["name"])[0])
+    if checkpoint := variant.recipe.pretrained:
+        about = read(pretrained.files(checkpoint.name)[0])
         return about and {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
     parent = variant.parent(run.seed)
     record = parent and read(parent.record)
@@ -93,7 +95,7 @@ def vouches_for(record: Path, checkpoint: Path) -> bool:
 
 def made_in_another_study(run: Run, identity: dict[str, Any]) -> Run | None:
     """A finished run of another study that is this very run: same name, seed and identity."""
-    for record in sorted(Path("results").glob(f"*/runs/{run.name}/run.json")):
+    for record in sorted(RESULTS.glob(f"*/runs/{run.name}/run.json")):
         twin = replace(run, study=record.parts[1])
         if is_result(record, identity, twin.checkpoint):
             return twin

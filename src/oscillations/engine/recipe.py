@@ -1,0 +1,104 @@
+"""The recipe of a run: everything that decides its numbers but the seed, resolved and typed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from oscillations.core.bits import LATENT
+from oscillations.core.config import Strict
+
+# Limits beyond which a number is a slip of the pen: no machine could do what it says.
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Training(Strict):
+    """How a network is trained; the same for every method of an experiment."""
+
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
+    lr: PositiveFloat = Field(description="learning rate")
+    schedule: Literal["none", "cosine"] = Field("none", description="of the rate: constant, or a half cosine to 0")
+    batch_size: BatchSize
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="of matrix products: float32, TF32 where the GPU has it, or bfloat16 in training only"
+    )
+    epochs: Epochs = Field(description="at most so many")
+    patience: Epochs = Field(description="stop after so many epochs without improvement")
+    augment: Literal["none", "crop_flip"] = Field("none", description="crop_flip: random crop (padding 4) and mirror")
+
+
+class ReducedSplits(Strict):
+    """Numbers of images, drawn evenly over the classes with the seed of the split; of a split with fewer, all."""
+
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
+
+
+class Pretrained(Strict):
+    """A public checkpoint by name, and the mean and std per channel that its inputs were normalised with."""
+
+    name: str
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method or a model with all its options, resolved."""
+
+    name: str
+    options: Strict
+
+    def get(self, option: str, default: Any = None) -> Any:
+        """An option by the name that a study gives it (``lambda``); ``default`` if there is none such."""
+        fields = type(self.options).model_fields
+        name = next((name for name, field in fields.items() if (field.alias or name) == option), option)
+        return getattr(self.options, name, default)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values, as a study would say them."""
+        return {"name": self.name} | self.options.model_dump(mode="json", by_alias=True)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Whatever is None is not asked for.
+
+    ``images`` and ``classes`` reduce the data; ``start_from`` is an experiment, ``pretrained`` a public checkpoint.
+    """
+
+    data: str
+    model: Choice
+    method: Choice
+    training: Training
+    quant_layers: tuple[str, ...]
+    validation: int
+    eval_bits: tuple[int, ...]
+    setting: str = "scratch"
+    split_seed: int = 0
+    images: ReducedSplits | None = None
+    classes: tuple[int, ...] | None = None
+    resize: int | None = None
+    start_from: str | None = None
+    pretrained: Pretrained | None = None
+    threads: int = 1
+
+    @property
+    def bits(self) -> int:
+        """The bit width that is trained for; 32 for the latent weights."""
+        return self.method.get("bits", LATENT)
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values, as a record holds them."""
+        values = dict(vars(self))
+        for key, value in values.items():
+            if isinstance(value, Choice):
+                values[key] = value.plain()
+            elif isinstance(value, Strict):
+                values[key] = value.model_dump(mode="json")
+        return json.loads(json.dumps(values))

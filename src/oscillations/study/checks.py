@@ -1,0 +1,189 @@
+"""What the parts of a study file say of each other: names lead somewhere, and what stands together fits.
+
+Every fault is one InputError that names file, key and the nearest valid value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from oscillations import datasets, methods, models, posttraining
+from oscillations.core.config import parse
+from oscillations.core.errors import InputError, did_you_mean, shortened
+from oscillations.study.report_schema import SweepPanels, WeightPanels
+from oscillations.study.schema import Experiment, PostTrainingEntry, Study
+from oscillations.study.variants import Variant, select
+
+
+def check_experiments(study: Study, path: Path) -> None:
+    """Data, classes, sweeps and starts of every experiment; before its variants are resolved."""
+    for name, experiment in study.experiments.items():
+        where = f"{path}: experiments.{name}"
+        _check_data(study, name, path)
+        _check_classes(study, name, where)
+        _check_sweep(experiment, where)
+        _check_start(study, experiment, where)
+
+
+def _check_data(study: Study, name: str, path: Path) -> None:
+    data, held, own = study.dataset(name), study.held_out(name), study.experiments[name]
+    where = f"{path}: experiments.{name}"
+    if data not in datasets.names():
+        key = f"{where}.data" if own.data else f"{path}: data"
+        raise InputError(f"{key}: unknown dataset {data!r}; {did_you_mean(data, datasets.names())}")
+    images = datasets.find(data).TRAIN_IMAGES
+    if held >= images:
+        key = f"{where}.validation" if own.validation else f"{path}: validation"
+        raise InputError(f"{key}: {held} of {images} training images leave none to train on")
+
+
+def _check_classes(study: Study, name: str, where: str) -> None:
+    data = study.dataset(name)
+    last = len(datasets.find(data).CLASSES) - 1
+    for label in study.experiments[name].classes or []:
+        if not 0 <= label <= last:
+            raise InputError(f"{where}.classes: {data} has no class number {label}; 0 to {last}")
+
+
+def _check_sweep(experiment: Experiment, where: str) -> None:
+    if "lambda" in experiment.sweep:
+        known = [methods.find(method) for method in experiment.methods if method in methods.names()]
+        if "lambda" not in {field.alias for method in known for field in method.Options.model_fields.values()}:
+            raise InputError(f"{where}.sweep.lambda: none of the methods has a lambda: {', '.join(experiment.methods)}")
+
+
+def _check_start(study: Study, experiment: Experiment, where: str) -> None:
+    start = experiment.start_from
+    if start and experiment.pretrained:
+        raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
+    if experiment.setting == "scratch" and (start or experiment.pretrained):
+        raise InputError(f"{where}.{'start_from' if start else 'pretrained'}: not with setting: scratch; say finetune")
+    if start is None:
+        if experiment.setting == "finetune" and not experiment.pretrained:
+            raise InputError(f"{where}: setting: finetune needs start_from or pretrained")
+        return
+    refuse_unknown([start], study.experiments, f"{where}.start_from", "experiment")
+    parent = study.experiments[start]
+    if "baseline" not in parent.methods or parent.sweep or parent.start_from or parent.pretrained:
+        raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
+    if parent.model != experiment.model or parent.resize != experiment.resize or parent.data != experiment.data:
+        raise InputError(f"{where}.start_from: {start} trains another model, image size or dataset")
+    missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
+    if missing:
+        raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")
+
+
+def check_references(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    """What names experiments, variants, layers and entries of the study; before its hypotheses."""
+    refuse_unknown(study.not_run, study.experiments, f"{path}: not_run", "experiment")
+    _check_tables(study, path)
+    _check_figures(study, variants, path)
+    _check_searches(study, variants, path)
+    for name, entry in study.posttraining.items():
+        _check_entry(study, entry, variants, f"{path}: posttraining.{name}")
+    _check_comparisons(study, path)
+    try:
+        select(study, list(variants.values()))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str, kind: str) -> None:
+    """Raise InputError if one of the names is not known."""
+    known = set(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where}: unknown {kind} {shortened(name)}; {did_you_mean(name, sorted(known))}")
+
+
+def _check_tables(study: Study, path: Path) -> None:
+    for table, names in study.tables.items():
+        where = f"{path}: tables.{table}"
+        refuse_unknown(names, study.experiments, where, "experiment")
+        if table in ("table1", "table2", "table3"):
+            for name in names:
+                if any(len(points) > 1 for points in study.experiments[name].sweep.values()):
+                    raise InputError(f"{where}: {name} is a sweep; this table has one run per cell and seed")
+
+
+def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    for name, spec in study.figures.items():
+        where = f"{path}: figures.{name}"
+        if isinstance(spec, SweepPanels):
+            refuse_unknown(spec.experiments, study.experiments, where, "experiment")
+            continue
+        refuse_unknown(spec.panels, variants, where, "variant")
+        if isinstance(spec, WeightPanels):
+            layer = spec.layer.removesuffix(".weight")
+            for panel in spec.panels:
+                model = variants[panel].recipe.model
+                layers = models.find(model.name).layers(model.options)
+                if layer not in layers:
+                    wrong = f"{layer!r} is no layer of {panel}"
+                    raise InputError(f"{where}.layer: {wrong}; {did_you_mean(layer, layers)}")
+
+
+def _check_searches(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    for main, searches in study.rate_searches.items():
+        where = f"{path}: rate_searches.{main}"
+        refuse_unknown([main, *searches], study.experiments, where, "experiment")
+        for name in (main, *searches):
+            if "baseline" not in study.experiments[name].methods:
+                raise InputError(f"{where}: {name} trains no baseline")
+        if f"{main}/baseline" not in variants:
+            raise InputError(f"{where}: has no one learning rate that would be the study's choice")
+
+
+def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, Variant], where: str) -> None:
+    """A post-training entry names variants, methods and options that exist and fit each other."""
+    refuse_unknown(entry.of, variants, f"{where}.of", "variant")
+    for variant in entry.of:
+        if variants[variant].recipe.method.get("qkr"):
+            raise InputError(f"{where}.of: {variant}: its attention (qkr) cannot be cut into units")
+    for bits in entry.bits:
+        if bits not in study.eval_bits:
+            raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")
+    for label, given in entry.methods.items():
+        options = dict(given or {})
+        method = options.pop("method", label)
+        refuse_unknown([method], posttraining.names(), f"{where}.methods.{label}", "method")
+        found = posttraining.find(method)
+        chosen = parse(found.Options, options, f"{where}.methods.{label}")
+        for variant in entry.of:
+            try:
+                found.check(chosen, variants[variant].recipe)
+            except ValueError as error:
+                raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
+
+
+def _check_comparisons(study: Study, path: Path) -> None:
+    """Comparisons name experiments of one model and post-training entries that exist, at a width that is evaluated."""
+    for name, spec in study.comparisons.items():
+        where = f"{path}: comparisons.{name}"
+        refuse_unknown(spec.experiments, study.experiments, f"{where}.experiments", "entry")
+        refuse_unknown(spec.posttraining, study.posttraining, f"{where}.posttraining", "entry")
+        first, *others = (study.experiments[experiment].model for experiment in spec.experiments)
+        for other in others:
+            if other != first:
+                raise InputError(f"{where}.experiments: {other['name']} beside {first['name']}: one model to a table")
+        if spec.bits not in study.eval_bits:
+            raise InputError(f"{where}.bits: {spec.bits} is not among eval_bits")
+        for entry in spec.posttraining:
+            for variant in study.posttraining[entry].of:
+                if (model := study.experiments[variant.split("/")[0]].model) != first:
+                    raise InputError(f"{where}.posttraining: {entry}: {model['name']} beside {first['name']}")
+            if spec.bits not in study.posttraining[entry].bits:
+                raise InputError(f"{where}.posttraining: {entry} has no {spec.bits} bits")
+
+
+def check_hypotheses(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    """Hypotheses name variants (of the study or its reference), at bits that these are evaluated at."""
+    for name, hypothesis in study.hypotheses.items():
+        for place, tested in enumerate(hypothesis.comparisons):
+            where = f"{path}: hypotheses.{name}.comparisons.{place}"
+            for key, variant, bits in tested.named():
+                refuse_unknown([variant], variants, f"{where}.{key}", "variant")
+                if bits and bits not in (evaluated := variants[variant].recipe.eval_bits):
+                    key = key.split(".variants")[0]
+                    raise InputError(f"{where}.{key}.bits: {bits} is not among eval_bits {list(evaluated)}")

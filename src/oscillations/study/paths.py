@@ -1,0 +1,89 @@
+"""Where everything lies, relative to the project's root. Paths are made here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = Path("data")
+DOWNLOADS = DATA / "downloads"
+RESULTS = Path("results")
+PUBLISHED = Path("params/published.csv")
+
+
+def study_file(name: str) -> Path:
+    """The file of a study."""
+    return Path("params", f"{name}.yaml")
+
+
+def results(study: str) -> Path:
+    """What a study has made, but for weights and figures."""
+    return RESULTS / study
+
+
+def figures(study: str) -> Path:
+    """Its figures, PNG and PDF."""
+    return Path("figures", study)
+
+
+def provenance_file(study: str) -> Path:
+    """Snakemake's records of what the study has made."""
+    return results(study) / "provenance.json"
+
+
+def dataset_files(name: str) -> tuple[Path, Path]:
+    """Sidecar and tensor file of a dataset."""
+    return DATA / f"{name}.json", DATA / f"{name}.safetensors"
+
+
+def posttraining_work(study: str, name: str) -> Path:
+    """Undeclared folder of an unfinished post-training entry."""
+    return Path("work", study, "posttraining", name)
+
+
+def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
+    """Accuracies, and histograms of the weights, of one experiment."""
+    folder = results(study) / "runs" / experiment
+    return folder / "evaluations.csv", folder / "histograms.csv"
+
+
+def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
+    """Accuracies, and reconstruction losses per unit, of one post-training entry."""
+    folder = results(study) / "posttraining"
+    return folder / f"{name}.csv", folder / f"{name}-reconstruction.csv"
+
+
+def toy_file(study: str) -> Path:
+    """What AOQ's toy experiment found."""
+    return results(study) / "toy-regression.csv"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant with one seed. All its paths are derived here and nowhere else."""
+
+    study: str
+    experiment: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}/{self.variant}/seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return results(self.study) / "runs" / self.name
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path("checkpoints", self.study, f"{self.name}.safetensors")
+
+    @property
+    def work(self) -> Path:
+        """Undeclared folder of an unfinished variant: Snakemake never deletes it."""
+        return Path("work", self.study, self.name)

@@ -1,0 +1,197 @@
+"""What a study file says about its runs, as types: unknown keys and impossible values are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, model_validator
+
+from oscillations import posttraining
+from oscillations.core.bits import LATENT
+from oscillations.core.config import Strict
+from oscillations.core.errors import did_you_mean, shortened
+from oscillations.engine.recipe import Epochs, ReducedSplits, Training
+from oscillations.study.report_schema import (
+    COMPARISON_FIGURES,
+    Claims,
+    ComparisonTable,
+    Figures,
+    Hypothesis,
+    Published,
+    WeightPanels,
+    figure_number,
+)
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9.]+)*$")]
+ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(-[A-Za-z0-9.]+)*$")]
+Names = Annotated[list[str], Field(min_length=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]  # as the limits of a recipe
+SideLength = Annotated[int, Field(ge=1, le=1024)]
+
+
+def _of_training(change: dict[str, Any]) -> dict[str, Any]:
+    for key in change:
+        if key not in Training.model_fields:
+            raise ValueError(f"unknown key {shortened(key)}; {did_you_mean(key, Training.model_fields)}")
+    return change
+
+
+#: Some of Training's keys; their values are checked where they replace the study's.
+TrainingChange = Annotated[
+    dict[str, Any],
+    AfterValidator(_of_training),
+    WithJsonSchema({key: value for key, value in Training.model_json_schema().items() if key != "required"}),
+]
+
+
+class Wanted(Strict):
+    """Which runs of a study are asked for now."""
+
+    only: list[str] = Field([], description="experiments, experiment/variant, or entries of posttraining")
+    seeds: list[Seed] = Field([], description="of them; all, if empty")
+
+
+class Experiment(Strict):
+    """One model in one setting, with all methods trained on it."""
+
+    model: dict[str, Any] = Field(description="name, and the model's own options")
+    setting: Literal["scratch", "finetune", "sweep"]
+    methods: dict[str, dict[str, Any] | None] = Field(
+        description="method name -> its options; bits may be a list", min_length=1
+    )
+    sweep: dict[Literal["lambda", "lr"], Annotated[list[float], Field(min_length=1)]] = Field(
+        {}, description="values that replace an option, one variant each"
+    )
+    training: TrainingChange = Field({}, description="what it changes of the study's training")
+    seeds: list[Seed] | None = Field(None, min_length=1, description="instead of the study's")
+    data: str | None = Field(None, description="dataset, instead of the study's")
+    validation: PositiveInt | None = Field(None, description="training images held out, instead of the study's")
+    classes: list[int] | None = Field(None, min_length=2, description="keep only these classes")
+    images: ReducedSplits | None = Field(
+        None, description="use only so many images of each split, drawn evenly over the classes"
+    )
+    resize: SideLength | None = Field(None, description="upsample images to this side length")
+    quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
+    start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
+    pretrained: str | None = Field(
+        None,
+        description="public checkpoint that is fine-tuned: torchvision/resnet18, timm/deit_tiny_patch16_224, ...",
+    )
+
+
+class ToyRegression(Strict):
+    """AOQ's toy experiment: linear regression on weights that a 2-bit grid holds exactly."""
+
+    seeds: list[Seed] = Field(min_length=1)
+    epochs: Epochs = Field(200, description="of each of its trainings; the source's are 200")
+
+
+class PostTrainingEntry(Strict):
+    """Post-training quantization of runs of this study."""
+
+    of: list[str] = Field(min_length=1, description="experiment/variant of the runs")
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field(min_length=1, description="among eval_bits")
+    methods: dict[Name, dict[str, Any] | None] = Field(
+        min_length=1, description="label -> the method's options, and method: its name if the label is another"
+    )
+
+    def resolved(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(label, method, all its options) of every label; the study has been checked."""
+        for label, given in self.methods.items():
+            options = dict(given or {})
+            method = options.pop("method", label)
+            yield label, method, posttraining.find(method).Options(**options).model_dump(mode="json")
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether a method of it learns anything."""
+        return any(method != "nearest" for _, method, _ in self.resolved())
+
+
+class Study(Strict):
+    """A whole study file."""
+
+    extends: str | None = Field(None, description="study whose keys this one replaces")
+    study: Name
+    title: str
+    note: str = Field(description="what its numbers are and are not; shown on the site")
+    published: Literal["paper", "other-data", "miniature", "none"] = Field(
+        description="how its numbers relate to the published ones; none: they are not set beside any"
+    )
+    reference: str | None = Field(None, description="study whose runs hypotheses may compare with")
+    data: str
+    validation: PositiveInt = Field(description="training images held out")
+    split_seed: Seed = 0
+    seeds: list[Seed] = Field(min_length=1)
+    eval_bits: list[int] = Field([32, 2, 3, 4, 8], description="32 means latent weights")
+    threads: Threads = Field(1, description="CPU threads of every run")
+    training: Training
+    experiments: dict[Name, Experiment] = Field(min_length=1)
+    tables: dict[Literal["table1", "table2", "table3", "table4", "table5"], Names] = Field(
+        {}, description="experiments beside each published table; without any, the paper's claims are not shown"
+    )
+    figures: Figures = Field(
+        {}, description="what figures 2, 3 and 5 to 8 show; a label makes another of its kind: figure2-mlp5"
+    )
+    comparisons: dict[Name, ComparisonTable] = Field(
+        {}, description="every method in one table: tables/comparison-<name>, with its two figures"
+    )
+    rate_searches: dict[str, Names] = Field(
+        {}, description="experiment -> experiments whose baselines search its learning rate and split"
+    )
+    claims: Claims = Claims()
+    posttraining: dict[Name, PostTrainingEntry] = Field({}, description="methods applied to finished runs")
+    toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")
+    hypotheses: dict[ShortName, Hypothesis] = Field({}, description="by a short name, H1 say")
+    fitted: list[Published] = Field(
+        [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
+    )
+    wanted: Wanted = Field(
+        Wanted(), description="what is made unless a command says only= or seeds=; all, if it names nothing"
+    )
+    not_run: dict[str, str] = Field({}, description="experiment -> why it has not run; shown in its tables' cells")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        precisions = {"training": self.training.precision}
+        precisions |= {f"experiments.{k}.training": e.training.get("precision") for k, e in self.experiments.items()}
+        for where, precision in precisions.items():
+            if precision == "bf16" and self.judged:
+                raise ValueError(f"{where}: precision: bf16 is not what published numbers are compared with; use tf32")
+        for bits in self.eval_bits:
+            if bits != LATENT and not 2 <= bits <= 8:
+                raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")
+        if LATENT not in self.eval_bits:
+            raise ValueError(f"eval_bits: must hold {LATENT}, the latent weights")
+        return self
+
+    @property
+    def judged(self) -> bool:
+        """Whether its numbers are compared with the published ones."""
+        return self.published in ("paper", "other-data")
+
+    def dataset(self, experiment: str) -> str:
+        return self.experiments[experiment].data or self.data
+
+    def held_out(self, experiment: str) -> int:
+        return self.experiments[experiment].validation or self.validation
+
+    @property
+    def draws_weights(self) -> bool:
+        """Whether a figure shows how weights lie on their grid."""
+        return any(isinstance(spec, WeightPanels) for spec in self.figures.values())
+
+    @property
+    def checkpoints(self) -> set[str]:
+        """Names of the pretrained weights that experiments start from."""
+        return {experiment.pretrained for experiment in self.experiments.values() if experiment.pretrained}
+
+    @property
+    def figure_names(self) -> list[str]:
+        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Those of all methods come last."""
+        compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
+        own = [f"figure-reconstruction-{name}" for name, entry in self.posttraining.items() if entry.reconstructs]
+        own += ["figure-aoq-toy"] if self.toy_regression else []
+        return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5", *compared, *own]

@@ -1,0 +1,220 @@
+"""Variants: what a study asks for, resolved. An experiment with a method, a bit width and a sweep point is one variant.
+
+Whatever cannot be resolved is refused by an InputError that names file, key and the nearest valid value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from oscillations import datasets, methods, models
+from oscillations.core.bits import bit_name
+from oscillations.core.config import parse, refuse_repeats
+from oscillations.core.errors import InputError, did_you_mean, shortened
+from oscillations.engine.layers import quantized_layers
+from oscillations.engine.recipe import Choice, Pretrained, Recipe, Training
+from oscillations.study import pretrained
+from oscillations.study.paths import Run
+from oscillations.study.schema import Experiment, Study
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training job: a recipe and its seeds. Its path is ``experiment/name``."""
+
+    study: str
+    experiment: str
+    name: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{self.experiment}/{self.name}"
+
+    def runs(self) -> list[Run]:
+        return [self.run(seed) for seed in self.seeds]
+
+    def run(self, seed: int) -> Run:
+        return Run(self.study, self.experiment, self.name, seed)
+
+    def parent(self, seed: int) -> Run | None:
+        """The run whose checkpoint this one starts from."""
+        start = self.recipe.start_from
+        return None if start is None else Run(self.study, start, "baseline", seed)
+
+
+def variants_of(study: Study, path: Path) -> list[Variant]:
+    """All variants of a study, in the file's order."""
+    found: dict[str, Variant] = {}
+    for name, experiment in study.experiments.items():
+        where = f"{path}: experiments.{name}"
+        for variant in _variants(study, name, experiment, where):
+            if variant.path in found:
+                raise InputError(
+                    f"{where}.sweep: two of its points are both named {variant.name}; numbers this near are one"
+                )
+            found[variant.path] = variant
+    return list(found.values())
+
+
+def _variants(study: Study, name: str, experiment: Experiment, where: str) -> Iterator[Variant]:
+    data = study.dataset(name)
+    shape = image_shape(data, experiment.resize)
+    model, layers = _model(experiment, shape, where)
+    patterns = experiment.quant_layers or models.find(model.name).QUANTIZED
+    refuse_unmatched(patterns, layers, f"{where}.quant_layers")
+    public = experiment.pretrained and Pretrained(
+        **pretrained.resolve(experiment.pretrained, model.plain(), shape, f"{where}.pretrained")
+    )
+    for method, options in experiment.methods.items():
+        key = f"{where}.methods.{method}"
+        for label, point, choice in _points(experiment, method, dict(options or {}), key):
+            refuse_unmatched(choice.get("reg_layers", ["*"]), layers, f"{key}.reg_layers")
+            try:
+                methods.find(method).check(choice.options, model.name, layers, list(patterns))
+            except ValueError as error:
+                raise InputError(f"{key}: {error}") from None
+            recipe = Recipe(
+                data=data,
+                model=model,
+                method=choice,
+                training=_training(study, experiment, point, where),
+                quant_layers=tuple(patterns),
+                validation=study.held_out(name),
+                eval_bits=tuple(study.eval_bits),
+                setting=experiment.setting,
+                split_seed=study.split_seed,
+                images=experiment.images,
+                classes=experiment.classes and tuple(experiment.classes),
+                resize=experiment.resize,
+                start_from=experiment.start_from,
+                pretrained=public or None,
+                threads=study.threads,
+            )
+            if recipe.bits not in study.eval_bits:
+                raise InputError(f"{key}.bits: {recipe.bits} is not among eval_bits")
+            yield Variant(study.study, name, label, recipe, tuple(experiment.seeds or study.seeds))
+
+
+def image_shape(data: str, resize: int | None) -> tuple[int, int, int]:
+    """Channels, height and width of a dataset's images as a network sees them."""
+    channels, height, width = datasets.find(data).IMAGE_SHAPE
+    return channels, resize or height, resize or width
+
+
+def _model(experiment: Experiment, shape: tuple[int, int, int], where: str) -> tuple[Choice, list[str]]:
+    """An experiment's model, and the names of its layers; it takes images of that shape."""
+    name, known = experiment.model.get("name"), models.names()
+    if not isinstance(name, str):
+        raise InputError(f"{where}.model: name is missing; known: {', '.join(known)}")
+    if name not in known and not name.startswith(tuple(f"{library}/" for library in models.LIBRARIES)):
+        raise InputError(f"{where}.model.name: unknown model {shortened(name)}; {did_you_mean(name, known)}")
+    module = models.find(name)
+    options = parse(module.Options, experiment.model, f"{where}.model")
+    try:
+        layers = module.layers(options)
+        models.check(options, shape)
+    except ValueError as error:
+        raise InputError(f"{where}.model.{error}") from None
+    return Choice(name, options), layers
+
+
+def _training(study: Study, experiment: Experiment, point: dict[str, float], where: str) -> Training:
+    where = f"{where}.sweep" if point else f"{where}.training"
+    return parse(Training, study.training.model_dump() | experiment.training | point, where)
+
+
+def _points(
+    experiment: Experiment, method: str, options: dict[str, Any], where: str
+) -> Iterator[tuple[str, dict[str, float], Choice]]:
+    """(variant name, change of the training, method) for every bit width and sweep point of a method."""
+    if method == "ptq":
+        raise InputError(f"{where}: PTQ trains nothing; it is an evaluation of baseline at every eval_bits")
+    if method not in methods.names():
+        raise InputError(f"{where}: unknown method {method!r}; {did_you_mean(method, methods.names())}")
+    kind = methods.find(method).Options
+    known = {field.alias or name for name, field in kind.model_fields.items()}
+    bits = options.pop("bits", None)
+    widths = bits if isinstance(bits, list) else [bits]
+    if not widths:
+        raise InputError(f"{where}.bits: the list is empty")
+    try:
+        refuse_repeats(widths, "bits")
+    except ValueError as error:
+        raise InputError(f"{where}.{error}") from None
+    lambdas = experiment.sweep.get("lambda", [None]) if "lambda" in known else [None]
+    for width in widths:
+        for lam in lambdas:
+            for lr in experiment.sweep.get("lr", [None]):
+                given = options | ({} if width is None else {"bits": width}) | ({} if lam is None else {"lambda": lam})
+                label = [method] if width is None else [method, bit_name(width)]
+                label += [] if lam is None else [f"lambda{lam:g}"]
+                label += [] if lr is None else [f"lr{short_float(lr)}"]
+                yield "-".join(label), {} if lr is None else {"lr": lr}, Choice(method, parse(kind, given, where))
+
+
+def short_float(value: float) -> str:
+    """0.003 -> 3e-3, 0.00025 -> 2.5e-4: the way learning rates are written in names."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def refuse_unmatched(patterns: Iterable[str], layers: list[str], where: str) -> None:
+    """Raise InputError if a pattern matches no layer."""
+    for pattern in patterns:
+        if not quantized_layers(layers, [pattern]):
+            raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
+
+
+# -- which of them a command is about ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The variants (with some of their seeds) and the post-training entries that a command is about."""
+
+    variants: list[Variant]
+    entries: list[str]
+
+
+def select(study: Study, variants: list[Variant], only: str | None = None, seeds: Any = None) -> Selection:
+    """What ``only`` and ``seeds`` name, comma-separated; if neither is given, what the study says is ``wanted`` now.
+
+    ``only``: experiments, ``experiment/variant``, entries of ``posttraining``, or ``all``. What a fine-tune starts from
+    is kept as well. ``seeds`` may be an int, as Snakemake passes a single one. Raises InputError.
+    """
+    if only or seeds not in (None, ""):
+        names = [name.strip() for name in str(only).split(",")] if only and only != "all" else []
+        return _named(study, variants, names, None if seeds in (None, "") else _numbers(str(seeds)), f"only={only}")
+    wanted = study.wanted
+    return _named(study, variants, wanted.only, wanted.seeds or None, "wanted.only")
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise InputError(f"seeds={seeds}: give whole numbers, e.g. seeds=0,1") from None
+
+
+def _named(study: Study, variants: list[Variant], names: list[str], seeds: list[int] | None, where: str) -> Selection:
+    known = {*study.posttraining, *(v.experiment for v in variants), *(v.path for v in variants)}
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where}: no such experiment, variant or entry {name!r}; {did_you_mean(name, known)}")
+    entries = [name for name in study.posttraining if not names or name in names]
+    if names:
+        chosen = [v for v in variants if v.experiment in names or v.path in names]
+        paths = {v.path for v in chosen} | {f"{v.recipe.start_from}/baseline" for v in chosen}
+        variants = [v for v in variants if v.path in paths]
+    if seeds is not None:
+        missing = set(seeds) - {seed for variant in variants for seed in variant.seeds}
+        if missing:
+            raise InputError(f"seeds: the study has no seed {min(missing)}")
+        kept = [replace(v, seeds=tuple(seed for seed in v.seeds if seed in seeds)) for v in variants]
+        variants = [variant for variant in kept if variant.seeds]
+    return Selection(variants, entries)
