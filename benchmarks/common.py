@@ -14,13 +14,13 @@ from oscillations.datasets import cifar10
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.training import Trainer
 from oscillations.jobs.trainers import make_trainer
+from oscillations.study.variants import recipe_of
 
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 MEAN, STD = list(cifar10.MEAN), list(cifar10.STD)
 RECIPE = {
-    "validation": 10_000, "split_seed": 0, "images": None, "classes": None, "resize": None, "pretrained": None,
-    "eval_bits": [32],
+    "data": "cifar10", "validation": 10_000, "eval_bits": [32],
     "training": {
         "optimizer": "adam", "lr": 3e-3, "schedule": "none", "batch_size": 128, "precision": "fp32", "epochs": 100,
         "patience": 10, "augment": "none",
@@ -61,8 +61,8 @@ def stand_in(images: int = 50_000, dataset=cifar10) -> tuple[dict, dict]:
 
 def our_trainer(method: dict, data: tuple[dict, dict], model: dict, batch_size: int = 128) -> Trainer:
     """A trainer of this project; ``method`` holds its name and options."""
-    recipe = RECIPE | {"model": model, "method": method, "quant_layers": ["*"]}
-    recipe["training"] = recipe["training"] | {"batch_size": batch_size}
+    training = RECIPE["training"] | {"batch_size": batch_size}
+    recipe = recipe_of(RECIPE | {"model": model, "method": method, "quant_layers": ["*"], "training": training})
     about, tensors = data
     return make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
 

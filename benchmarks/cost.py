@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from common import RESULTS, alternate, ratio, report, stand_in
@@ -26,8 +26,10 @@ from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.trainers import make_trainer
 from oscillations.records import cost
-from oscillations.records.plans import sort_runs
-from oscillations.study import reading as studies
+from oscillations.records.plans import current, plans
+from oscillations.study.paths import study_file
+from oscillations.study.reading import load
+from oscillations.study.variants import Variant, select
 
 IMAGES = 500  # evaluated at once
 
@@ -37,10 +39,10 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
     candidates, abouts = {}, {}
     for variant in variants:
         recipe = variant.recipe
-        device = set_up_torch(recipe)
-        batch_size, module = recipe["training"]["batch_size"], datasets.find(recipe["data"])
+        device = set_up_torch(recipe.threads, recipe.training.precision)
+        batch_size, module = recipe.training.batch_size, datasets.find(recipe.data)
         about, tensors = stand_in(IMAGES + steps * batch_size, module)
-        recipe = recipe | {"validation": IMAGES, "classes": None}
+        recipe = replace(recipe, validation=IMAGES, classes=None)
         trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, device), device)
         key = cost.workload(variant.recipe)
         candidates |= {
@@ -48,9 +50,9 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
             f"image {key}": evaluating(trainer),
         }
         abouts[key] = {
-            "model": recipe["model"]["name"], "image": "x".join(map(str, about["image_shape"])),
-            "batch_size": batch_size, "method": recipe["method"]["name"],
-            "scale_gradient": recipe["method"].get("scale_grad", ""), "threads": recipe["threads"],
+            "model": recipe.model.name, "image": "x".join(map(str, about["image_shape"])),
+            "batch_size": batch_size, "method": recipe.method.name,
+            "scale_gradient": recipe.method.get("scale_grad", ""), "threads": recipe.threads,
             "device_kind": device.type,
         }  # fmt: skip
     times = alternate(candidates, rounds)
@@ -103,11 +105,11 @@ def evaluating(trainer):
 
 def check(name: str) -> list[dict]:
     """Predicted against real seconds of the finished runs of a study, per variant."""
-    _, variants = studies.load(Path(f"params/{name}.yaml"))
+    _, variants = load(study_file(name))
     speeds, rows = cost.read_speeds(cost.MEASURED), []
-    finished = sort_runs(variants)[0]
+    finished = current(plans(variants))
     for variant in variants:
-        records = [record for owner, _, record in finished if owner.path == variant.path]
+        records = [plan.record for plan in finished if plan.variant.path == variant.path]
         records = [record for record in records if record["timing"]["at_once"] == 1]
         kind = "cpu" if records and records[0]["environment"]["device"] == "cpu" else "cuda"
         speed = speeds.get((cost.workload(variant.recipe), kind))
@@ -138,10 +140,10 @@ def main():
     if options.check:
         report("cost_check.csv", check(options.check))
         return
-    models: dict[str, dict[str, studies.Variant]] = {}
+    models: dict[str, dict[str, Variant]] = {}
     for name in options.study:
-        for variant in studies.narrow(studies.load(Path(f"params/{name}.yaml"))[1], options.only):
-            of_model = models.setdefault(f"{name} {variant.recipe['model']}", {})
+        for variant in select(*load(study_file(name)), options.only or "all").variants:
+            of_model = models.setdefault(f"{name} {variant.recipe.model.plain()}", {})
             of_model.setdefault(cost.workload(variant.recipe), variant)
     rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=12)]
     report("cost.csv", rows, key=("workload", "device_kind"))

@@ -27,7 +27,7 @@ def prepared(method: str, data, warm_up: int):
 
 
 def measure(threads: int, rounds: int, warm_up: int) -> list[dict]:
-    set_up_torch({"threads": threads}, "cpu")
+    set_up_torch(threads, device="cpu")
     data, rows = stand_in(10_000 + 128 * warm_up), []
     for method, (about, _) in METHODS.items():
         if about["method"] == "fp":

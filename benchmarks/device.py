@@ -22,6 +22,7 @@ from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.trainers import make_trainer
 from oscillations.jobs.turns import in_turns
+from oscillations.study.variants import recipe_of
 
 COMPARED = ("fp", "qat flow", "osciquant official_code")
 
@@ -85,10 +86,10 @@ def complete(run, device: torch.device):
 
 def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int, steps: int, batch_size: int) -> list:
     training = RECIPE["training"] | {"precision": precision, "batch_size": batch_size}
-    base = RECIPE | {"threads": 1, "training": training, "model": model, "quant_layers": ["*"]}
-    device = set_up_torch(base, kind)
+    base = RECIPE | {"training": training, "model": model, "quant_layers": ["*"]}
+    device = set_up_torch(1, precision, kind)
     about, tensors = stand_in(10_000 + steps * batch_size)
-    sets = image_sets(about, tensors, base, device)
+    sets = image_sets(about, tensors, recipe_of(base | {"method": {"name": "baseline"}}), device)
     candidates, abouts = {}, []
 
     def add(method: str, form: str, count: int, run) -> None:
@@ -99,7 +100,7 @@ def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int
         return models.build(model, (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
 
     for method in COMPARED:
-        recipe = base | {"method": METHODS[method][1]}
+        recipe = recipe_of(base | {"method": METHODS[method][1]})
         for count in runs:
             trainers = [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
             add(method, "ours", count, together(trainers, batch_size, steps, device))

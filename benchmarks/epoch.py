@@ -48,7 +48,7 @@ def naive_epoch(method, batches):
 
 def measure(threads: int, rounds: int) -> list[dict]:
     """Rows of all loops, each round taking them in turn."""
-    set_up_torch({"threads": threads}, "cpu")
+    set_up_torch(threads, device="cpu")
     about, tensors = stand_in()
     train = split_indices(50_000, 10_000, 0)[0]
     images, labels = tensors["train_images"][train], tensors["train_labels"][train]

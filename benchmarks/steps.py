@@ -91,7 +91,7 @@ def whole_step(about: dict) -> bool:
 
 def measure(model: dict, batch_size: int, threads: int, rounds: int, steps: int) -> list[dict]:
     """Rows of all candidates, each round taking them in turn."""
-    set_up_torch({"threads": threads}, "cpu")
+    set_up_torch(threads, device="cpu")
     data = stand_in(10_000 + steps * batch_size)
     candidates, abouts = {}, {}
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from oscillations.engine import batches
+from oscillations.jobs import trainers
+from oscillations.study.variants import recipe_of
+
 ROOT = Path(__file__).resolve().parent.parent
 
 TINY = """\
@@ -78,7 +82,7 @@ def blobs():
 def recipe():
     """A resolved recipe for the blobs; tests change what they are about."""
     return {
-        "data": "blobs", "validation": 80, "split_seed": 0, "images": None, "classes": None, "resize": None,
+        "data": "digits", "validation": 80, "split_seed": 0, "images": None, "classes": None, "resize": None,
         "model": {"name": "mlp5", "width": 12}, "quant_layers": ["fc*"], "setting": "scratch", "start_from": None,
         "pretrained": None,
         "method": {"name": "baseline"}, "eval_bits": [32, 2, 3, 4, 8], "threads": 1,
@@ -87,6 +91,16 @@ def recipe():
             "augment": "none", "schedule": "none",
         },
     }  # fmt: skip
+
+
+def make_trainer(recipe, seed, about, sets, device, start=None):
+    """The trainer of a plain recipe, such as the fixture's."""
+    return trainers.make_trainer(recipe_of(recipe), seed, about, sets, device, start)
+
+
+def image_sets(about, tensors, recipe, device):
+    """The image sets of a plain recipe."""
+    return batches.image_sets(about, tensors, recipe_of(recipe), device)
 
 
 def job_counts(output: str) -> dict[str, int]:

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from conftest import image_sets, make_trainer
 
 from oscillations import models
-from oscillations.engine.batches import image_sets
 from oscillations.engine.layers import quantized_layers, quantized_parameters
-from oscillations.jobs.trainers import make_trainer
 from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
     STAGE3,

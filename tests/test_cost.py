@@ -1,12 +1,15 @@
 """Predicted costs: equal workloads, hand-computed hours, and silence where nothing was measured."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from oscillations.records import cost
+from oscillations.records.plans import plans
 from oscillations.study import reading as studies
+from oscillations.study.variants import select
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +55,7 @@ def test_an_epoch_is_its_steps_and_its_validation():
     _, variants = load("paper")
     seconds = cost.epoch_seconds(variants[0].recipe, cost.Speed("bench", 0.01, 0.0001))
     assert seconds == pytest.approx(313 * 0.01 + 5 * 10_000 * 0.0001)
-    halved = variants[0].recipe | {"classes": [0, 1, 2, 3, 4]}
+    halved = replace(variants[0].recipe, classes=(0, 1, 2, 3, 4))
     assert cost.epoch_seconds(halved, cost.Speed("bench", 0.01, 0.0)) == pytest.approx(
         157 * 0.01
     )  # half of 40,000 images
@@ -60,9 +63,9 @@ def test_an_epoch_is_its_steps_and_its_validation():
 
 def test_hours_by_hand(scratch):
     study, variants = load("paper")
-    chosen = studies.narrow(variants, "mlp5-scratch/baseline,mlp5-lambda/osciquant-3bit-lambda0", "0,1")
+    chosen = select(study, variants, "mlp5-scratch/baseline,mlp5-lambda/osciquant-3bit-lambda0", "0,1").variants
     measured([(chosen[0], "cpu", 10.0, 0.1), (chosen[1], "cpu", 20.0, 0.1)])
-    first, second = cost.predict(study, chosen)
+    first, second = cost.predict(plans(chosen), study.judged)
     # the paper's best epochs: 14 for the baseline, 15 for 3-bit OsciQuant; patience 10; two seeds
     assert first.core_hours == pytest.approx(2 * 24 * (313 * 0.010 + 5.0) / 3600)
     assert second.core_hours == pytest.approx(2 * 25 * (313 * 0.020 + 5.0) / 3600)
@@ -72,23 +75,23 @@ def test_hours_by_hand(scratch):
 
 def test_gpu_hours_come_from_a_measured_gpu_step_only(scratch):
     study, variants = load("paper")
-    chosen = studies.narrow(variants, "mlp5-scratch/baseline", "0")
+    chosen = select(study, variants, "mlp5-scratch/baseline", "0").variants
     measured([(chosen[0], "cuda", 1.0, 0.001)])
-    (predicted,) = cost.predict(study, chosen)
+    (predicted,) = cost.predict(plans(chosen), study.judged)
     assert predicted.core_hours is None
     assert predicted.gpu_hours == pytest.approx(24 * (313 * 0.001 + 0.05) / 3600)
 
 
 def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured(scratch):
     study, variants = load("paper")
-    chosen = studies.narrow(variants, "mlp5-scratch", None)
+    chosen = select(study, variants, "mlp5-scratch", None).variants
     measured([(chosen[0], "cpu", 10.0, 0.1)])
-    assert [found.core_hours for found in cost.predict(study, chosen)] == [None]
+    assert [found.core_hours for found in cost.predict(plans(chosen), study.judged)] == [None]
 
 
 def test_miniatures_do_not_take_the_papers_epochs(scratch):
     study, variants = load("quick")
-    for found in cost.predict(study, variants):
+    for found in cost.predict(plans(variants), study.judged):
         assert found.sources == ("limit",)
         assert found.epochs == found.runs * study.training.epochs
 

@@ -13,6 +13,7 @@ from oscillations.report.figures import runs as figures
 from oscillations.report.measurements import MEASUREMENTS
 from oscillations.report.site import open_choices
 from oscillations.study import reading as studies
+from oscillations.study.report_schema import figure_number
 
 NAMES = [
     "figure1", "figure2", "figure3", "figure5", "figure6", "figure7", "figure7-qat", "figure8", "figureA1", "figureA5",
@@ -63,7 +64,7 @@ def test_figures_of_a_study_in_the_papers_order(tiny):
         "Figure 1", "Figure 7 (qat)", "Figure A5", "Heatmap (mlp5)",
     ]  # fmt: skip
     assert set(figures.CAPTIONS) == {
-        studies.figure_number(name) for name in [*NAMES, "figure-reconstruction-ptq", "figure-aoq-toy"]
+        figure_number(name) for name in [*NAMES, "figure-reconstruction-ptq", "figure-aoq-toy"]
     }
 
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from conftest import image_sets, make_trainer
 
-from oscillations.engine.batches import image_sets
 from oscillations.engine.counters import OscillationCounter
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.trainers import make_trainer
 from oscillations.jobs.turns import in_turns
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

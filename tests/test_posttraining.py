@@ -9,14 +9,13 @@ from torch import nn
 
 from oscillations import models, posttraining
 from oscillations.core.errors import InputError
-from oscillations.engine.layers import quantized_parameters
+from oscillations.engine.layers import quantized_layers, quantized_parameters
 from oscillations.engine.optimizer import Adam
 from oscillations.engine.quantizer import grid_of, max_scale, mse_scale
 from oscillations.posttraining import _measurement as measurement
 from oscillations.posttraining import mrecg
 from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
 from oscillations.posttraining._units import Chain, merged
-from oscillations.records import identity as records
 from oscillations.study import reading as studies
 
 NETWORKS = {
@@ -104,7 +103,7 @@ def test_a_study_knows_the_units_without_the_network(name):
     module, units = models.find(spec["name"]), Chain(*network(name)[:2]).units
     known = mrecg.units_of(module.layers(module.Options(**spec)))
     assert list(known) == [unit.name for unit in units]
-    chosen = models.quantized_layers([layer for inside in known.values() for layer in inside], module.QUANTIZED)
+    chosen = quantized_layers([layer for inside in known.values() for layer in inside], module.QUANTIZED)
     weighty = [any(layer in chosen for layer in inside) for inside in known.values()]
     assert weighty == [bool(unit.weights) for unit in units]
 
@@ -517,16 +516,3 @@ def test_importing_the_methods_imports_no_torch():
     code = "import sys; from oscillations import posttraining as p; [p.find(n) for n in p.names()]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_a_key_holds_options_bits_and_code():
-    record = dict.fromkeys((*records.IDENTITY, "checkpoint_sha256"))
-    key = records.posttraining_key(record, "brecq", {"nu": 0.01}, 3)
-    assert key == records.posttraining_key(record, "brecq", {"nu": 0.01}, 3)
-    others = [
-        records.posttraining_key(record | {"checkpoint_sha256": "x"}, "brecq", {"nu": 0.01}, 3),
-        records.posttraining_key(record, "brecq", {"nu": 0.1}, 3),
-        records.posttraining_key(record, "brecq", {"nu": 0.01}, 2),
-        records.posttraining_key(record, "qdrop", {"nu": 0.01}, 3),
-    ]
-    assert len({key, *others}) == 5

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from oscillations.cli import main
 from oscillations.core.errors import InputError
 from oscillations.core.files import read_json
 from oscillations.study import reading as studies
+from oscillations.study.variants import recipe_of, select
 
 
 @pytest.fixture
@@ -198,35 +200,56 @@ def test_sweep_labels(load):
     _, variants = load(change)
     names = [variant.name for variant in variants if variant.experiment == "mlp5-lambda"]
     assert names == ["osciquant-3bit-lambda0.25-lr3e-3", "osciquant-3bit-lambda0.25-lr2.5e-4"]
-    assert [variant.recipe["training"]["lr"] for variant in variants[-2:]] == [3e-3, 2.5e-4]
+    assert [variant.recipe.training.lr for variant in variants[-2:]] == [3e-3, 2.5e-4]
 
 
 def test_a_recipe_holds_everything_resolved(load):
     _, variants = load()
     osci = variants[2].recipe
-    assert osci["method"]["reg_reduction"] == "layer_mean"  # from the default preset
-    assert osci["method"]["scale_grad"] == "flow"
-    assert osci["quant_layers"] == ["fc*"]
-    assert json.loads(json.dumps(osci)) == osci
+    assert osci.method.get("reg_reduction") == "layer_mean"  # from the default preset
+    assert osci.method.get("scale_grad") == "flow"
+    assert osci.quant_layers == ("fc*",)
+    plain = osci.plain()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["method"] == {"name": "osciquant"} | osci.method.options.model_dump(mode="json", by_alias=True)
+    assert [recipe_of(variant.recipe.plain()) for variant in variants] == [variant.recipe for variant in variants]
 
 
-def test_narrowing(load):
-    _, variants = load()
-    assert len(studies.narrow(variants, "mlp5-lambda")) == 2
-    assert [v.seeds for v in studies.narrow(variants, "mlp5-scratch/baseline", 1)] == [(1,)]
-    assert [v.seeds for v in studies.narrow(variants, "mlp5-scratch/baseline", "0,1")] == [(0, 1)]
+def test_selection(load):
+    study, variants = load()
+
+    def chosen(only=None, seeds=None):
+        return select(study, variants, only, seeds).variants
+
+    assert len(chosen("mlp5-lambda")) == 2
+    assert [v.seeds for v in chosen("mlp5-scratch/baseline", 1)] == [(1,)]
+    assert [v.seeds for v in chosen("mlp5-scratch/baseline", "0,1")] == [(0, 1)]
+    assert chosen() == chosen("all") == variants
     with pytest.raises(InputError, match="did you mean 'mlp5-lambda'"):
-        studies.narrow(variants, "mlp5-lamda")
+        chosen("mlp5-lamda")
     with pytest.raises(InputError, match="no seed 7"):
-        studies.narrow(variants, None, "0,7")
+        chosen(None, "0,7")
     with pytest.raises(InputError, match="whole numbers"):
-        studies.narrow(variants, None, "one")
+        chosen(None, "one")
 
 
-def test_narrowing_keeps_what_a_fine_tune_starts_from():
-    _, variants = studies.load(ROOT / "params/quick.yaml")
-    kept = studies.narrow(variants, "vit-tiny-finetune/qat-3bit")
+def test_a_selection_keeps_what_a_fine_tune_starts_from():
+    kept = select(*studies.load(ROOT / "params/quick.yaml"), "vit-tiny-finetune/qat-3bit").variants
     assert [variant.path for variant in kept] == ["vit-tiny-pretrain/baseline", "vit-tiny-finetune/qat-3bit"]
+
+
+def test_a_study_says_what_is_wanted_now(load):
+    wanted = {"only": ["mlp5-scratch/qat-3bit", "mlp5-lambda"], "seeds": [1]}
+    study, variants = load(lambda c: c.update(wanted=wanted))
+    found = select(study, variants).variants
+    assert [variant.path for variant in found] == [
+        "mlp5-scratch/qat-3bit", "mlp5-lambda/osciquant-3bit-lambda0", "mlp5-lambda/osciquant-3bit-lambda2",
+    ]  # fmt: skip
+    assert {variant.seeds for variant in found} == {(1,)}
+    assert select(study, variants, "all").variants == variants  # a command that says only= or seeds= has its way
+    assert {variant.seeds for variant in select(study, variants, None, 0).variants} == {(0,)}
+    with pytest.raises(InputError, match=r"wanted.only: no such experiment.*did you mean 'mlp5-lambda'"):
+        load(lambda c: c.update(wanted={"only": ["mlp5-lamda"]}))
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "params").glob("*.yaml")), ids=lambda file: file.stem)
@@ -241,7 +264,7 @@ def test_an_extending_study_replaces_keys():
     jpeg, other = studies.load(ROOT / "params/paper-jpeg.yaml")
     assert (paper.data, jpeg.data) == ("cifar10", "cifar10-jpeg")
     for a, b in zip(canonical, other):
-        assert a.recipe | {"data": None} == b.recipe | {"data": None}
+        assert replace(a.recipe, data="") == replace(b.recipe, data="")
 
 
 def test_the_schema_is_up_to_date():
@@ -251,8 +274,8 @@ def test_the_schema_is_up_to_date():
 
 def test_checking_a_study_does_not_import_torch():
     code = (
-        "import sys; from pathlib import Path; from oscillations import study;"
-        "study.load(Path('params/quick.yaml')); sys.exit('torch' in sys.modules)"
+        "import sys; from pathlib import Path; from oscillations.study import reading;"
+        "reading.load(Path('params/quick.yaml')); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -283,8 +306,7 @@ def test_the_paper_study_plans_every_published_table():
     for table, cells in published.groupby("table"):
         planned = [v.recipe for v in variants if v.experiment in study.tables[f"table{table[1:]}"]]
         trained = {
-            (r["model"]["name"], r["method"]["name"], r["method"].get("bits", 32))
-            + ((r["method"].get("lambda"),) if table in ("T4", "T5") else ())
+            (r.model.name, r.method.name, r.bits) + ((r.method.get("lambda"),) if table in ("T4", "T5") else ())
             for r in planned
         }
         columns = ["model", "method", "train_bits"] + (["lambda"] if table in ("T4", "T5") else [])
@@ -298,4 +320,4 @@ def test_a_slice_of_the_images_is_part_of_the_recipe(load):
     images = {"train": 100, "validation": 50, "test": 20}
     _, (whole, *_) = load(lambda c: None)
     _, (part, *_) = load(lambda c: scratch(c).update(images=images))
-    assert (whole.recipe["images"], part.recipe["images"]) == (None, images)
+    assert (whole.recipe.images, part.recipe.plain()["images"]) == (None, images)

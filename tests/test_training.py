@@ -7,14 +7,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import image_sets, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oscillations import methods
-from oscillations.engine.batches import crop_flip, evenly, image_sets, images_per_class, split_indices
+from oscillations.engine.batches import crop_flip, evenly, images_per_class, split_indices
 from oscillations.engine.optimizer import OPTIMIZERS, Adam
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume
-from oscillations.jobs.trainers import make_trainer
 
 PARTS = ("train", "validation", "test")
 METHODS = [

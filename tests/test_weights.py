@@ -6,17 +6,18 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, job_counts
+from conftest import ROOT, image_sets, job_counts, make_trainer
 from safetensors.torch import load_file, save_file
 
 from oscillations import datasets, models
 from oscillations.cli import main
 from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, read_json
-from oscillations.engine.batches import image_sets
 from oscillations.engine.layers import load_weights
 from oscillations.jobs import train as runs
-from oscillations.jobs.trainers import make_trainer
+from oscillations.jobs.trainers import new_trainer
+from oscillations.records.identity import OTHER_WEIGHTS
+from oscillations.records.plans import plans
 from oscillations.report.measurements import MEASUREMENTS, start_label
 from oscillations.report.tables.published import agreement_cells, shown, table_cells
 from oscillations.study import pretrained as weights
@@ -228,7 +229,7 @@ def load(folder, *changes):
 
 def test_a_recipe_holds_the_checkpoint_and_its_normalisation(tmp_path):
     recipe = load(tmp_path)[1][0].recipe
-    assert recipe["pretrained"] == {
+    assert recipe.plain()["pretrained"] == {
         "name": RESNET,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
@@ -326,13 +327,8 @@ def test_a_run_knows_what_it_started_from(trained, here):
     assert record["start_sha256"] == about["sha256"]
     assert record["start"] == {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
     assert start_label(variant.recipe, record) == "local file mine.pth, not verified"
-    trainer = runs.new_trainer(
-        variant,
-        run,
-        small_cifar()[0],
-        image_sets(*small_cifar(), variant.recipe, torch.device("cpu")),
-        torch.device("cpu"),
-    )
+    sets = image_sets(*small_cifar(), variant.recipe.plain(), torch.device("cpu"))
+    trainer = new_trainer(variant, run, small_cifar()[0], sets, torch.device("cpu"))
     start, own = resnet_state(), trainer.model.state_dict()
     assert all(torch.equal(own[key], start[key]) for key in start if not key.startswith("fc."))
     assert own["fc.weight"].shape == (10, 512)
@@ -341,14 +337,11 @@ def test_a_run_knows_what_it_started_from(trained, here):
 
 @pytest.mark.slow
 def test_other_weights_make_a_run_stale(trained, here):
-    from oscillations.records.plans import OTHER_WEIGHTS, sort_runs, stale_because
-
     _, variant = trained
-    run = variant.runs()[0]
-    assert stale_because(read_json(run.record), variant, run) is None
+    assert plans([variant])[0].stale is None
     torch.save(resnet_state(seed=1), here / "other.pth")
     weights.write(RESNET, here / "other.pth")
-    assert sort_runs([variant])[1] == {run: OTHER_WEIGHTS}
+    assert plans([variant])[0].stale == OTHER_WEIGHTS
 
 
 @pytest.mark.slow

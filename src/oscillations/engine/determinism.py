@@ -9,12 +9,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from oscillations.engine.recipe import Recipe
 
-
-def set_up_torch(recipe: Recipe, device: str = "auto") -> torch.device:
+def set_up_torch(threads: int, precision: str = "fp32", device: str = "auto") -> torch.device:
     """Fix all that decides bits: threads, denormals, precision, deterministic kernels. Returns the device."""
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # Adam's moments of unused weights decay into denormals, which are slow
     keep_freed_memory()
     if device == "auto":
@@ -24,7 +22,7 @@ def set_up_torch(recipe: Recipe, device: str = "auto") -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a fill of every new tensor; none is read unset
         torch.backends.cudnn.benchmark = False
-        tf32 = recipe.training.precision == "tf32"
+        tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     return torch.device(device)
 

@@ -32,7 +32,7 @@ def evaluate(
     The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
     weights have them.
     """
-    torch_device = set_up_torch(variants[0].recipe, device)
+    torch_device = set_up_torch(variants[0].recipe.threads, variants[0].recipe.training.precision, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = read_rows([accuracy_file], EVALUATIONS), read_rows([histogram_file], HISTOGRAMS)
     about = sets = None

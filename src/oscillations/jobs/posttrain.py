@@ -71,7 +71,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
 
 def _trainer(variant: Variant, run: Run, device: str):
     """The run's network with its checkpoint and images."""
-    torch_device = set_up_torch(variant.recipe, device)
+    torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)
     return trained(variant, run, about, image_sets(about, tensors, variant.recipe, torch_device), torch_device)
 

@@ -62,7 +62,7 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
     has a stream of its own. Raises Interrupted after SIGTERM or SIGINT.
     """
     stop = StopSignal()
-    torch_device = set_up_torch(variant.recipe, device)
+    torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)
     found = plans([variant])
     for plan in found:

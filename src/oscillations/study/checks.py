@@ -93,7 +93,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str, kind:
     """Raise InputError if one of the names is not known."""
     known = set(known)
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InputError(f"{where}: unknown {kind} {shortened(name)}; {did_you_mean(name, sorted(known))}")
 
 

@@ -15,7 +15,7 @@ from oscillations.core.bits import bit_name
 from oscillations.core.config import parse, refuse_repeats
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
-from oscillations.engine.recipe import Choice, Pretrained, Recipe, Training
+from oscillations.engine.recipe import Choice, Pretrained, Recipe, ReducedSplits, Training
 from oscillations.study import pretrained
 from oscillations.study.paths import Run
 from oscillations.study.schema import Experiment, Study
@@ -45,6 +45,20 @@ class Variant:
         """The run whose checkpoint this one starts from."""
         start = self.recipe.start_from
         return None if start is None else Run(self.study, start, "baseline", seed)
+
+
+def recipe_of(plain: dict[str, Any]) -> Recipe:
+    """The recipe that :meth:`Recipe.plain` gave, from a record say."""
+    given = dict(plain)
+    kinds = {"model": lambda name: models.find(name).Options, "method": lambda name: methods.find(name).Options}
+    for key, kind in kinds.items():
+        options = kind(plain[key]["name"])
+        values = {k: v for k, v in plain[key].items() if k != "name" or "name" in options.model_fields}
+        given[key] = Choice(plain[key]["name"], options(**values))
+    for key, model in (("training", Training), ("images", ReducedSplits), ("pretrained", Pretrained)):
+        given[key] = model(**plain[key]) if plain.get(key) is not None else None
+    lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+    return Recipe(**given | lists)
 
 
 def variants_of(study: Study, path: Path) -> list[Variant]:

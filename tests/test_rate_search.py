@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from oscillations.report.measurements import MEASUREMENTS
-from oscillations.report.tables import rate_search as fingerprint
+from oscillations.report.tables import rate_search
 from oscillations.study import reading as studies
 
 
@@ -32,7 +32,7 @@ def measured(experiment, variant, epoch, accuracies, status="done"):
 def table(paper, *runs):
     rows = [row for run in runs for row in measured(*run)]
     measurements = pd.DataFrame(rows, columns=MEASUREMENTS)
-    found = fingerprint.fingerprint_rows(*paper, measurements)
+    found = rate_search.searched(*paper, measurements)
     return found[found.main == "mlp5-scratch"]
 
 
@@ -58,22 +58,22 @@ def test_scores_and_ranks(paper):
 
 def test_the_sentence_follows_the_numbers(paper):
     good, bad = ("mlp5-fingerprint-40k", "baseline-lr3e-3"), ("mlp5-fingerprint-45k", "baseline-lr1e-3")
-    assert fingerprint.verdict(table(paper, (*good, 14, EXACT), (*bad, 28, OFF))) == (
+    assert rate_search.verdict(table(paper, (*good, 14, EXACT), (*bad, 28, OFF))) == (
         "MLP5 (scratch): of 2 learning rates and splits that ran (of 14), 0.003 with 40,000 / 10,000 images fits the "
         "published baseline best (score 0.00); it is this study's choice."
     )
-    assert fingerprint.verdict(table(paper, (*good, 28, OFF), (*bad, 14, EXACT))) == (
+    assert rate_search.verdict(table(paper, (*good, 28, OFF), (*bad, 14, EXACT))) == (
         "MLP5 (scratch): of 2 learning rates and splits that ran (of 14), 0.001 with 45,000 / 5,000 images fits the "
         "published baseline best (score 0.00); this study's choice, 0.003 with 40,000 / 10,000, is number 2 (2.50)."
     )
-    assert fingerprint.verdict(table(paper, (*bad, 28, OFF))).endswith("this study's own choice is not among them.")
-    assert fingerprint.verdict(table(paper)) == "MLP5 (scratch): none of the 14 learning rates and splits has run."
+    assert rate_search.verdict(table(paper, (*bad, 28, OFF))).endswith("this study's own choice is not among them.")
+    assert rate_search.verdict(table(paper)) == "MLP5 (scratch): none of the 14 learning rates and splits has run."
 
 
 def test_a_diverged_run_has_no_score(paper):
     rows = table(paper, ("mlp5-fingerprint-40k", "baseline-lr3e-3", 1, (None,) * 4, "diverged"))
     assert rows.score.isna().all()
-    lines = fingerprint.shown(rows)
+    lines = rate_search.shown(rows)
     assert lines.FP32.tolist()[:3] == ["51.43", "diverged", "not run"]
     assert lines["Learning rate"].tolist()[:3] == ["published", "0.003", "0.001"]
     assert lines.Choice.tolist()[:3] == ["", "this study", ""]
