@@ -6,14 +6,13 @@ from conftest import image_sets, make_trainer
 
 from oscillations import models
 from oscillations.engine.layers import quantized_layers, quantized_parameters
+from oscillations.methods._aoq import AoqQuantizer, initial_spacing
 from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
     STAGE3,
     Aoq,
     damping_gradient,
     distance,
-    initial_spacing,
-    quantizer_class,
     shrinkage,
     spacing_gradient,
 )
@@ -49,7 +48,7 @@ class NoStep:
 def test_a1_levels_and_thresholds(bits, levels, thresholds):
     below = torch.tensor(thresholds) - 1e-3
     weight = torch.cat([torch.tensor([-99.0]), below, torch.tensor(thresholds), torch.tensor([99.0])])
-    quantizer = quantizer_class()({"a": weight}, bits, tie="half_up")
+    quantizer = AoqQuantizer({"a": weight}, bits, tie="half_up")
     quantizer.thresholds, quantizer.levels = [torch.tensor(1.0)], [torch.tensor(2.0)]
     quantizer.update()
     lower = [levels[0], *levels[:-1]]  # each threshold separates two neighbouring levels, and belongs to the upper

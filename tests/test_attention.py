@@ -7,7 +7,8 @@ from test_training import run, same_state, trainer
 from oscillations import models
 from oscillations.core.errors import InputError
 from oscillations.methods._attention import attentions, product_attention
-from oscillations.methods.statsq import Statsq, straight_through
+from oscillations.methods._statsq import straight_through
+from oscillations.methods.statsq import Statsq
 
 VIT = {
     "model": {"name": "vit-tiny", "patch_size": 4, "width": 12, "depth": 2, "heads": 3},

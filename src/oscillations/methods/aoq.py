@@ -49,46 +49,12 @@ def shrinkage(progress: float) -> float:
     return (LARGEST + SMALLEST) / 2 + (LARGEST - SMALLEST) / 2 * math.cos(math.pi * refreshes / REFRESHES)
 
 
-def initial_spacing(weight: Tensor, bits: int, per_channel: bool = False) -> Tensor:
-    """Unbiased std(w) / 2^(b-2): 0-dim, or ``[C, 1, ...]``."""
-    from oscillations.engine.quantizer import reduced
-
-    spread = weight.std(reduced(weight, per_channel), keepdim=per_channel)
-    return (spread / 2 ** (bits - 2)).clamp_min(SMALLEST_SPACING)
-
-
 def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
     """dL/d(spacing of the levels) = sum (k + 1/2) dL/dq over the weights that share it, shaped as ``shared``."""
     from oscillations.engine.quantizer import reduced
 
     per_channel = shared.dim() > 0
     return (upstream * (codes + 0.5)).sum(reduced(upstream, per_channel), keepdim=per_channel)
-
-
-def quantizer_class() -> type[WeightQuantizer]:
-    """2^b levels around zero, which is a threshold; spacings are ``shrinkage`` times ``thresholds`` and ``levels``."""
-    import torch
-
-    from oscillations.engine.quantizer import WeightQuantizer
-
-    class AoqQuantizer(WeightQuantizer):
-        def __init__(self, weights, bits, **options):
-            super().__init__(weights, bits, scale_source="learned", grid="mid_rise", **options)
-            self.shrinkage = torch.ones((), device=self.codes.device)
-            self.thresholds = [initial_spacing(weight, bits, self.per_channel) for weight in self.weights]
-            self.levels = [spacing.clone() for spacing in self.thresholds]
-
-        @torch.no_grad()
-        def rescale(self):
-            self.scales = [spacing * self.shrinkage for spacing in self.thresholds]
-            self.level_scales = [spacing * self.shrinkage for spacing in self.levels]
-
-        def state(self):
-            kinds = {"threshold": self.thresholds, "level": self.levels}
-            spacings = {f"{kind}/{name}": s for kind in kinds for name, s in zip(self.names, kinds[kind])}
-            return {"shrinkage": self.shrinkage} | spacings
-
-    return AoqQuantizer
 
 
 class Aoq(Method):
@@ -102,9 +68,10 @@ class Aoq(Method):
 
     def make_quantizer(self, parameters):
         from oscillations.engine.optimizer import Adam
+        from oscillations.methods._aoq import AoqQuantizer
 
         o = self.options
-        quantizer = quantizer_class()(parameters, o.bits, tie=o.tie, per_channel=o.per_channel)
+        quantizer = AoqQuantizer(parameters, o.bits, tie=o.tie, per_channel=o.per_channel)
         self.level_optimizer = Adam(quantizer.levels, lr=0)  # the run's at every step
         return quantizer
 

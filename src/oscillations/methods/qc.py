@@ -14,8 +14,6 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.engine.quantizer import WeightQuantizer
-
 
 class QcOptions(LsqOptions):
     start: float = Field(11 / 12, ge=0, le=1, description="share of the training before the correction")
@@ -31,40 +29,6 @@ def fold(scale: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tup
     return scale * gamma.unsqueeze(-1), shift if bias is None else gamma.flatten() * bias + shift
 
 
-def quantizer_class() -> type[WeightQuantizer]:
-    """LSQ's, with the corrections as a part of what a checkpoint holds."""
-    import torch
-
-    from oscillations.engine.quantizer import WeightQuantizer
-
-    class CorrectedQuantizer(WeightQuantizer):
-        def __init__(self, weights, *args, **kwargs):
-            super().__init__(weights, *args, **kwargs)
-            layers = {name.rpartition(".")[0]: w for name, w in weights.items() if w.dim() > 1}
-            shapes = {layer: (len(w), *[1] * (w.dim() - 2)) for layer, w in layers.items()}  # of an output's channels
-            self.gammas = {layer: w.new_ones(shapes[layer]).requires_grad_() for layer, w in layers.items()}
-            self.betas = {layer: w.new_zeros(shapes[layer]).requires_grad_() for layer, w in layers.items()}
-            self.corrects = False  # until then no layer's output is touched
-
-        def corrected(self, layer, output):
-            if not self.corrects:
-                return output
-            return (output * self.gammas[layer] + self.betas[layer]).to(output.dtype)
-
-        def state(self):
-            gammas = {f"gamma/{layer}": gamma.detach() for layer, gamma in self.gammas.items()}
-            betas = {f"beta/{layer}": beta.detach() for layer, beta in self.betas.items()}
-            return super().state() | gammas | betas
-
-        @torch.no_grad()
-        def load_state(self, state):
-            super().load_state(state)
-            changed = [gamma != 1 for gamma in self.gammas.values()] + [beta != 0 for beta in self.betas.values()]
-            self.corrects = any(values.any().item() for values in changed)
-
-    return CorrectedQuantizer
-
-
 class Qc(Lsq):
     """LSQ up to the step that reaches ``start``; after it, only the corrections are learned.
 
@@ -78,7 +42,9 @@ class Qc(Lsq):
         self._model = model
 
     def quantizer_class(self):
-        return quantizer_class()
+        from oscillations.methods._qc import CorrectedQuantizer
+
+        return CorrectedQuantizer
 
     def make_quantizer(self, parameters):
         from torch.nn.modules.batchnorm import _BatchNorm

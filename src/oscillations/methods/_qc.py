@@ -1,0 +1,35 @@
+"""The quantizer of quantization correction (:mod:`oscillations.methods.qc`)."""
+
+from __future__ import annotations
+
+import torch
+
+from oscillations.engine.quantizer import WeightQuantizer
+
+
+class CorrectedQuantizer(WeightQuantizer):
+    """LSQ's, with the corrections as a part of what a checkpoint holds."""
+
+    def __init__(self, weights, *args, **kwargs):
+        super().__init__(weights, *args, **kwargs)
+        layers = {name.rpartition(".")[0]: w for name, w in weights.items() if w.dim() > 1}
+        shapes = {layer: (len(w), *[1] * (w.dim() - 2)) for layer, w in layers.items()}  # of an output's channels
+        self.gammas = {layer: w.new_ones(shapes[layer]).requires_grad_() for layer, w in layers.items()}
+        self.betas = {layer: w.new_zeros(shapes[layer]).requires_grad_() for layer, w in layers.items()}
+        self.corrects = False  # until then no layer's output is touched
+
+    def corrected(self, layer, output):
+        if not self.corrects:
+            return output
+        return (output * self.gammas[layer] + self.betas[layer]).to(output.dtype)
+
+    def state(self):
+        gammas = {f"gamma/{layer}": gamma.detach() for layer, gamma in self.gammas.items()}
+        betas = {f"beta/{layer}": beta.detach() for layer, beta in self.betas.items()}
+        return super().state() | gammas | betas
+
+    @torch.no_grad()
+    def load_state(self, state):
+        super().load_state(state)
+        changed = [gamma != 1 for gamma in self.gammas.values()] + [beta != 0 for beta in self.betas.values()]
+        self.corrects = any(values.any().item() for values in changed)
