@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAda
 from oscillations import datasets, methods, models, posttraining, weights
 from oscillations.bits import LATENT, bit_name
 from oscillations.config import Strict, parse, refuse_repeats
-from oscillations.errors import InputError, did_you_mean, shortened
+from oscillations.errors import SHOWN, InputError, did_you_mean, shortened
 from oscillations.fingerprint import fingerprint
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -29,6 +29,8 @@ ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(-[A-Za-z0-9.]+)*$")]
 Names = Annotated[list[str], Field(min_length=1)]
 # Limits beyond which a number is a slip of the pen: no machine could do what it says.
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
+ImageCount = Annotated[int, Field(ge=1, le=1_000_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 SideLength = Annotated[int, Field(ge=1, le=1024)]
@@ -38,7 +40,7 @@ class Training(Strict):
     """How a network is trained; the same for every method of an experiment."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
-    lr: PositiveFloat = Field(description="learning rate")
+    lr: LearningRate = Field(description="learning rate")
     schedule: Literal["none", "cosine"] = Field("none", description="of the rate: constant, or a half cosine to 0")
     batch_size: BatchSize
     precision: Literal["fp32", "tf32", "bf16"] = Field(
@@ -53,7 +55,7 @@ class TrainingChange(Strict):
     """What one experiment changes of the study's training."""
 
     optimizer: Literal["adam", "sgd"] | None = None
-    lr: PositiveFloat | None = None
+    lr: LearningRate | None = None
     schedule: Literal["none", "cosine"] | None = None
     batch_size: BatchSize | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
@@ -65,9 +67,9 @@ class TrainingChange(Strict):
 class Images(Strict):
     """Numbers of images, drawn evenly over the classes with the seed of the split; of a split with fewer, all."""
 
-    train: PositiveInt
-    validation: PositiveInt
-    test: PositiveInt
+    train: ImageCount
+    validation: ImageCount
+    test: ImageCount
 
 
 class Experiment(Strict):
@@ -351,7 +353,8 @@ class Study(Strict):
         return self.published in ("paper", "other-data")
 
     def dataset(self, experiment: str) -> str:
-        return self.experiments[experiment].data or self.data
+        own = self.experiments[experiment].data
+        return self.data if own is None else own
 
     def held_out(self, experiment: str) -> int:
         return self.experiments[experiment].validation or self.validation
@@ -523,6 +526,8 @@ def _load(path: Path) -> tuple[Study, list[Variant]]:
         for name, experiment in study.experiments.items()
         for variant in _variants(study, name, experiment, f"{path}: experiments.{name}")
     ]
+    for name, experiment in study.experiments.items():  # now that each one's model is known to be right
+        _check_start(study, experiment, f"{path}: experiments.{name}")
     seen: set[str] = set()
     for variant in variants:
         if variant.path in seen:
@@ -540,7 +545,7 @@ def _check_data(study: Study, experiment: str, path: Path) -> None:
     data, held = study.dataset(experiment), study.held_out(experiment)
     where = f"{path}: experiments.{experiment}"
     if data not in datasets.names():
-        key = f"{where}.data" if study.experiments[experiment].data else f"{path}: data"
+        key = f"{path}: data" if study.experiments[experiment].data is None else f"{where}.data"
         raise InputError(f"{key}: unknown dataset {data!r}; {did_you_mean(data, datasets.names())}")
     images = datasets.find(data).TRAIN_IMAGES
     if held >= images:
@@ -552,8 +557,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
     model, layers = _model_and_layers(experiment, datasets.find(study.dataset(name)).IMAGE_SHAPE, where)
     patterns = experiment.quant_layers or models.find(model["name"]).QUANTIZED
     _check_patterns(patterns, layers, f"{where}.quant_layers")
-    _check_start(study, experiment, where)
-    pretrained = experiment.pretrained and _resolved_weights(study, name, model, f"{where}.pretrained")
+    pretrained = None if experiment.pretrained is None else _resolved_weights(study, name, model, f"{where}.pretrained")
     if experiment.classes:
         data, last = study.dataset(name), len(datasets.find(study.dataset(name)).CLASSES) - 1
         wrong = [label for label in experiment.classes if not 0 <= label <= last]
@@ -660,6 +664,8 @@ def short_float(value: float) -> str:
 
 
 def _check_patterns(patterns: list[str], layers: list[str], where: str) -> None:
+    if not patterns:
+        raise InputError(f"{where}: the list is empty; known: {', '.join(layers[:SHOWN])}")
     for pattern in patterns:
         if not models.quantized_layers(layers, [pattern]):
             raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
@@ -667,10 +673,11 @@ def _check_patterns(patterns: list[str], layers: list[str], where: str) -> None:
 
 def _check_start(study: Study, experiment: Experiment, where: str) -> None:
     start = experiment.start_from
-    if start and experiment.pretrained:
+    if start is not None and experiment.pretrained:
         raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
-    if experiment.setting == "scratch" and (start or experiment.pretrained):
-        raise InputError(f"{where}.{'start_from' if start else 'pretrained'}: not with setting: scratch; say finetune")
+    if experiment.setting == "scratch" and (start is not None or experiment.pretrained):
+        key = "pretrained" if start is None else "start_from"
+        raise InputError(f"{where}.{key}: not with setting: scratch; say finetune")
     if start is None:
         if experiment.setting == "finetune" and not experiment.pretrained:
             raise InputError(f"{where}: setting: finetune needs start_from or pretrained")
@@ -701,11 +708,11 @@ def _check_references(study: Study, variants: dict[str, Variant], path: Path) ->
     for name, spec in study.figures.items():
         where = f"figures.{name}"
         if isinstance(spec, Sweep):
-            experiments[where] = spec.experiments
+            experiments[f"{where}.experiments"] = spec.experiments
             continue
         for panel in spec.panels:
             if panel not in variants:
-                raise InputError(f"{path}: {where}: unknown variant {panel!r}; {did_you_mean(panel, variants)}")
+                raise InputError(f"{path}: {where}.panels: unknown variant {panel!r}; {did_you_mean(panel, variants)}")
             if isinstance(spec, WeightPanels):
                 shown, layer = variants[panel].recipe["model"], spec.layer.removesuffix(".weight")
                 layers = models.find(shown["name"]).layers(models.find(shown["name"]).Options(**shown))
