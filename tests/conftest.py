@@ -14,6 +14,8 @@ from oscillations.jobs import trainers
 from oscillations.study.variants import recipe_of
 
 ROOT = Path(__file__).resolve().parent.parent
+# Programs that tests start import this checkout, whatever else may be installed.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 TINY = """\
 study: tiny

@@ -78,17 +78,19 @@ def test_killed_again_and_again(prepared, undisturbed):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(prepared, undisturbed, number):
     command = [part if part != "0" else "1000" for part in TRAIN]  # only the signal saves
-    prepared.edit("params/tiny.yaml", "epochs: 3", "epochs: 2000")
+    short, endless = "epochs: 3, patience: 5", "epochs: 99999, patience: 99999"  # only the signal ends it
+    prepared.edit("params/tiny.yaml", short, endless)
     process = prepared.start(sys.executable, "-m", "oscillations", *command)
     log = prepared.folder / "work/tiny" / VARIANT / "seed0/progress.json"
     deadline = time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert log.exists(), "it has not begun to train"
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "saved in epoch" in output
-    prepared.edit("params/tiny.yaml", "epochs: 2000", "epochs: 3")
+    prepared.edit("params/tiny.yaml", endless, short)
     again = prepared.cli(*TRAIN)
     assert "of another recipe, code, data or device; starting again" in again
     assert contents(prepared) == contents(undisturbed)

@@ -15,6 +15,12 @@ from oscillations.study import reading as studies
 
 VIT = {"name": "vit-tiny", "width": 12, "depth": 1, "heads": 3, "patch_size": 4}
 MORE = {
+    "fine": {
+        "model": {"name": "resnet18", "width": 4},
+        "setting": "finetune",
+        "start_from": "resnet",
+        "methods": {"qat": {"bits": 3}},
+    },
     "vit": {"model": VIT, "setting": "scratch", "methods": {"baseline": None, "statsq": {"bits": 3}}},
     "resnet": {"model": {"name": "resnet18", "width": 4}, "setting": "scratch", "methods": {"baseline": None}},
 }
@@ -51,6 +57,7 @@ BAD = [
     ("training.lr", "5E4", "a string; write 5.0e\\+4"),
     ("training.lr", "0.1", "a string; write it without quotes"),
     ("training.lr", 0, "greater than 0"),
+    ("training.lr", BIG, "less than or equal to 1000"),
     ("training.batch_size", True, "valid integer"),
     ("training.batch_size", "64", "a string; write it without quotes"),
     ("training.batch_size", 64.0, "valid integer"),
@@ -76,7 +83,7 @@ BAD = [
     (f"{E}.training", {"epochs": BIG}, "epochs: .*less than or equal to"),
     (f"{E}.resize", 10**6, "less than or equal to 1024"),
     (f"{E}.resize", 0, "greater than or equal to 1"),
-    (f"{E}.images", {"train": 0, "validation": 1, "test": 1}, "train: .*greater than 0"),
+    (f"{E}.images", {"train": 0, "validation": 1, "test": 1}, "train: .*greater than or equal to 1"),
     (f"{E}.images", {"train": 5, "validation": True, "test": 1}, "validation: .*valid integer"),
     (f"{E}.images", {"train": 5, "test": 1}, "validation: this key is missing"),
     (f"{L}.sweep", {"lambda": [math.nan]}, "lambda.*finite number"),
@@ -147,6 +154,7 @@ BAD = [
     (f"{L}.sweep", {"lambda": [1, 1.0000001]}, "two of its points are both named osciquant-3bit-lambda1;"),
     (f"{M}.qat", {"bits": [3, 3]}, "bits: 3 stands twice"),
     (f"{M}.kure", {"bits": 3, "lambda": 1, "reg_layers": ["fc1", "fc1"]}, "reg_layers: 'fc1' stands twice"),
+    (f"{M}.kure", {"bits": 3, "lambda": 1, "reg_layers": []}, "reg_layers: the list is empty; known: fc1"),
     (f"{P}.of", [], "at least 1 item"),
     (f"{P}.of", ["mlp5-scratch/baseline"] * 2, "'mlp5-scratch/baseline' stands twice"),
     (f"{P}.bits", [3, 3], "3 stands twice"),
@@ -220,7 +228,8 @@ BAD = [
     ),
     ("experiments.x", FINE, "setting: finetune needs start_from or pretrained"),
     (f"{E}.start_from", "resnet", "not with setting: scratch"),
-    (f"{E}.pretrained", "torchvision/resnet18", "not with setting: scratch"),
+    (f"{E}.data", "", "unknown dataset ''"),
+    ("experiments.resnet.model", {"name": "resnet18", "stem": "cfar"}, "model: stem: 'cfar' is not allowed; did you"),
     (f"{E}.data", "cifar", "unknown dataset 'cifar'; did you mean 'cifar10'"),
     (f"{L}.methods", {"qat": {"bits": 3}}, "sweep.lambda: none of the methods has a lambda"),
     (f"{L}.sweep", {"lamda": [1]}, "'lamda' is not allowed; did you mean 'lambda'"),

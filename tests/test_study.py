@@ -127,7 +127,7 @@ BAD = {
     "unknown table": (lambda c: c["tables"].update(table9=["mlp5-scratch"]), r"tables\.table9"),
     "figure of nothing": (
         lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),
-        r"figures\.figure7: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
+        r"figures\.figure7\.panels: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
     ),
     "figure that shows no run": (lambda c: c["figures"].update(figure1={}), r"figures: unknown key 'figure1'; did you mean 'figure[2-8]'"),
     "misspelt figure": (lambda c: c["figures"].update({"figrue7-qat": {}}), r"figures: unknown key 'figrue7-qat'; did you mean 'figure7'\?"),
@@ -138,7 +138,7 @@ BAD = {
     "sweep without bits": (lambda c: c["figures"]["figure6"].pop("bits"), r"figures\.figure6\.bits: this key is missing"),
     "sweep of nothing": (
         lambda c: c["figures"]["figure6"].update(experiments=["mlp5-lamda"]),
-        r"figures\.figure6: unknown experiment 'mlp5-lamda'; did you mean 'mlp5-lambda'",
+        r"figures\.figure6\.experiments: unknown experiment 'mlp5-lamda'; did you mean 'mlp5-lambda'",
     ),
     "search of nothing": (
         lambda c: c.update(rate_searches={"mlp5-scratch": ["mlp5-scrach"]}),

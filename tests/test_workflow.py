@@ -80,11 +80,15 @@ def test_a_record_explains_itself(finished):
     assert {"fingerprint", "status", "best_epoch", "epochs_run", "checkpoint_sha256", "timing"} <= set(record)
 
 
-def test_jobs_run_side_by_side(finished):
-    records = json.loads((finished.folder / "results/tiny/provenance.json").read_text())
-    spans = {(r["starttime"], r["endtime"]) for path, r in records.items() if path.endswith("run.json")}
-    spans = sorted(spans)
-    assert any(second[0] < first[1] for first, second in zip(spans, spans[1:]))
+def test_jobs_run_side_by_side(project):
+    """Two jobs that each wait for the other both end, however fast they are and on however many cores."""
+    project.snakemake("data")
+    meet = f"python {ROOT / 'tests/meet.py'} {project.folder / 'met'} train"
+    project.edit("workflow/train.smk", "python -m oscillations train", meet)
+    variants = [f"mlp5-scratch/{name}" for name in ("baseline", "qat-3bit")]
+    records = [f"results/tiny/runs/{variant}/seed0/run.json" for variant in variants]
+    project.snakemake(*records, config=f"only={','.join(variants)} seeds=0")
+    assert len(list((project.folder / "met").iterdir())) == 2
 
 
 def test_comments_retrain_nothing(finished):
@@ -237,12 +241,13 @@ def test_bad_command_lines_stop_before_any_job(project, config, message):
 
 
 def test_a_second_run_is_told_about_the_first(project):
-    project.edit("params/tiny.yaml", "epochs: 3", "epochs: 2000")
+    project.edit("params/tiny.yaml", "epochs: 3, patience: 5", "epochs: 99999, patience: 99999")  # until it is killed
     first = project.start("snakemake", "--cores", "2", "all", "--config", "study=tiny")
     try:
         deadline = time.monotonic() + 120
         while not list(project.folder.glob("work/**/progress.json")) and time.monotonic() < deadline:
             time.sleep(0.1)
+        assert list(project.folder.glob("work/**/progress.json")), "the first has not begun to train"
         output = project.snakemake("all", ok=False)
         assert "another snakemake is working in this folder" in output
         assert "--unlock" in output

@@ -6,13 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from oscillations.core.bits import LATENT
 from oscillations.core.config import Strict
 
 # Limits beyond which a number is a slip of the pen: no machine could do what it says.
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
+ImageCount = Annotated[int, Field(ge=1, le=1_000_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -20,7 +22,7 @@ class Training(Strict):
     """How a network is trained; the same for every method of an experiment."""
 
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam: torch's defaults; sgd: momentum 0.9")
-    lr: PositiveFloat = Field(description="learning rate")
+    lr: LearningRate = Field(description="learning rate")
     schedule: Literal["none", "cosine"] = Field("none", description="of the rate: constant, or a half cosine to 0")
     batch_size: BatchSize
     precision: Literal["fp32", "tf32", "bf16"] = Field(
@@ -34,9 +36,9 @@ class Training(Strict):
 class ReducedSplits(Strict):
     """Numbers of images, drawn evenly over the classes with the seed of the split; of a split with fewer, all."""
 
-    train: PositiveInt
-    validation: PositiveInt
-    test: PositiveInt
+    train: ImageCount
+    validation: ImageCount
+    test: ImageCount
 
 
 class Pretrained(Strict):

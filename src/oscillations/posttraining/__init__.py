@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat
 
 from oscillations.core import registry
 from oscillations.core.config import Strict
@@ -36,7 +36,7 @@ class ReconstructionOptions(Options):
 
     iterations: int = Field(2000, ge=1, le=10_000_000, description="steps for each layer, block or group")
     batch_size: int = Field(32, ge=1, le=1_000_000)
-    lr: PositiveFloat = Field(1e-3, description="learning rate of Adam on V")
+    lr: float = Field(1e-3, gt=0, le=1000, description="learning rate of Adam on V")
     nu: NonNegativeFloat = Field(0.01, description="weight of the rounding term")
 
 

@@ -17,20 +17,19 @@ from oscillations.study.variants import Variant, select
 
 
 def check_experiments(study: Study, path: Path) -> None:
-    """Data, classes, sweeps and starts of every experiment; before its variants are resolved."""
+    """Data, classes and sweeps of every experiment; before its variants are resolved."""
     for name, experiment in study.experiments.items():
         where = f"{path}: experiments.{name}"
         _check_data(study, name, path)
         _check_classes(study, name, where)
         _check_sweep(experiment, where)
-        _check_start(study, experiment, where)
 
 
 def _check_data(study: Study, name: str, path: Path) -> None:
     data, held, own = study.dataset(name), study.held_out(name), study.experiments[name]
     where = f"{path}: experiments.{name}"
     if data not in datasets.names():
-        key = f"{where}.data" if own.data else f"{path}: data"
+        key = f"{path}: data" if own.data is None else f"{where}.data"
         raise InputError(f"{key}: unknown dataset {data!r}; {did_you_mean(data, datasets.names())}")
     images = datasets.find(data).TRAIN_IMAGES
     if held >= images:
@@ -55,10 +54,11 @@ def _check_sweep(experiment: Experiment, where: str) -> None:
 
 def _check_start(study: Study, experiment: Experiment, where: str) -> None:
     start = experiment.start_from
-    if start and experiment.pretrained:
+    if start is not None and experiment.pretrained:
         raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
-    if experiment.setting == "scratch" and (start or experiment.pretrained):
-        raise InputError(f"{where}.{'start_from' if start else 'pretrained'}: not with setting: scratch; say finetune")
+    if experiment.setting == "scratch" and (start is not None or experiment.pretrained):
+        key = "pretrained" if start is None else "start_from"
+        raise InputError(f"{where}.{key}: not with setting: scratch; say finetune")
     if start is None:
         if experiment.setting == "finetune" and not experiment.pretrained:
             raise InputError(f"{where}: setting: finetune needs start_from or pretrained")
@@ -76,6 +76,8 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
 
 def check_references(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
     """What names experiments, variants, layers and entries of the study; before its hypotheses."""
+    for name, experiment in study.experiments.items():
+        _check_start(study, experiment, f"{path}: experiments.{name}")
     refuse_unknown(study.not_run, study.experiments, f"{path}: not_run", "experiment")
     _check_tables(study, path)
     _check_figures(study, variants, path)
@@ -111,9 +113,9 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
     for name, spec in study.figures.items():
         where = f"{path}: figures.{name}"
         if isinstance(spec, SweepPanels):
-            refuse_unknown(spec.experiments, study.experiments, where, "experiment")
+            refuse_unknown(spec.experiments, study.experiments, f"{where}.experiments", "experiment")
             continue
-        refuse_unknown(spec.panels, variants, where, "variant")
+        refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
         if isinstance(spec, WeightPanels):
             layer = spec.layer.removesuffix(".weight")
             for panel in spec.panels:

@@ -173,7 +173,8 @@ class Study(Strict):
         return self.published in ("paper", "other-data")
 
     def dataset(self, experiment: str) -> str:
-        return self.experiments[experiment].data or self.data
+        own = self.experiments[experiment].data
+        return self.data if own is None else own
 
     def held_out(self, experiment: str) -> int:
         return self.experiments[experiment].validation or self.validation

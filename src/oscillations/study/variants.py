@@ -5,7 +5,7 @@ Whatever cannot be resolved is refused by an InputError that names file, key and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from oscillations import datasets, methods, models
 from oscillations.core.bits import bit_name
 from oscillations.core.config import parse, refuse_repeats
-from oscillations.core.errors import InputError, did_you_mean, shortened
+from oscillations.core.errors import SHOWN, InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
 from oscillations.engine.recipe import Choice, Pretrained, Recipe, ReducedSplits, Training
 from oscillations.study import pretrained
@@ -81,9 +81,9 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
     model, layers = _model(experiment, shape, where)
     patterns = experiment.quant_layers or models.find(model.name).QUANTIZED
     refuse_unmatched(patterns, layers, f"{where}.quant_layers")
-    public = experiment.pretrained and Pretrained(
-        **pretrained.resolve(experiment.pretrained, model.plain(), shape, f"{where}.pretrained")
-    )
+    public = None
+    if experiment.pretrained is not None:
+        public = pretrained.resolve(experiment.pretrained, model.plain(), shape, f"{where}.pretrained")
     for method, options in experiment.methods.items():
         key = f"{where}.methods.{method}"
         for label, point, choice in _points(experiment, method, dict(options or {}), key):
@@ -106,7 +106,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 classes=experiment.classes and tuple(experiment.classes),
                 resize=experiment.resize,
                 start_from=experiment.start_from,
-                pretrained=public or None,
+                pretrained=public and Pretrained(**public),
                 threads=study.threads,
             )
             if recipe.bits not in study.eval_bits:
@@ -177,8 +177,10 @@ def short_float(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def refuse_unmatched(patterns: Iterable[str], layers: list[str], where: str) -> None:
-    """Raise InputError if a pattern matches no layer."""
+def refuse_unmatched(patterns: Sequence[str], layers: list[str], where: str) -> None:
+    """Raise InputError if a pattern matches no layer, or there is none."""
+    if not patterns:
+        raise InputError(f"{where}: the list is empty; known: {', '.join(layers[:SHOWN])}")
     for pattern in patterns:
         if not quantized_layers(layers, [pattern]):
             raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
