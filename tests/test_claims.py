@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 from oscillations.report import claims as reported
 from oscillations.report import estimates as stats
-from oscillations.report.claims import paper
+from oscillations.report.claims import measures, paper
 from oscillations.report.claims.evidence import Claim, Sample, combine
 from oscillations.report.estimates import Estimate
 from oscillations.report.measurements import MEASUREMENTS
@@ -464,9 +464,9 @@ def test_c10_gap_to_other_bits_over_training(study):
     assert claim.verdict == "supported"
     comparison = next(c for c in claim.comparisons if c.verdict != "not run")
     assert "trained 3-bit: FP32 - 4-bit" in comparison.text  # not the target
-    assert paper.gap_change(table[table.seed == 0]) == pytest.approx(-29)
+    assert measures.gap_change(table[table.seed == 0]) == pytest.approx(-29)
     assert verdicts(study, *curves([80] * 11, rising[::-1]))["C10"] == "contradicted"
-    assert math.isnan(paper.gap_change(table[:2]))
+    assert math.isnan(measures.gap_change(table[:2]))
 
 
 def test_c15_collapse_and_recovery(study):
@@ -484,7 +484,7 @@ def test_c15_collapse_and_recovery(study):
 
 def test_deepest_recovered_drop():
     def drop(*values):
-        return paper.deepest_recovered(pd.DataFrame({"val_acc_32": values, "val_acc_3": 1.0, "train_bits": 3}))
+        return measures.deepest_recovered(pd.DataFrame({"val_acc_32": values, "val_acc_3": 1.0, "train_bits": 3}))
 
     assert drop(10, 50, 90) == 0
     assert drop(50, 20, 50) == 30

@@ -34,7 +34,7 @@ SECONDS = 0.2  #: after which the runs of the experiment ``interrupted`` are sto
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compared:
     """Something made under both sources: the parts that decide it, general ones first, and what differs, if anything.
 
     ``difference``: the first number that does, in words.
@@ -71,7 +71,7 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bo
     return not refused
 
 
-def _refused(part: str, telling: list[Comparison], opened: set[str]) -> str | None:
+def _refused(part: str, telling: list[Compared], opened: set[str]) -> str | None:
     """Why a part may not enter its present version: the first number that differs, or nothing that shows it equal."""
     about = [one.difference for one in telling if part in one.parts]
     if any(about):
@@ -82,7 +82,7 @@ def _refused(part: str, telling: list[Comparison], opened: set[str]) -> str | No
     return None if about or remade or first else "nothing could be compared"
 
 
-def suspects(telling: list[Comparison], unknown: list[str]) -> list[str]:
+def suspects(telling: list[Compared], unknown: list[str]) -> list[str]:
     """The parts that are most likely changed: those that never agreed, else the most special of what differs."""
     agreed = {part for one in telling if one.difference is None for part in one.parts}
     found = []
@@ -93,7 +93,7 @@ def suspects(telling: list[Comparison], unknown: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def comparisons(folder: Path, against: Path | None, unknown: list[str]) -> Iterator[Comparison]:
+def comparisons(folder: Path, against: Path | None, unknown: list[str]) -> Iterator[Compared]:
     """Make everything that an unknown part decides under both sources, and compare it."""
     source = against or last_certified(folder)
     if not (source / "oscillations" / "cli.py").exists():
@@ -190,7 +190,7 @@ def _commands(
 # -- what is compared --------------------------------------------------------------------------------------
 
 
-def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[Comparison]:
+def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> Iterator[Compared]:
     """All that was made; what follows from a run that differs says nothing more."""
     differing = set()
     for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
@@ -206,32 +206,32 @@ def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> It
                 yield from _posttraining(projects, study, variant, run)
     toy = Path("results/certify/toy-regression.csv")
     if (projects[1] / toy).exists():
-        yield Comparison(("aoq-toy",), _table(projects, toy))
+        yield Compared(("aoq-toy",), _table(projects, toy))
     for sidecar in (projects[1] / "data").glob("*.json"):
         before, after = (read_json(project / "data" / sidecar.name) for project in projects)
         same = before == after
-        yield Comparison((f"data/{sidecar.stem}",), None if same else f"{sidecar.name} or its content differs")
+        yield Compared((f"data/{sidecar.stem}",), None if same else f"{sidecar.name} or its content differs")
 
 
-def _training(projects: list[Path], variant: Variant, run: Run) -> Comparison:
+def _training(projects: list[Path], variant: Variant, run: Run) -> Compared:
     epochs = (_table(projects, run.folder / name) for name in ("history.csv", "layers.csv"))
     whole = (_record(projects, run.record), _weights(projects, run.checkpoint))
-    return Comparison(tuple(arithmetic(variant.recipe.plain())), _first((*epochs, *whole)))
+    return Compared(tuple(arithmetic(variant.recipe.plain())), _first((*epochs, *whole)))
 
 
-def _evaluation(projects: list[Path], variant: Variant, run: Run) -> Comparison:
+def _evaluation(projects: list[Path], variant: Variant, run: Run) -> Compared:
     folder = Path("results/certify/runs", variant.experiment)
     tables = (_table(projects, folder / name, run=run.name) for name in ("evaluations.csv", "histograms.csv"))
-    return Comparison((*arithmetic(variant.recipe.plain()), "evaluation"), _first(tables))
+    return Compared((*arithmetic(variant.recipe.plain()), "evaluation"), _first(tables))
 
 
-def _posttraining(projects: list[Path], study: Study, variant: Variant, run: Run) -> Iterator[Comparison]:
+def _posttraining(projects: list[Path], study: Study, variant: Variant, run: Run) -> Iterator[Compared]:
     for name, entry in study.posttraining.items():
         files = posttraining_files("certify", name)
         if variant.path in entry.of and (projects[1] / files[0]).exists():
             for label, method, _ in entry.resolved():
                 made = _first(_table(projects, file, run=run.name, label=label) for file in files)
-                yield Comparison(("engine", *posttraining_parts(method)), made)
+                yield Compared(("engine", *posttraining_parts(method)), made)
 
 
 def _first(differences: Iterable[str | None]) -> str | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, without_diverged_numbers
-from oscillations.report.claims.paper import per_epoch, per_step
+from oscillations.report.claims.measures import per_epoch, per_step
 from oscillations.report.estimates import Judge, above, below, mean_interval, tost_interval, within
 from oscillations.report.measurements import read_measurements, read_oscillations
 from oscillations.study.paths import study_file

@@ -12,7 +12,15 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.report import estimates as stats
-from oscillations.report.claims.evidence import Claim, Evidence, Group, Measure, Sample, combine, side_by_side
+from oscillations.report.claims.evidence import Claim, Evidence, Group, Sample, combine, side_by_side
+from oscillations.report.claims.measures import (
+    deepest_recovered,
+    gap_change,
+    near_at_best,
+    own_accuracy,
+    per_epoch,
+    per_step,
+)
 from oscillations.report.estimates import above, below, significant, within
 from oscillations.report.tables.published import bits_label
 
@@ -169,20 +177,6 @@ def _c8(evidence: Evidence) -> Claim:
     return claim
 
 
-def per_epoch(last: int) -> Measure:
-    """Share of the weights that oscillate from one epoch to the next, mean over epochs 2 to ``last``."""
-    return lambda run: _until(run.epoch_nagel / run.weights, run, last)
-
-
-def per_step(last: int) -> Measure:
-    """Share of the weights that oscillate from one optimizer step to the next, mean over epochs 2 to ``last``."""
-    return lambda run: _until(run.iteration_nagel / run.weights / run.steps_per_epoch, run, last)
-
-
-def _until(counts: pd.Series, run: pd.DataFrame, last: int) -> float:
-    return counts[run.epoch.between(2, last)].mean()
-
-
 def _mean(sample: Sample) -> float:
     return sample.values.mean()
 
@@ -203,7 +197,7 @@ def _c9(evidence: Evidence) -> Claim:
     )
     for sweep in evidence.sweeps(evidence.tests, "table4"):
         if sweep.bits == 3:
-            found = sweep.osciquant(_own_accuracy, *FLAT)
+            found = sweep.osciquant(own_accuracy, *FLAT)
             whole = len(found) >= 3 and set(FLAT) <= set(found)  # a part of the range says nothing of it
             samples = list(found.values()) if whole else []
             spread = combine(samples, lambda table: table.max(axis=1) - table.min(axis=1))
@@ -211,17 +205,12 @@ def _c9(evidence: Evidence) -> Claim:
             claim.add(f"{sweep}: range over lambda{shown} < {margin:g}", spread, below_by(margin))
     for sweep in evidence.sweeps(evidence.tests, "table5"):
         if sweep.bits == 3:
-            usual = combine(list(sweep.osciquant(_own_accuracy, *FLAT).values()), lambda table: table.mean(axis=1))
-            small = sweep.osciquant(_own_accuracy, 1e-9, FLAT[0] / 2)
+            usual = combine(list(sweep.osciquant(own_accuracy, *FLAT).values()), lambda table: table.mean(axis=1))
+            small = sweep.osciquant(own_accuracy, 1e-9, FLAT[0] / 2)
             lam, lowest = min(small.items(), default=("the smallest", Sample.none()))
             text = f"{sweep}: lambda {lam} minus the mean over [{FLAT[0]:g}, {FLAT[1]:g}] < -{collapse:g}"
             claim.add(text, lowest - usual, below_by(-collapse))
     return claim
-
-
-def _own_accuracy(run: pd.DataFrame) -> float:
-    """Test accuracy at the bits trained for, of a run's rows in ``measurements.csv``."""
-    return run.accuracy[run.eval_bits == run.train_bits].iloc[0]
 
 
 def _c10(evidence: Evidence) -> Claim:
@@ -233,16 +222,6 @@ def _c10(evidence: Evidence) -> Claim:
             text = f"{group}, trained {bits_label(trained)}: FP32 - {bits}, last third of epochs - first third < 0"
             claim.add(text, found, below_by(0.0))
     return claim
-
-
-def gap_change(run: pd.DataFrame) -> float:
-    """How the gap from FP to 3- and 4-bit accuracy (but for the target) changes from first to last third of epochs."""
-    third = len(run) // 3
-    if not third:
-        return math.nan
-    others = [f"val_acc_{bits}" for bits in (3, 4) if bits != run.train_bits.iloc[0]]
-    gap = run.val_acc_32 - run[others].mean(axis=1, skipna=False)
-    return gap.iloc[-third:].mean() - gap.iloc[:third].mean()
 
 
 def _c11(evidence: Evidence) -> Claim:
@@ -297,11 +276,6 @@ def _c13(evidence: Evidence) -> Claim:
     return claim
 
 
-def near_at_best(run: pd.DataFrame) -> float:
-    """Share of the weights near a threshold at the epoch whose weights are reported."""
-    return run.near_threshold[run.monitored.idxmax()]
-
-
 def _c14(evidence: Evidence) -> Claim:
     bound = evidence.chance + evidence.study.claims.chance_margin
     claim = Claim(
@@ -325,18 +299,6 @@ def _c15(evidence: Evidence) -> Claim:
         text = f"{group}: deepest drop of FP32 or target accuracy below its maximum so far that was made up for"
         claim.add(f"{text}, over OsciQuant at 2, 3 and 4 bits > {depth:g}", combine(drops, _largest), above_by(depth))
     return claim
-
-
-def deepest_recovered(run: pd.DataFrame) -> float:
-    """Deepest drop of FP or target validation accuracy that ended at the maximum before it or above; 0 if none."""
-    deepest = 0.0
-    for column in ("val_acc_32", f"val_acc_{run.train_bits.iloc[0]:.0f}"):
-        highest, fall = -math.inf, 0.0
-        for accuracy in run[column]:
-            if accuracy >= highest:
-                deepest, highest, fall = max(deepest, fall), accuracy, 0.0
-            fall = max(fall, highest - accuracy)
-    return deepest
 
 
 def _c16(evidence: Evidence) -> Claim:

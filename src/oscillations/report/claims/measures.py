@@ -1,0 +1,55 @@
+"""What is measured of a run: one number from its rows in ``measurements.csv`` or ``oscillations.csv``."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from oscillations.report.claims.evidence import Measure
+
+
+def per_epoch(last: int) -> Measure:
+    """Share of the weights that oscillate from one epoch to the next, mean over epochs 2 to ``last``."""
+    return lambda run: _until(run.epoch_nagel / run.weights, run, last)
+
+
+def per_step(last: int) -> Measure:
+    """Share of the weights that oscillate from one optimizer step to the next, mean over epochs 2 to ``last``."""
+    return lambda run: _until(run.iteration_nagel / run.weights / run.steps_per_epoch, run, last)
+
+
+def _until(counts: pd.Series, run: pd.DataFrame, last: int) -> float:
+    return counts[run.epoch.between(2, last)].mean()
+
+
+def own_accuracy(run: pd.DataFrame) -> float:
+    """Test accuracy at the bits trained for, of a run's rows in ``measurements.csv``."""
+    return run.accuracy[run.eval_bits == run.train_bits].iloc[0]
+
+
+def gap_change(run: pd.DataFrame) -> float:
+    """How the gap from FP to 3- and 4-bit accuracy (but for the target) changes from first to last third of epochs."""
+    third = len(run) // 3
+    if not third:
+        return math.nan
+    others = [f"val_acc_{bits}" for bits in (3, 4) if bits != run.train_bits.iloc[0]]
+    gap = run.val_acc_32 - run[others].mean(axis=1, skipna=False)
+    return gap.iloc[-third:].mean() - gap.iloc[:third].mean()
+
+
+def near_at_best(run: pd.DataFrame) -> float:
+    """Share of the weights near a threshold at the epoch whose weights are reported."""
+    return run.near_threshold[run.monitored.idxmax()]
+
+
+def deepest_recovered(run: pd.DataFrame) -> float:
+    """Deepest drop of FP or target validation accuracy that ended at the maximum before it or above; 0 if none."""
+    deepest = 0.0
+    for column in ("val_acc_32", f"val_acc_{run.train_bits.iloc[0]:.0f}"):
+        highest, fall = -math.inf, 0.0
+        for accuracy in run[column]:
+            if accuracy >= highest:
+                deepest, highest, fall = max(deepest, fall), accuracy, 0.0
+            fall = max(fall, highest - accuracy)
+    return deepest
