@@ -16,6 +16,8 @@ from oscillations.study.variants import recipe_of
 ROOT = Path(__file__).resolve().parent.parent
 # Programs that tests start import this checkout, whatever else may be installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+# Sums do not depend on how many cores a machine has, and tiny tensors do not wait for threads of a busy one.
+torch.set_num_threads(1)
 
 TINY = """\
 study: tiny

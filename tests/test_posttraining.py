@@ -271,28 +271,29 @@ def test_R2_a_block_is_reconstructed_jointly():
     assert set(blocks.quantized) == set(layers.quantized) == set(weights)
 
 
-def test_R2_brecq_is_not_worse_than_adaround_on_a_blocks_output():
-    """What BRECQ minimises is this output, AdaRound the layers inside; both searches are heuristic, so no single case
-    is guaranteed: measured as the mean over four blocks with correlated inputs."""
+def test_R2_brecq_is_better_than_adaround_on_a_blocks_output():
+    """What BRECQ minimises is this output, AdaRound the layers inside. Both searches are heuristic, and where a block
+    mixes little they end about alike, as rounding will have it; so here one output sums all units, whose errors can
+    cancel, and the mean over eight blocks is compared (BRECQ's is half of AdaRound's or less)."""
 
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 16)
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 1)
 
         def forward(self, x):
-            return x + self.b(self.a(x).relu())
+            return self.b(self.a(x))
 
     losses = {"nearest": 0.0, "adaround": 0.0, "brecq": 0.0}
-    for seed in range(4):
+    for seed in range(8):
         torch.manual_seed(seed)
         model = nn.Sequential(Block()).eval().requires_grad_(False)
         weights = {f"0.{name}.weight": getattr(model[0], name).weight for name in "ab"}
-        images = torch.randn(256, 4) @ torch.randn(4, 16)
+        images = torch.randn(256, 16) @ torch.randn(16, 16)
         for name in losses:
-            options = {} if name == "nearest" else {"iterations": 500, "lr": 1e-2}
+            options = {} if name == "nearest" else {"iterations": 400, "lr": 1e-2}
             losses[name] += apply(name, model, weights, images, **options)[0].losses()[-1]
-    assert losses["brecq"] <= losses["adaround"] < losses["nearest"] / 3, losses
+    assert losses["brecq"] < 0.8 * losses["adaround"] < 0.8 * 0.8 * losses["nearest"], losses
 
 
 def test_R2_qdrop_with_probability_one_is_brecq(trained):
