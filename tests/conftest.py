@@ -63,6 +63,15 @@ comparisons:
 """
 
 
+def pytest_collection_modifyitems(config, items):
+    """What needs the internet runs only where it is asked for."""
+    if "network" not in config.getoption("markexpr"):
+        offline = pytest.mark.skip(reason="needs the internet: pytest -m network")
+        for item in items:
+            if item.get_closest_marker("network"):
+                item.add_marker(offline)
+
+
 @pytest.fixture
 def blobs():
     """A dataset of two-dimensional blobs as ``datasets.read`` would return it: learnable, 8x8, four classes."""

@@ -12,7 +12,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from oscillations.fingerprint import _meaning
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
@@ -67,13 +66,26 @@ def test_ci_runs_the_readmes_test_command():
     assert 'eval "$test_command"' in script
 
 
+def without_docstrings(node):
+    for inner in ast.walk(node):
+        body = getattr(inner, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            inner.body = body[1:]
+    return ast.unparse(node)
+
+
 def test_the_readmes_method_is_the_real_one():
     """The example is QAT's file without docstrings."""
     snippet = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
     source = ast.parse((ROOT / "src/oscillations/methods/qat.py").read_text())
     code = [node for node in source.body if isinstance(node, ast.ImportFrom | ast.ClassDef)]
-    real = [_meaning(node) for node in code if getattr(node, "module", "") != "__future__"]
-    assert [_meaning(node) for node in ast.parse(textwrap.dedent(snippet)).body] == real
+    real = [without_docstrings(node) for node in code if getattr(node, "module", "") != "__future__"]
+    assert [without_docstrings(node) for node in ast.parse(textwrap.dedent(snippet)).body] == real
 
 
 def test_relative_links_in_the_documents_exist():

@@ -32,6 +32,7 @@ except InputError as error:
 PLANS = plans(VARIANTS)
 CURRENT = [plan.run for plan in PLANS if plan.current]
 STALE = {plan.stale for plan in PLANS}
+IDENTITIES = {plan.variant.path: plan.identity for plan in PLANS}
 CHOSEN = SELECTION.variants
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
 _SHOWN = set(REQUESTED + CURRENT)
@@ -104,6 +105,11 @@ def variant_pattern(experiment, chosen):
 def as_json(value):
     """Params are compared as unordered values: one string with sorted keys per job."""
     return json.dumps(value, sort_keys=True)
+
+
+def identity_of(variant, key):
+    """What makes a variant's runs what they are: the recipe by meaning, or the versions of what computes them."""
+    return as_json(IDENTITIES[variant.path][key])
 
 
 def arithmetic(*parts):

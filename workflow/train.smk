@@ -40,10 +40,8 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
             gpu=GPUS,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:
-            recipe=lambda wildcards, variants=variants: as_json(identity.meaning(variants[wildcards.variant].recipe)),
-            arithmetic=lambda wildcards, variants=variants: arithmetic(
-                *identity.arithmetic(variants[wildcards.variant].recipe)
-            ),
+            recipe=lambda wildcards, variants=variants: identity_of(variants[wildcards.variant], "recipe"),
+            arithmetic=lambda wildcards, variants=variants: identity_of(variants[wildcards.variant], "arithmetic"),
             study=STUDY_FILE,
             experiment=experiment,
         shell:

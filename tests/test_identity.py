@@ -1,0 +1,301 @@
+"""What runs again after which change: every row of the table in docs/architecture.md, under the real rules."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from oscillations.records import identity, numerics
+from oscillations.study.reading import load
+
+pytestmark = pytest.mark.slow
+
+TABLE = "## This change, and what runs again"
+REPORT = {"collect", "oscillations", "tables", "figures", "claims", "site", "all"}
+SOURCE = "src/oscillations"
+RUN = "results/tiny/runs/mlp5-scratch/qat-3bit/seed0/run.json"
+
+
+def rename_a_local(project):
+    """In a method: three names of one variable."""
+    file = project.folder / SOURCE / "methods/osciquant.py"
+    text = file.read_text()
+    assert len(re.findall(r"\bcurvatures\b", text)) >= 3
+    file.write_text(re.sub(r"\bcurvatures\b", "weighting", text))
+
+
+def move_a_module(project):
+    folder = project.folder / SOURCE
+    (folder / "engine/optimizer.py").rename(folder / "engine/descent.py")
+    for file in folder.rglob("*.py"):
+        text = file.read_text()
+        if "oscillations.engine.optimizer" in text:
+            file.write_text(text.replace("oscillations.engine.optimizer", "oscillations.engine.descent"))
+
+
+def log_a_column(project):
+    project.edit(
+        f"{SOURCE}/engine/training.py",
+        'row |= {"monitored": metric, ',
+        'row |= {"monitored": metric, "rate": self.optimizer.lr, ',
+    )
+
+
+def make_with_another_torch(project):
+    """As old as before: what is younger than what was made from it is asked for again, whatever it says."""
+    file = project.folder / RUN
+    record, times = json.loads(file.read_text()), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    record["environment"]["packages"]["torch"] = "2.6.0"
+    file.write_text(json.dumps(record))
+    os.utime(file, ns=times)
+
+
+def train_in_another_study(project):
+    """The twin's own runs; see test_workflow for their being copied."""
+    text = (project.folder / "params/tiny.yaml").read_text()
+    (project.folder / "params/twin.yaml").write_text(text.replace("study: tiny", "study: twin"))
+    output = project.cli("train", "--study", "twin", "--only", "mlp5-scratch/qat-3bit")
+    assert output.count("the same run as in study tiny") == 2
+
+
+def edit(file, old, new):
+    return lambda project: project.edit(file, old, new)
+
+
+OSCIQUANT, QUANTIZER = f"{SOURCE}/methods/osciquant.py", f"{SOURCE}/engine/quantizer.py"
+TINY = "params/tiny.yaml"
+
+#: first cell of the table's row -> the change, and the rules beside the report's that are planned after it
+ROWS = {
+    "a comment, a docstring, formatting, an annotation": (
+        edit(QUANTIZER, "class WeightQuantizer:", "# a remark\nclass WeightQuantizer:"), {},
+    ),
+    "the text of a message": (edit(f"{SOURCE}/methods/statsq.py", "leave qkr out", "drop qkr"), {}),
+    "a module or a function moved to another place": (move_a_module, {}),
+    "an option that says its default, or is new and off": (
+        edit(TINY, "qat: {bits: 3}", "qat: {bits: 3, tie: half_even, bn_eval: keep}"), {},
+    ),
+    "another version of torch, torchvision or timm": (make_with_another_torch, {}),
+    "another study with the same run": (train_in_another_study, {}),
+    "an option of a method": (edit(TINY, "lambda: 1}", "lambda: 1.5}"), {"train_mlp5-scratch": 2, "evaluate": 1}),
+    "a local name in a method": (rename_a_local, {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2}),
+    "a logged column": (log_a_column, {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2}),
+    "the arithmetic of a method": (
+        edit(OSCIQUANT, "2 * strength", "2.000001 * strength"),
+        {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2},
+    ),
+    "the arithmetic of the engine": (
+        edit(QUANTIZER, "torch.floor(u + 0.5)", "torch.floor(u + 0.25)"),
+        {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2},
+    ),
+    "the arithmetic of the evaluation": (
+        edit(f"{SOURCE}/engine/crossbit.py", "BINS_PER_STEP = 20", "BINS_PER_STEP = 10"), {"evaluate": 2},
+    ),
+}  # fmt: skip
+
+
+def test_the_table_of_the_document_holds_these_rows():
+    lines = (ROOT / "docs/architecture.md").read_text().split(TABLE)[1].split("\n## ")[0].splitlines()
+    cells = [line.strip("|").split("|")[0].strip() for line in lines if line.startswith("|")]
+    assert cells[2:] == list(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_what_is_planned_after_a_change(finished, row):
+    change, expected = ROWS[row]
+    change(finished)
+    planned = finished.planned()
+    assert {rule: count for rule, count in planned.items() if rule not in REPORT} == expected
+
+
+def certified_source(project):
+    """A copy of the project's source as it is now."""
+    folder = project.folder.parent / "certified"
+    shutil.copytree(project.folder / "src", folder)
+    return str(folder)
+
+
+def test_what_computes_the_same_is_certified_and_retrains_nothing(finished):
+    """A renamed local, a moved module and a logged column at once: the engine's every run is compared."""
+    source = certified_source(finished)
+    for change in (rename_a_local, move_a_module, log_a_column):
+        change(finished)
+    assert "stale: mlp5-scratch/baseline/seed0: engine: its code is not certified" in finished.cli(
+        "status", "--study", "tiny"
+    )
+    output = finished.cli("certify", "--against", source)
+    assert "engine: certified, version 1" in output
+    assert "method/osciquant: certified, version 1" in output
+    assert finished.planned() == {}
+    assert "nothing to certify" in finished.cli("certify", "--against", source)
+
+
+def test_another_arithmetic_is_refused_with_the_part_and_the_number(finished):
+    source, ledger = certified_source(finished), finished.folder / SOURCE / "records/ledger.json"
+    before = ledger.read_text()
+    ROWS["the arithmetic of a method"][0](finished)
+    output = finished.cli("certify", "--against", source, ok=False)
+    # parts that are built on OsciQuant differ, too, where they use what has changed
+    assert re.search(r"^method/osciquant: results/certify/.*: \w+ was [\d.]+, is [\d.]+$", output, re.M), output
+    assert "method/osciquant-freezing: results/certify/" in output
+    assert "certify --new-version method/osciquant" in output
+    changed = json.loads(ledger.read_text())
+    assert changed["method/osciquant"] == json.loads(before)["method/osciquant"]
+
+    parts = [part for part, kept in changed.items() if part in output and kept == json.loads(before)[part]]
+    assert set(parts) == {"method/osciquant", "method/osciquant-freezing", "method/signed"}
+    finished.cli("certify", "--against", source, *(f"--new-version={part}" for part in parts))
+    assert set(json.loads(ledger.read_text())["method/osciquant"]) == {"1", "2"}
+    status = finished.cli("status", "--study", "tiny")
+    assert (
+        "stale: mlp5-scratch/osciquant-3bit/seed0: method/osciquant: made by other arithmetic than version 2" in status
+    )
+    assert "baseline" not in status.split("stale:", 1)[1].split("about")[0]
+
+
+def test_a_run_of_an_uncertified_source_is_current_until_that_changes(finished):
+    """Whoever writes a method certifies it when it is done, not before every try."""
+    ROWS["the arithmetic of a method"][0](finished)
+    finished.snakemake("all")
+    assert finished.planned() == {}
+    record = json.loads((finished.folder / "results/tiny/runs/mlp5-scratch/osciquant-3bit/seed0/run.json").read_text())
+    assert record["arithmetic"] == {
+        "engine": 1,
+        "model/mlp5": 1,
+        "method/osciquant": record["arithmetic"]["method/osciquant"],
+    }
+    assert re.fullmatch("[0-9a-f]{16}", record["arithmetic"]["method/osciquant"])
+    finished.edit(OSCIQUANT, "2.000001 * strength", "2.000002 * strength")
+    assert "train_mlp5-scratch" in finished.planned()
+
+
+def test_mixed_versions_of_torch_are_said_aloud(finished):
+    make_with_another_torch(finished)
+    for command in ("status", "check"):
+        output = finished.cli(command, "--study", "tiny")
+        (warning,) = re.findall(r"warning: runs made with different versions of torch: (.*)", output)
+        assert "2.6.0 (1)" in warning and "(11)" in warning
+    finished.cli("report", "--study", "tiny")
+    page = (finished.folder / "results/tiny/index.html").read_text()
+    assert f"runs made with different versions of torch: {warning}" in page
+
+
+# -- pieces ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_records(recipe):
+    recipe["method"] = {"name": "qat", "bits": 3}
+    whole = {"recipe": recipe, "checkpoint_sha256": "c", "data_sha256": "d", "seed": 0, "arithmetic": {}}
+    return whole, json.loads(json.dumps(whole))
+
+
+def test_a_recipe_by_meaning_has_no_defaults(recipe):
+    recipe["method"] = {"name": "osciquant", "bits": 3, "lambda": 1.0}
+    said = recipe | {"method": recipe["method"] | {"tie": "half_even", "reg_layers": ["*"], "preset": "official_code"}}
+    assert identity.meaning(said) == identity.meaning(recipe)
+    assert identity.meaning(recipe)["method"] == recipe["method"]
+    assert identity.meaning(recipe)["training"] == {"lr": 2e-3, "batch_size": 32, "epochs": 4, "patience": 3}
+    assert "images" not in identity.meaning(recipe)
+    assert identity.meaning(identity.meaning(recipe) | {"images": None}) == identity.meaning(recipe)
+    other = recipe | {"method": recipe["method"] | {"tie": "half_up"}}
+    assert identity.changed_keys(identity.meaning(recipe), identity.meaning(other)) == ["method.tie"]
+
+
+def test_keys_hold_the_checkpoint_and_no_training(two_records, monkeypatch):
+    before, after = two_records
+    after["recipe"]["training"]["lr"] = 1.0
+    after["arithmetic"] = {"engine": 7}
+    assert identity.evaluation_key(before) == identity.evaluation_key(after)
+    others = [
+        before | {"checkpoint_sha256": "x"},
+        before | {"data_sha256": "x"},
+        before | {"recipe": before["recipe"] | {"eval_bits": [32, 2]}},
+        before | {"recipe": before["recipe"] | {"model": {"name": "mlp5", "width": 13}}},
+    ]
+    assert len({identity.evaluation_key(record) for record in [before, *others]}) == 5
+    keys = {
+        identity.posttraining_key(record, method, options, bits)
+        for record, method, options, bits in [
+            (before, "brecq", {"nu": 0.01}, 3), (after, "brecq", {"nu": 0.01}, 3), (before, "brecq", {"nu": 0.1}, 3),
+            (before, "brecq", {"nu": 0.01}, 2), (before, "qdrop", {"nu": 0.01}, 3), (others[0], "brecq", {"nu": 0.01}, 3),
+        ]
+    }  # fmt: skip
+    assert len(keys) == 5
+    key = identity.evaluation_key(before)
+    monkeypatch.setattr(numerics, "version", lambda part: 2 if part == "evaluation" else 1)
+    assert identity.evaluation_key(before) != key
+
+
+def test_every_part_of_the_repository_is_certified():
+    """Mend with: python -m oscillations certify"""
+    assert numerics.unknown() == []
+    assert set(numerics.ledger()) == set(numerics.parts())
+
+
+def test_the_certification_exercises_every_part():
+    """A method, model or post-training method without a run there could never be certified."""
+    study, variants = load(ROOT / SOURCE / "jobs/certify.yaml")
+    covered = {part for variant in variants for part in identity.arithmetic(variant.recipe.plain())}
+    covered |= {part for entry in study.posttraining.values() for part in identity.entry_parts(entry)}
+    data = {part for part in numerics.parts() if part.startswith("data/")}
+    assert set(numerics.parts()) == covered | data | {"evaluation", "aoq-toy"}
+    trainings = [variant.recipe.training for variant in variants]
+    for option in ("optimizer", "schedule", "augment"):
+        assert len({getattr(training, option) for training in trainings}) == 2, option
+
+
+def source_of(tmp_path, monkeypatch, **files):
+    """The source of module ``a`` of a package of these files."""
+    folder = tmp_path / "oscillations"
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(numerics, "ROOT", folder)
+    for cached in (numerics._module, numerics._meaning):
+        cached.cache_clear()
+    try:
+        return numerics.code("a")
+    finally:
+        monkeypatch.undo()
+        for cached in (numerics._module, numerics._meaning):
+            cached.cache_clear()
+
+
+def test_a_source_is_what_computes(tmp_path, monkeypatch):
+    def of(a, b="def g(x):\n    return 2 * x\n\ndef unused():\n    return 1\n"):
+        return source_of(tmp_path, monkeypatch, a=a, b=b)
+
+    first = of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n")
+    same = [
+        'from oscillations.b import g\n\ndef f(x: int) -> int:\n    """Adds."""\n    return (g(x)\n            + 1)  # why\n',
+        "from __future__ import annotations\nimport math\nfrom oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n",
+        "def f(x):\n    from oscillations.b import g\n\n    return g(x) + 1\n",
+        "def f(x):\n    return g(x) + 1\n\ndef g(x):\n    return 2 * x\n",
+    ]
+    assert {of(a) for a in same} == {first}
+    assert (
+        of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n", "def g(x):\n    return 2 * x\n") == first
+    )
+    assert (
+        of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n", "def g(x):\n    return 3 * x\n") != first
+    )
+    for a in ("return g(x) + 2", "return g(x) + 1.0", "return 1 + g(x)"):
+        assert of(f"from oscillations.b import g\n\ndef f(x):\n    {a}\n") != first
+
+
+def test_messages_and_limits_compute_nothing(tmp_path, monkeypatch):
+    def of(body):
+        return source_of(tmp_path, monkeypatch, a=body)
+
+    text = "class O:\n    n: int = Field(3, ge=1, description='one')\n\ndef f(x):\n    if x < 0:\n        raise ValueError(f'bad {x}')\n    print('now')\n    return x\n"
+    first = of(text)
+    assert of(text.replace("bad {x}", "below 0")) == first
+    assert of(text.replace("'now'", "'soon', x")) == first
+    assert of(text.replace("ge=1, description='one'", "ge=2, description='two'")) == first
+    assert of(text.replace("Field(3", "Field(4")) != first
+    assert of(text.replace("x < 0", "x <= 0")) != first
+    assert of(text.replace("ValueError", "KeyError")) != first
