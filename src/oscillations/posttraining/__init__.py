@@ -57,8 +57,8 @@ class PostTraining:
         raise NotImplementedError
 
     @classmethod
-    def check(cls, options: Options, recipe: Recipe) -> None:
-        """Raise ValueError if the method cannot be applied to a run with this recipe."""
+    def check(cls, options: Options, recipe: Recipe, layers: list[str]) -> None:
+        """Raise ValueError if the method cannot be applied to a run with this recipe; ``layers`` are its model's."""
 
 
 def names() -> list[str]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
-from oscillations import models
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.engine.layers import quantized_layers
 from oscillations.posttraining.brecq import Brecq, BrecqOptions
@@ -80,15 +79,13 @@ class Mrecg(Brecq):
         return cut(units, largest(scores(capacities, o.capacity), joinable, o.k))
 
     @classmethod
-    def check(cls, options: MrecgOptions, recipe: Recipe) -> None:
+    def check(cls, options: MrecgOptions, recipe: Recipe, layers: list[str]) -> None:
         """The released schemes are of two networks; others join units that there are, and no more than there are."""
         model = recipe.model.name
         if options.scheme == "released":
             if model not in RELEASED:
                 raise ValueError(f"scheme: released: there is none for {model}; known: {', '.join(RELEASED)}")
         elif "/" not in model:  # of a library's network, only the traced network tells
-            module = models.find(model)
-            layers = module.layers(recipe.model.options)
             units = units_of(layers)
             if options.scheme is None:
                 chosen = quantized_layers(layers, recipe.quant_layers)

@@ -34,7 +34,7 @@ class Nearest(PostTraining):
         return [[unit] for unit in calibration.chain.units]
 
     @classmethod
-    def check(cls, options: NearestOptions, recipe: Recipe) -> None:
+    def check(cls, options: NearestOptions, recipe: Recipe, layers: list[str]) -> None:
         """Only the methods that learn scales have a rate for it."""
         if options.scale == "rescaled" and recipe.method.get("scale_lr") is None:
             raise ValueError(f"scale: rescaled: {recipe.method.name} learns no scales; use max or mse")

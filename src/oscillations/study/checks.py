@@ -153,8 +153,9 @@ def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, 
         found = posttraining.find(method)
         chosen = parse(found.Options, options, f"{where}.methods.{label}")
         for variant in entry.of:
+            recipe = variants[variant].recipe
             try:
-                found.check(chosen, variants[variant].recipe)
+                found.check(chosen, recipe, models.find(recipe.model.name).layers(recipe.model.options))
             except ValueError as error:
                 raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
 
