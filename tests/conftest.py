@@ -74,6 +74,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def blobs():
+    return blobs_dataset()
+
+
+def blobs_dataset():
     """A dataset of two-dimensional blobs as ``datasets.read`` would return it: learnable, 8x8, four classes."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(480) % 4
@@ -93,6 +97,10 @@ def blobs():
 
 @pytest.fixture
 def recipe():
+    return plain_recipe()
+
+
+def plain_recipe():
     """A resolved recipe for the blobs; tests change what they are about."""
     return {
         "data": "digits", "validation": 80, "split_seed": 0, "images": None, "classes": None, "resize": None,
