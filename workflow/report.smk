@@ -14,7 +14,7 @@ POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruc
 COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
-REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training"}))
+REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
 
 if STUDY.toy_regression:
