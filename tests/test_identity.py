@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+from typing import Literal, get_args, get_origin
 
 import pytest
 from conftest import ROOT
 
+from oscillations import posttraining
 from oscillations.records import identity, numerics
 from oscillations.study.reading import load
 
@@ -243,9 +245,41 @@ def test_the_certification_exercises_every_part():
     covered |= {part for entry in study.posttraining.values() for part in identity.entry_parts(entry)}
     data = {part for part in numerics.parts() if part.startswith("data/")}
     assert set(numerics.parts()) == covered | data | {"evaluation", "aoq-toy"}
-    trainings = [variant.recipe.training for variant in variants]
-    for option in ("optimizer", "schedule", "augment"):
-        assert len({getattr(training, option) for training in trainings}) == 2, option
+
+
+def declared(options):
+    """(class that declares it, option) of everything that a class of options has."""
+    for name, field in options.model_fields.items():
+        owner = next(cls for cls in reversed(options.__mro__) if name in getattr(cls, "model_fields", {}))
+        yield owner, field.alias or name, field.annotation
+
+
+def choices(annotation):
+    """The values that an option chooses from; none of a number's or a text's."""
+    kinds = [annotation, *get_args(annotation)]
+    return {value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)} or (
+        {True, False} if annotation is bool else set()
+    )
+
+
+def test_the_certification_exercises_every_choice():
+    """What no certified run does may change unseen. TF32 is the processor's float32."""
+    study, variants = load(ROOT / SOURCE / "jobs/certify.yaml")
+    chosen = [
+        options for v in variants for options in (v.recipe.method.options, v.recipe.model.options, v.recipe.training)
+    ]
+    chosen += [
+        posttraining.find(method).Options(**options)
+        for entry in study.posttraining.values() for _, method, options in entry.resolved()
+    ]  # fmt: skip
+    wanted, seen = {}, {}
+    for options in chosen:
+        values = options.model_dump(by_alias=True)
+        for owner, option, annotation in declared(type(options)):
+            wanted[owner.__name__, option] = choices(annotation)
+            seen.setdefault((owner.__name__, option), set()).add(str(values[option]))
+    missing = {key: {str(v) for v in values} - seen[key] for key, values in wanted.items()}
+    assert {key: values for key, values in missing.items() if values} == {("Training", "precision"): {"tf32"}}
 
 
 def source_of(tmp_path, monkeypatch, **files):

@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     certifying = commands.add_parser("certify", help=certify.__doc__, description=certify.__doc__)
     certifying.set_defaults(run=certify)
     certifying.add_argument("--against", type=Path, help="folder of a certified source, instead of git's newest")
+    certifying.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what computes")
     certifying.add_argument(
         "--new-version", action="append", default=[], metavar="PART", help="part whose numbers are meant to change"
     )
@@ -137,7 +138,7 @@ def certify(options: argparse.Namespace) -> int:
     """Compare changed code with the last certified one, bit for bit; what agrees makes nothing stale."""
     from oscillations.jobs import certify as module
 
-    return 0 if module.certify(options.against, options.new_version) else 1
+    return 0 if module.certify(options.against, options.new_version, options.device) else 1
 
 
 def evaluate(options: argparse.Namespace) -> None:

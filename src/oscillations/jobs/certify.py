@@ -8,6 +8,7 @@ present source: nothing that was made before is stale. One that differs is named
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -44,11 +45,12 @@ class Compared:
     difference: str | None
 
 
-def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bool:
+def certify(against: Path | None = None, new_versions: Iterable[str] = (), device: str = "cpu") -> bool:
     """Compare every unknown part with the last certified source, and enter what agrees; False if one differs.
 
     ``against``: folder of a certified source (``src`` of a checkout), instead of the newest in git's history.
-    ``new_versions``: parts whose numbers are meant to change; each opens its next version. Raises InputError.
+    ``new_versions``: parts whose numbers are meant to change; each opens its next version. ``device``: what computes;
+    code that only a GPU runs is compared only there. Raises InputError.
     """
     unknown, opened = numerics.unknown(), set(new_versions)
     for part in sorted(opened - set(unknown)):
@@ -58,7 +60,7 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = ()) -> bo
         return True
     print(f"to be compared: {', '.join(unknown)}", flush=True)
     with TemporaryDirectory() as folder:
-        made = list(comparisons(Path(folder), against, unknown))
+        made = list(comparisons(Path(folder), against, unknown, device))
     telling = [one for one in made if not opened.intersection(one.parts)]  # a new version explains what it decides
     refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling, opened))}
     numerics.enter({part: numerics.source(part) for part in unknown if part not in refused}, opened)
@@ -93,7 +95,7 @@ def suspects(telling: list[Compared], unknown: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def comparisons(folder: Path, against: Path | None, unknown: list[str]) -> Iterator[Compared]:
+def comparisons(folder: Path, against: Path | None, unknown: list[str], device: str) -> Iterator[Compared]:
     """Make everything that an unknown part decides under both sources, and compare it."""
     source = against or last_certified(folder)
     if not (source / "oscillations" / "cli.py").exists():
@@ -102,7 +104,7 @@ def comparisons(folder: Path, against: Path | None, unknown: list[str]) -> Itera
     projects = [_project(folder / name, file if file.exists() else STUDY) for name in ("certified", "present")]
     study, variants = reading.load(projects[1] / "params" / "certify.yaml")
     commands = list(_commands(study, variants, set(unknown), projects[1]))
-    jobs = [_start(project, path, commands) for project, path in zip(projects, (source, SOURCE))]
+    jobs = [_start(project, path, commands, device) for project, path in zip(projects, (source, SOURCE))]
     for project, job in zip(projects, jobs):
         if job.wait():
             log = (project / "log").read_text().strip().splitlines()
@@ -153,12 +155,10 @@ for seconds, command in json.load(open("commands.json")):
 """
 
 
-def _start(project: Path, source: Path, commands: list[tuple[float, list[str]]]) -> subprocess.Popen:
+def _start(project: Path, source: Path, commands: list[tuple[float, list[str]]], device: str) -> subprocess.Popen:
     """One process that runs all commands in a scratch project under a source."""
-    import json
-
     (project / "commands.json").write_text(json.dumps(commands))
-    environment = os.environ | {"PYTHONPATH": str(source.resolve()), "OSCILLATIONS_DEVICE": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(source.resolve()), "OSCILLATIONS_DEVICE": device}
     with (project / "log").open("w") as log:
         return subprocess.Popen([sys.executable, "-c", DRIVER], cwd=project, env=environment, stdout=log, stderr=log)
 

@@ -21,7 +21,9 @@ from oscillations.core.files import read_json, sha256, write_json
 PACKAGE = "oscillations"
 ROOT = Path(__file__).parents[1]
 LEDGER = Path(__file__).with_name("ledger.json")
-WITHOUT_ARITHMETIC = tuple(f"{PACKAGE}.core.{name}" for name in ("config", "errors", "files", "registry"))
+WITHOUT_ARITHMETIC = tuple(f"{PACKAGE}.{name}" for name in (
+    "core.config", "core.errors", "core.files", "core.registry", "records", "study",
+))  # fmt: skip
 
 Definition = tuple[str, str]  #: module and name
 Version = int | str  #: a number of the ledger, or the source of what is unknown
@@ -29,7 +31,7 @@ Version = int | str  #: a number of the ledger, or the source of what is unknown
 #: What parts begin with: modules, or single definitions of them. Those of the kinds in FOUND are files.
 PARTS = {
     "engine": (
-        "engine.training", "engine.batches:image_sets", "engine.determinism:set_up_torch", "jobs.trainers:make_trainer",
+        "engine.training", "engine.batches:image_sets", "engine.determinism:set_up_torch", "jobs.trainers",
     ),
     "reduced-splits": ("engine.batches:evenly",),
     "evaluation": ("engine.crossbit",),
@@ -177,7 +179,7 @@ def _needed(node: ast.AST, module: str, imports: dict[str, tuple[str, str]]) -> 
 
 def _resolve(module: str, name: str) -> Iterator[Definition]:
     """Where ``name`` of a module is defined: there, or where that imports it from."""
-    if module in WITHOUT_ARITHMETIC:
+    if module.startswith(WITHOUT_ARITHMETIC):
         return
     if _file(f"{module}.{name}"):  # a module in a package
         return
