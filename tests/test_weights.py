@@ -269,8 +269,8 @@ def test_an_unknown_checkpoint_of_a_library_names_the_nearest(tmp_path):
         load(tmp_path, *changes)
     changes = [("torchvision/resnet18", "timm/tiny_vit_5m_224.dist_in22k"), (MODEL, "{name: timm/tiny_vit_5m_224}")]
     recipe = load(tmp_path, *changes, ("methods:", "resize: 224\n    methods:"))[1][0].recipe
-    assert recipe["pretrained"]["name"] == "timm/tiny_vit_5m_224.dist_in22k"
-    assert recipe["pretrained"]["mean"] == [0.485, 0.456, 0.406]
+    assert recipe.pretrained.name == "timm/tiny_vit_5m_224.dist_in22k"
+    assert recipe.pretrained.mean == [0.485, 0.456, 0.406]
 
 
 def test_studies_name_their_checkpoints():

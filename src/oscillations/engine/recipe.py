@@ -41,7 +41,8 @@ class ReducedSplits(Strict):
     test: ImageCount
 
 
-class Pretrained(Strict):
+@dataclass(frozen=True)
+class Pretrained:
     """A public checkpoint by name, and the mean and std per channel that its inputs were normalised with."""
 
     name: str
@@ -103,4 +104,6 @@ class Recipe:
                 values[key] = value.plain()
             elif isinstance(value, Strict):
                 values[key] = value.model_dump(mode="json")
+            elif isinstance(value, Pretrained):
+                values[key] = vars(value)
         return json.loads(json.dumps(values))

@@ -35,7 +35,7 @@ def workload(recipe: Recipe) -> str:
     decisive |= {"images": list(datasets.find(recipe.data).IMAGE_SHAPE)}
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
     decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}
-    return canonical_json(decisive | ({"regularized": True} if whole["method"].get("lambda") else {}))
+    return canonical_json(decisive | ({"regularized": True} if recipe.method.get("lambda") else {}))
 
 
 @dataclass(frozen=True)
