@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from pydantic import Field, model_validator
 
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["*"]
 HEAD = None  # differs from model to model: see head
@@ -43,7 +49,7 @@ def check(options: Options, image_shape: tuple[int, int, int]) -> None:
         raise ValueError(f"name: {options.name} does not take images of {shape} ({_line(error)})") from error
 
 
-def _outline(options: Options, image_shape: tuple[int, int, int] | None = None):
+def _outline(options: Options, image_shape: tuple[int, int, int] | None = None) -> nn.Module:
     """The network without memory for its weights; ValueError that names the option if there is none."""
     import torch
 
@@ -60,7 +66,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
-def head(network) -> str:
+def head(network: nn.Module) -> str:
     """timm names its classifier; torchvision's is the last layer with a weight matrix."""
     from oscillations.engine.layers import is_matrix_layer
 
@@ -73,8 +79,9 @@ class UnknownModel(ValueError):
     """The library has no classifier of that name."""
 
 
-def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int):
+def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int) -> nn.Module:
     library, name = options.name.split("/", 1)
+    create: Callable[..., nn.Module]
     if library == "timm":
         import timm
 

@@ -36,6 +36,12 @@ class Plan:
         """Whether the record in place is this run's."""
         return self.record is not None and self.stale is None
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The record of a current run."""
+        assert self.record is not None
+        return self.record
+
 
 def plans(variants: Iterable[Variant]) -> list[Plan]:
     """The plans of all runs, in the variants' order. What starts from a stale run is stale itself."""

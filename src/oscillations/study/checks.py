@@ -154,7 +154,7 @@ def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, 
         chosen = parse(found.Options, options, f"{where}.methods.{label}")
         for variant in entry.of:
             try:
-                found.check(chosen, variants[variant].recipe)
+                found(chosen).check(variants[variant].recipe)
             except ValueError as error:
                 raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
 

@@ -89,7 +89,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
         for label, point, choice in _points(experiment, method, dict(options or {}), key):
             refuse_unmatched(choice.get("reg_layers", ["*"]), layers, f"{key}.reg_layers")
             try:
-                methods.find(method).check(choice.options, model.name, layers, list(patterns))
+                methods.find(method)(choice.options).check(model.name, layers, list(patterns))
             except ValueError as error:
                 raise InputError(f"{key}: {error}") from None
             recipe = Recipe(
