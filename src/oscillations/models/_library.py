@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -70,8 +69,8 @@ def head(network: nn.Module) -> str:
     """timm names its classifier; torchvision's is the last layer with a weight matrix."""
     from oscillations.engine.layers import is_matrix_layer
 
-    if hasattr(network, "pretrained_cfg"):
-        return network.pretrained_cfg["classifier"]
+    if (about := getattr(network, "pretrained_cfg", None)) is not None:
+        return about["classifier"]
     return [name for name, layer in network.named_modules() if is_matrix_layer(layer)][-1]
 
 
@@ -81,7 +80,6 @@ class UnknownModel(ValueError):
 
 def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int) -> nn.Module:
     library, name = options.name.split("/", 1)
-    create: Callable[..., nn.Module]
     if library == "timm":
         import timm
 
@@ -92,5 +90,7 @@ def build(options: Options, image_shape: tuple[int, int, int] | None, classes: i
         known, create = models.list_models(models), models.get_model
     if name not in known:
         raise UnknownModel(f"name: {library} has no classifier {shortened(name)}; {did_you_mean(name, known)}")
-    channels = {"in_chans": image_shape[0]} if library == "timm" and image_shape else {}
-    return create(name, num_classes=classes, **channels, **options.arguments)
+    keywords: dict[str, Any] = {"num_classes": classes} | options.arguments
+    if library == "timm" and image_shape:
+        keywords["in_chans"] = image_shape[0]
+    return create(name, **keywords)

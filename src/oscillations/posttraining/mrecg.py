@@ -137,7 +137,7 @@ def capacity(calibration: Calibration, unit: Unit, stride_factor: float) -> floa
     layers = []
     for name in unit.weights:
         layer = calibration.chain.traced.get_submodule(name.rpartition(".")[0])
-        layers.append((layer.weight.numel(), max(getattr(layer, "stride", (1,)))))
+        layers.append((layer.get_parameter("weight").numel(), max(getattr(layer, "stride", (1,)))))
     return mod_cap(layers, calibration.bits, stride_factor)
 
 
