@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class CgaOptions(StatsqOptions):
-    qkr: ClassVar[bool] = False  # type: ignore[misc]  # no option here: a product has no latent weights of its own that could stay
+    # no option here, for a product has no latent weights of its own that could stay
+    qkr: ClassVar[bool] = False  # type: ignore[misc]  # hence no field
     start: float = Field(0.75, ge=0, le=1, description="share of the training before the annealing")
     boundary: float = Field(
         0.005, ge=0, le=0.5, description="distance from a threshold, in steps, within which to move"
