@@ -216,7 +216,10 @@ def test_a_bad_study_stops_before_any_job(project, old, new, message):
     [
         ("at_once=0", "at_once=0: not a positive number"),
         ("source=nowhere", "source=nowhere: no such file or folder"),
-        ("only=mlp5-scrtch", "only=mlp5-scrtch: no such experiment, variant or entry 'mlp5-scrtch'; did you mean 'mlp5-scratch'?"),
+        (
+            "only=mlp5-scrtch",
+            "only=mlp5-scrtch: no such experiment, variant or entry 'mlp5-scrtch'; did you mean 'mlp5-scratch'?",
+        ),
         ("sede=1", "--config sede=...: unknown key"),
         ("device=gpu", "device=gpu: did you mean 'cpu'?"),
         ("study=tyni", "params/tyni.yaml: no such study; did you mean 'tiny'?"),

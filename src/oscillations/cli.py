@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="oscillations", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(function, *flags: str) -> argparse.ArgumentParser:
+    def command(function: Callable[[argparse.Namespace], int | None], *flags: str) -> argparse.ArgumentParser:
         added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
         added.set_defaults(run=function)
         added.add_argument("--study", type=study_file, default=study_file("quick"), help="study file or name")
@@ -249,7 +250,7 @@ def check(options: argparse.Namespace) -> None:
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     cost.print_costs(cost.predict(found, study.judged))
-    for warning in mixed_versions(plan.record for plan in found if plan.current):
+    for warning in mixed_versions(plan.result for plan in found if plan.current):
         print(f"warning: {warning}")
     if study.reference and not (results(study.reference) / "measurements.csv").exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from oscillations.core.errors import InputError, did_you_mean, shortened
 
 MAPPING, LIST = {"dict_type", "model_type", "model_attributes_type"}, {"list_type", "tuple_type"}  # pydantic's names
+Parsed = TypeVar("Parsed", bound=BaseModel)
 EXPONENT = re.compile(r"([+-]?\d+)(\.\d*)?e([+-]?)(\d+)", re.IGNORECASE)
 
 
@@ -54,7 +55,7 @@ def refuse_repeats(values: Any, key: str) -> None:
                 raise ValueError(f"{key}: {shortened(value)} stands twice")
 
 
-def parse(model: type[BaseModel], values: Any, where: str) -> Any:
+def parse(model: type[Parsed], values: Any, where: str) -> Parsed:
     """``values`` as ``model``; InputError with one line, which names ``where`` and the key of the first fault."""
     try:
         return model.model_validate(values)
@@ -75,7 +76,7 @@ def _explain(values: Any, problems: list[Any]) -> str:
 
 def _place(values: Any, problem: Any) -> tuple:
     """The keys that lead to the fault, without pydantic's names for the alternatives of a type."""
-    place = []
+    place: list[Any] = []
     for part in problem["loc"]:
         keys = values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()
         if inside := part in keys:

@@ -19,10 +19,10 @@ SHOWN = 30  # names at most, where none is near: libraries know a thousand model
 
 def did_you_mean(wrong: object, known: Iterable[object]) -> str:
     """'did you mean ...?' with the nearest known value, else the list of all, or of the first."""
-    known = [str(value) for value in known]
-    near = difflib.get_close_matches(str(wrong)[:100], known, 1, cutoff=0.5)
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:SHOWN])}{more}"
+    names = [str(value) for value in known]
+    near = difflib.get_close_matches(str(wrong)[:100], names, 1, cutoff=0.5)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:SHOWN])}{more}"
 
 
 def shortened(value: object, length: int = 80) -> str:

@@ -26,9 +26,10 @@ def module(package: str, name: str) -> ModuleType:
 
 
 def subclass(package: str, name: str, base: type[Base]) -> type[Base]:
-    """The class of part ``name``: the one subclass of ``base`` that its file defines."""
+    """The class of part ``name``: the subclass of ``base`` that its file defines, last if it needs others."""
     file = module(package, name)
-    return next(
+    found = [
         value for value in vars(file).values()
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == file.__name__
-    )  # fmt: skip
+    ]  # fmt: skip
+    return found[-1]

@@ -35,10 +35,10 @@ def entries(source: Path) -> Iterator[tuple[str, bytes]]:
     try:
         read = _zip_entries if zipfile.is_zipfile(source) else _tar_entries
         for name, content in read(source):
-            path = PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts:
+            inside = PurePosixPath(name.replace("\\", "/"))
+            if inside.is_absolute() or ".." in inside.parts:
                 raise InputError(f"{source}: member {name!r} lies outside the archive's folder; nothing was read")
-            yield path.as_posix(), content
+            yield inside.as_posix(), content
     except BROKEN_ARCHIVE as error:
         raise InputError(f"{source}: not a whole zip or tar archive ({error})") from error
 
@@ -53,8 +53,8 @@ def _zip_entries(source: Path) -> Iterator[tuple[str, bytes]]:
 def _tar_entries(source: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(source, "r|*") as archive:
         for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read()
+            if file := archive.extractfile(member) if member.isfile() else None:
+                yield member.name, file.read()
             elif not member.isdir():
                 raise InputError(f"{source}: member {member.name!r} is a link or a device; nothing was read")
 

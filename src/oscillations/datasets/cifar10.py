@@ -44,7 +44,7 @@ def prepare(source: Path | None, downloads: Path) -> Images:
     return complete(splits, source, "image folder, lossless")
 
 
-def complete(splits: dict, source: Path, kind: str) -> Images:
+def complete(splits: dict[str, tuple[np.ndarray, np.ndarray]], source: Path, kind: str) -> Images:
     """Images of both splits, refused unless all 60,000 are there."""
     for split, expected in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
         found = len(splits[split][1])

@@ -52,7 +52,7 @@ class OscillationCounter:
         dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
         device = codes.device
-        self.sizes, self.momentum, self.timeout = sizes, momentum, timeout
+        self.sizes, self.momentum, self.timeout = sizes, momentum or 0.0, timeout or 0
         self.codes = codes.clone()
         self.run = torch.zeros_like(codes)
         self.totals = torch.zeros(len(TOTALS), len(sizes), dtype=torch.int64, device=device)
@@ -67,13 +67,13 @@ class OscillationCounter:
         """Compare with the codes of the previous tick and count."""
         self.ticks += 1
         self._since_rebase += 1
-        weight = 0.0 if self.momentum is None else self.momentum * (1 - self.momentum) ** -self._since_rebase
+        weight = self.momentum * (1 - self.momentum) ** -self._since_rebase
         if self.sees_values:
             self._count_changed(codes.numpy(), weight)
         else:
             self._count_all(codes, weight)
         if self._since_rebase == REBASE_AFTER:
-            if self.momentum is not None:
+            if self._scaled_frequency is not None:
                 self._scaled_frequency.mul_((1 - self.momentum) ** self._since_rebase)
             self._since_rebase = 0
 
@@ -116,7 +116,8 @@ class OscillationCounter:
         self.totals += torch.stack([part.sum(0) for part in counts.split(self.sizes)]).T
 
     def frequency(self) -> Tensor:
-        """Exponential moving average of oscillations per tick, for every weight."""
+        """Exponential moving average of oscillations per tick, for every weight; there must be a momentum."""
+        assert self._scaled_frequency is not None
         return self._scaled_frequency * (1 - self.momentum) ** self._since_rebase
 
     def state(self) -> dict[str, Tensor]:

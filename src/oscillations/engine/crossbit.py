@@ -20,7 +20,8 @@ def accuracies(trainer: Trainer, done: bool) -> list[dict[str, Any]]:
     A network without batch norm has nothing to re-estimate and gives ``keep`` only; a diverged run no number.
     ``bn_divergence``: how far the kept statistics are from the re-estimated ones (:func:`norm_divergence`).
     """
-    model, rows = trainer.model, []
+    model = trainer.model
+    rows: list[dict[str, Any]] = []
     kept = norm_statistics(model)
     for bits in trainer.eval_bits:
         values = None if bits == LATENT else trainer.quantized_weights(bits)
@@ -40,7 +41,10 @@ def _test_accuracy(trainer: Trainer, done: bool) -> float | None:
 def norm_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """The mean and the variance (with its epsilon) that every batch-norm layer divides by, each ``[channels]``."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [(norm.running_mean.clone(), norm.running_var + norm.eps) for norm in norms]
+    return [
+        (norm.running_mean.clone(), norm.running_var + norm.eps) for norm in norms
+        if norm.running_mean is not None and norm.running_var is not None
+    ]  # fmt: skip
 
 
 def norm_divergence(true: list[tuple[Tensor, Tensor]], assumed: list[tuple[Tensor, Tensor]]) -> float:
@@ -57,7 +61,8 @@ def histograms(trainer: Trainer) -> list[dict[str, Any]]:
 
     ``scale``: a step's size, with scales per channel their mean.
     """
-    quantizer, rows = trainer.quantizer, []
+    quantizer = trainer.quantizer
+    rows: list[dict[str, Any]] = []
     if quantizer is None:
         return rows
     low, high, _ = quantizer.grid

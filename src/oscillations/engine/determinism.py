@@ -20,7 +20,8 @@ def set_up_torch(threads: int, precision: str = "fp32", device: str = "auto") ->
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a fill of every new tensor; none is read unset
+        # a fill of every new tensor; none is read unset
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it
         torch.backends.cudnn.benchmark = False
         tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

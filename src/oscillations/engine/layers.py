@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def quantized_layers(layers: list[str], patterns: list[str]) -> list[str]:
+def quantized_layers(layers: list[str], patterns: Sequence[str]) -> list[str]:
     """Names among ``layers`` that a pattern matches, in their order."""
     return [layer for layer in layers if any(fnmatchcase(layer, pattern) for pattern in patterns)]
 
 
-def quantized_parameters(model: nn.Module, patterns: list[str], biases: bool = False) -> dict[str, Tensor]:
+def quantized_parameters(model: nn.Module, patterns: Sequence[str], biases: bool = False) -> dict[str, Tensor]:
     """The weight parameters (and biases) of the layers that the patterns match, by parameter name.
 
     Only layers with a weight matrix count: a pattern ``*`` never takes a norm layer's weight.

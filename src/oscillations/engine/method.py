@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from oscillations.engine.optimizer import Optimizer
     from oscillations.engine.quantizer import WeightQuantizer
 
+# Names for the annotations of hooks; importing them costs no torch.
+Quantizer: TypeAlias = "WeightQuantizer"
+Tensors: TypeAlias = "list[Tensor]"
+QuantizerT = TypeVar("QuantizerT", bound="WeightQuantizer")
 
-class Options(Strict):
+
+class MethodOptions(Strict):
     """What a study may say about a method; unknown options are refused."""
 
 
-class TargetOptions(Options):
+class TargetOptions(MethodOptions):
     """Options of every method that trains for a bit width."""
 
     bits: int = Field(ge=2, le=8, description="target bit width (2 = ternary)")
-    quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
-    per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
     tie: Literal["half_even", "half_up"] = "half_even"
     bn_eval: Literal["keep", "reestimate"] = Field(
         "keep", description="batch-norm statistics in the quantized validation while training"
@@ -38,14 +41,21 @@ class TargetOptions(Options):
         "quant_val_at_target", description="validation accuracy that picks the best epoch"
     )
 
+
+class SharedScaleOptions(TargetOptions):
+    """Options of the methods that leave it to a study which weights share a scale."""
+
+    quantize_bias: bool = Field(False, description="also quantize the biases of the quantized layers")
+    per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
+
     @model_validator(mode="after")
-    def _biases_have_no_channels(self) -> TargetOptions:
+    def _biases_have_no_channels(self) -> SharedScaleOptions:
         if self.quantize_bias and self.per_channel:
             raise ValueError("quantize_bias: a bias has one entry per channel; it cannot have per_channel scales")
         return self
 
 
-class QuantizedOptions(TargetOptions):
+class QuantizedOptions(SharedScaleOptions):
     """Options of the methods on the grid of Eq. 1-2, whose scale follows from the weights."""
 
     scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
@@ -56,17 +66,22 @@ class ScaleGradientOptions(QuantizedOptions):
 
     scale_grad: Literal["flow", "detach"] = Field("flow", description="gradient through the scale")
 
-    def model_post_init(self, _context) -> None:
+    def model_post_init(self, _context: Any) -> None:
         if self.scale_grad == "flow" and self.scale_source != "dynamic_max":
             raise ValueError(f"scale_grad: a {self.scale_source} scale has no gradient to flow; say scale_grad: detach")
 
 
-class Method:
-    """Base of all methods. Override what differs; the defaults train the latent weights as they are."""
+class Method(Generic[QuantizerT]):
+    """Base of all methods. Override what differs; the defaults train the latent weights as they are.
 
-    Options: ClassVar[type[Options]] = Options
+    ``Options`` is the class of its options, for studies, and ``options`` says the same of the attribute. A method with
+    a quantizer of its own names it, ``class Aoq(Method["AoqQuantizer"])``: its hooks then see that.
+    """
 
-    def __init__(self, options: Options):
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    options: MethodOptions
+
+    def __init__(self, options: MethodOptions):
         self.options = options
 
     @property
@@ -74,43 +89,52 @@ class Method:
         """Target bit width; None trains without any quantizer."""
         return getattr(self.options, "bits", None)
 
-    @classmethod
-    def check(cls, options: Options, model: str, layers: list[str], patterns: list[str]) -> None:
+    def check(self, model: str, layers: list[str], patterns: list[str]) -> None:
         """Raise ValueError if a model of these layers, quantized where the patterns match, cannot be trained so."""
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> WeightQuantizer:
-        """The quantizer of the latent weights; called once, if there are target bits."""
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> QuantizerT:
+        """The quantizer of the latent weights; called once, if there are target bits.
+
+        This one is for :class:`QuantizedOptions`; it and the hooks that see a quantizer are never called without bits.
+        """
+        o = self.options
+        assert isinstance(o, QuantizedOptions)
+        return self.quantizer_class()(
+            parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel
+        )
+
+    def quantizer_class(self) -> type[QuantizerT]:
+        """What :meth:`make_quantizer` makes."""
         from oscillations.engine.quantizer import WeightQuantizer
 
-        o = self.options
-        return WeightQuantizer(parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel)
+        return WeightQuantizer  # type: ignore[return-value]  # what QuantizerT is unless a method overrides this
 
     def attach(self, model: nn.Module) -> None:
         """See the freshly built network once, for methods that act on its layers."""
 
-    def forward_weights(self, quantizer: WeightQuantizer) -> list[Tensor] | None:
+    def forward_weights(self, quantizer: QuantizerT) -> Tensors | None:
         """Weights of the training forward pass; None means the latent ones."""
         return None
 
-    def loss(self, loss: Tensor, parameters: list[Tensor], progress: float) -> Tensor:
+    def loss(self, loss: Tensor, parameters: Tensors, progress: float) -> Tensor:
         """The loss to differentiate, given the task's; for terms whose gradient has no closed form."""
         return loss
 
-    def after_backward(self, quantizer: WeightQuantizer, grads: list[Tensor], progress: float) -> None:
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
         """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients.
 
         ``progress`` is the share of the maximal number of training steps already made, in [0, 1).
         """
 
-    def step(self, optimizer: Optimizer, quantizer: WeightQuantizer | None, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: QuantizerT, progress: float) -> None:
         """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it."""
         optimizer.step()
 
-    def exported(self, quantizer: WeightQuantizer | None) -> AbstractContextManager:
+    def exported(self, quantizer: QuantizerT) -> AbstractContextManager[None]:
         """Inside it the network holds the weights that are validated and kept, if these are not the trained ones."""
         return nullcontext()
 
-    def penalty(self, quantizer: WeightQuantizer, progress: float) -> Tensor | None:
+    def penalty(self, quantizer: QuantizerT, progress: float) -> Tensor | float | None:
         """Value of the loss term that :meth:`after_backward` stands for, if there is one."""
         return None
 
@@ -122,7 +146,7 @@ class Method:
         """Take back what :meth:`state` gave."""
 
 
-def regularized(quantizer: WeightQuantizer, patterns: tuple[str, ...]) -> list[bool]:
+def regularized(quantizer: Quantizer, patterns: tuple[str, ...]) -> list[bool]:
     """For every quantized tensor, whether its layer matches one of the patterns."""
     layers = [name.rpartition(".")[0] for name in quantizer.names]
     return [any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers]

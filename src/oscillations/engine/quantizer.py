@@ -7,6 +7,7 @@ need other grids and other scales; both are arguments here, so that one pass ove
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ def round_half_up(u: Tensor) -> Tensor:
     return torch.floor(u + 0.5)
 
 
-ROUNDING = {"half_even": torch.round, "half_up": round_half_up}
+ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {"half_even": torch.round, "half_up": round_half_up}
 
 
 def clamped_codes(weight: Tensor, scale: Tensor, bits: int, tie: str = "half_even") -> Tensor:
@@ -120,12 +121,12 @@ class WeightQuantizer:
         self.bits, self.scale_source, self.tie, self.per_channel = bits, scale_source, tie, per_channel
         self.grid_name, self.grid = grid, grid_of(grid, bits)
         self.limit = self.grid.high
-        weights = self.weights
-        self.sizes = [w.numel() for w in weights]
-        self.codes = torch.empty(sum(self.sizes), dtype=torch.int8, device=weights[0].device)
-        self.code_views = [c.as_strided(w.shape, w.stride()) for c, w in zip(self.codes.split(self.sizes), weights)]
-        self.quantized = [torch.empty_like(w) for w in weights]
-        self.scales = [max_scale(w, bits, per_channel) for w in weights]
+        latent = self.weights
+        self.sizes = [w.numel() for w in latent]
+        self.codes = torch.empty(sum(self.sizes), dtype=torch.int8, device=latent[0].device)
+        self.code_views = [c.as_strided(w.shape, w.stride()) for c, w in zip(self.codes.split(self.sizes), latent)]
+        self.quantized = [torch.empty_like(w) for w in latent]
+        self.scales: Sequence[Tensor] = [max_scale(w, bits, per_channel) for w in latent]
         self.level_scales: list[Tensor] | None = None
         self._row_max: list[Tensor] = []
         self.sees_values = self.codes.device.type == "cpu"  #: reading a value here makes no device wait
@@ -136,8 +137,8 @@ class WeightQuantizer:
         if self.scale_source == "dynamic_max":
             self._row_max = [max_of_rows(w) for w in self.weights]
             if self.per_channel:
-                largest = [rows.view(-1, *[1] * (w.dim() - 1)) for rows, w in zip(self._row_max, self.weights)]
-                self.scales = [(rows / self.limit).masked_fill_(rows == 0, 1) for rows in largest]
+                channels = [rows.view(-1, *[1] * (w.dim() - 1)) for rows, w in zip(self._row_max, self.weights)]
+                self.scales = [(rows / self.limit).masked_fill_(rows == 0, 1) for rows in channels]
             else:
                 largest = torch.stack([rows.amax() for rows in self._row_max])
                 self.scales = (largest / self.limit).masked_fill_(largest == 0, 1).unbind()
@@ -194,6 +195,8 @@ class WeightQuantizer:
         With j = argmax|w| and sigma = sign(w_j), dq_i/dw_j holds an extra sigma (q_i - w_i) / (Q s), so entry
         j receives sigma / (Q s) * sum_i upstream_i e_i; per channel, the sum is over the channel.
         """
+        product: Tensor | float
+        scale: Tensor | float
         if self.per_channel:
             product, scale = (by_rows(upstream) * by_rows(error)).sum(1), self.scales[i].flatten()
         else:
@@ -219,7 +222,7 @@ class WeightQuantizer:
             added = rows.sgn().mul_(at_max).mul_(share[:, None])
             grad.add_(added.view_as(weight.movedim(1, -1)).movedim(-1, 1) if weight.dim() > 2 else added)
         elif self.sees_values:
-            add_at_maxima(grad.numpy(), weight.numpy(), row_max.numpy(), amount)
+            add_at_maxima(grad.numpy(), weight.numpy(), row_max.numpy(), float(amount))
         else:
             at_max = weight.abs() == row_max.amax()
             grad.add_(weight.sgn().mul_(at_max).mul_(amount / at_max.sum()))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
 from oscillations.core.bits import LATENT
 from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from oscillations.engine.method import MethodOptions
+
+OptionsT = TypeVar("OptionsT", bound=Strict, covariant=True)
 
 # Limits beyond which a number is a slip of the pen: no machine could do what it says.
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -51,11 +56,11 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[OptionsT]):
     """A method or a model with all its options, resolved."""
 
     name: str
-    options: Strict
+    options: OptionsT
 
     def get(self, option: str, default: Any = None) -> Any:
         """An option by the name that a study gives it (``lambda``); ``default`` if there is none such."""
@@ -76,8 +81,8 @@ class Recipe:
     """
 
     data: str
-    model: Choice
-    method: Choice
+    model: Choice[Strict]
+    method: Choice[MethodOptions]
     training: Training
     quant_layers: tuple[str, ...]
     validation: int

@@ -22,7 +22,7 @@ from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
 from oscillations.engine.batches import ImageSet, crop_flip
 from oscillations.engine.counters import TOTALS, OscillationCounter
 from oscillations.engine.determinism import random_state, set_random_state
-from oscillations.engine.method import Method
+from oscillations.engine.method import Method, Tensors
 from oscillations.engine.optimizer import OPTIMIZERS
 from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.engine.recipe import Recipe
@@ -97,11 +97,12 @@ class Trainer:
                 loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
             method.loss(loss, self.parameters, progress).backward()
-        if quantizer is not None:
-            grads = [parameter.grad for parameter in self.parameters]
+        if quantizer is None:
+            self.optimizer.step()
+        else:
+            grads: Tensors = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]  # all have one now
             method.after_backward(quantizer, grads, progress)
-        method.step(self.optimizer, quantizer, progress)
-        if quantizer is not None:
+            method.step(self.optimizer, quantizer, progress)
             quantizer.update()
         return loss.detach()
 
@@ -141,7 +142,7 @@ class Trainer:
         if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.model.parameters()):
             progress.status = "diverged"
             return
-        with self.method.exported(self.quantizer):
+        with nullcontext() if self.quantizer is None else self.method.exported(self.quantizer):
             row = {"epoch": progress.epoch, "train_loss": loss, **self.validate()}
             metric = self.monitored(row)
             if metric > progress.best_metric:
@@ -169,7 +170,7 @@ class Trainer:
                         row[f"val_acc_{bits}"], _ = accuracy(self.model, validation)
             if self.quantizer is not None:
                 penalty = self.method.penalty(self.quantizer, self.share_done())
-                row["val_loss"] += 0.0 if penalty is None else penalty.item()
+                row["val_loss"] += 0.0 if penalty is None else float(penalty)
         return row
 
     def quantized_weights(self, bits: int) -> list[Tensor]:

@@ -42,7 +42,8 @@ class FullPrecision:
     """The weights as they are; a method's other tensors are ``learned``."""
 
     def __init__(self, weight: Tensor):
-        self.weight, self.learned = weight, []
+        self.weight = weight
+        self.learned: list[Tensor] = []
 
     def quantized(self, progress: float) -> Tensor:
         """The weights of the forward pass."""
@@ -64,7 +65,7 @@ class Lsq(FullPrecision):
         self.step = torch.tensor(LSQ_STEP)
         self.learned = [self.step]
 
-    def quantized(self, progress):
+    def quantized(self, progress: float) -> Tensor:
         low, high = ((end + inwards) * self.step for end, inwards in zip(LEVELS[:2], (PULLED_IN, -PULLED_IN)))
         outside = self.weight / self.step
         self.weight.copy_(
@@ -72,10 +73,10 @@ class Lsq(FullPrecision):
         )
         return self.codes() * self.step
 
-    def backward(self, upstream, progress):
+    def backward(self, upstream: Tensor, progress: float) -> None:
         self.weight.grad, self.step.grad = gradients(self.weight, self.step, self.codes(), upstream, LEVELS)
 
-    def codes(self):
+    def codes(self) -> Tensor:
         return (self.weight / self.step).round().clamp(LEVELS.low, LEVELS.high)
 
 
@@ -87,16 +88,16 @@ class Aoq(FullPrecision):
         self.spacing, self.level = AOQ_SPACING, torch.tensor(1.0)  # of the thresholds; of the levels, in these
         self.learned = [self.level]
 
-    def quantized(self, progress):
+    def quantized(self, progress: float) -> Tensor:
         self.spacing = AOQ_SPACING * shrinkage(progress)
         return self.codes() * self.level * self.spacing
 
-    def backward(self, upstream, progress):
+    def backward(self, upstream: Tensor, progress: float) -> None:
         self.weight.grad = upstream
         if progress >= LEARNS_LEVELS:
             self.level.grad = (upstream * self.codes()).sum() * self.spacing
 
-    def codes(self):
+    def codes(self) -> Tensor:
         return round_half_up(self.weight / self.spacing).clamp(LEVELS.low, LEVELS.high)
 
 

@@ -240,7 +240,7 @@ def _first(differences: Iterable[str | None]) -> str | None:
 
 def _table(projects: list[Path], file: Path, **chosen: str) -> str | None:
     """The first number of a table, or of its ``chosen`` rows, that differs. Columns may have been added."""
-    tables = []
+    tables: list[list[dict[str, str]]] = []
     for project in projects:
         if not (project / file).exists():
             tables.append([])

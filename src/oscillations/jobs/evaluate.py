@@ -7,12 +7,13 @@ without their weights.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pandas as pd
 
 from oscillations import datasets
 from oscillations.core.bits import LATENT
-from oscillations.engine.batches import image_sets
+from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.train import remove_work
@@ -35,18 +36,19 @@ def evaluate(
     torch_device = set_up_torch(variants[0].recipe.threads, variants[0].recipe.training.precision, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = read_rows([accuracy_file], EVALUATIONS), read_rows([histogram_file], HISTOGRAMS)
-    about = sets = None
+    about: dict[str, Any] = {}
+    sets: dict[str, ImageSet] = {}
     tables, all_bins, evaluated, seconds = [], [], 0, 0.0
     for plan in current(plans(variants)):
-        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.record)
+        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.result)
         mine, bins = known[known.key == key], known_bins[known_bins.run == run.name]
         if mine.empty or (with_histograms and bins.empty and recipe.bits != LATENT):
-            if about is None:
+            if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
             trainer = trained(plan.variant, run, about, sets, torch_device)
-            rows = accuracies(trainer, plan.record["status"] == "done")
+            rows = accuracies(trainer, plan.result["status"] == "done")
             mine = pd.DataFrame([{"run": run.name, "key": key} | row for row in rows])
             bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)] if with_histograms else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started

@@ -16,6 +16,7 @@ import pandas as pd
 from oscillations import datasets, posttraining
 from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
+from oscillations.engine.training import Trainer
 from oscillations.jobs.trainers import trained
 from oscillations.posttraining._measurement import measure
 from oscillations.records.identity import posttraining_key
@@ -37,7 +38,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
     kept: list[list[pd.DataFrame]] = [[], []]
     made = 0
     for plan in current(plans([variant for variant in variants if variant.path in entry.of])):
-        variant, run, record, trainer = plan.variant, plan.run, plan.record, None
+        variant, run, record, trainer = plan.variant, plan.run, plan.result, None
         for label, method, options in entry.resolved():
             for bits in entry.bits:
                 key = posttraining_key(record, method, options, bits)
@@ -69,7 +70,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
     print(f"{name}: {made} made, {len(kept[0]) - made} kept")
 
 
-def _trainer(variant: Variant, run: Run, device: str):
+def _trainer(variant: Variant, run: Run, device: str) -> Trainer:
     """The run's network with its checkpoint and images."""
     torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)

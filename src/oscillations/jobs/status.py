@@ -21,7 +21,7 @@ FRESH = 120  # seconds without a sign of life after which a run counts as interr
 def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
     """One line per experiment, the runs in progress, the time left, and the predicted cost of the whole."""
     found = plans(variants)
-    done = {plan.run: plan.record for plan in found if plan.current}
+    done = {plan.run: plan.result for plan in found if plan.current}
     stale = {plan.run: plan.stale for plan in found if plan.stale}
     waiting = {run for variant in variants for run in variant.runs()} - set(done)
     finished_in_work = {run for run in waiting if (run.work / "run.json").exists()}

@@ -188,7 +188,7 @@ def _report(trainer: Trainer, run: Run, spent: float) -> None:
         f"best {progress.best_metric:.2f} in epoch {progress.best_epoch}, {spent / progress.epoch:.2f} s/epoch",
         flush=True,
     )
-    state = {"epoch": progress.epoch, "epochs": trainer.epochs, "best_epoch": progress.best_epoch}
+    state: dict[str, float] = {"epoch": progress.epoch, "epochs": trainer.epochs, "best_epoch": progress.best_epoch}
     state |= {"patience": trainer.patience, "wall_s": round(spent, 3), "written": time.time()}
     write_json(run.work / "progress.json", state)
 

@@ -42,7 +42,8 @@ def make_trainer(
     model = models.build(recipe.model.plain(), (channels, height, width), len(classes))
     if start is not None:
         load_weights(model, start, models.head(recipe.model.name, model))
-    model.to(device, memory_format=torch.channels_last)  # convolutions are faster so, on CPUs too
+    # convolutions are faster so, on CPUs too
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     method = methods.find(recipe.method.name)(recipe.method.options)
     method.attach(model)
     biases = getattr(method.options, "quantize_bias", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from oscillations.engine.determinism import random_state, set_random_state
 
@@ -15,7 +16,9 @@ def in_turns(tasks: list[Iterator[None]], at_once: int, device: torch.device) ->
     Each task sees its own random numbers, as if it were alone. One that fails or is interrupted starts no new
     one, and lets those at work end or save; its exception is raised when all have left.
     """
-    waiting, active, failure = [Turn(task, device) for task in tasks], [], None
+    waiting = [Turn(task, device) for task in tasks]
+    active: list[Turn] = []
+    failure: Exception | None = None
     while active or (waiting and not failure):
         while waiting and len(active) < at_once and not failure:
             active.append(waiting.pop(0))
@@ -34,7 +37,8 @@ class Turn:
     """A task with its stream and the state of its random numbers."""
 
     def __init__(self, task: Iterator[None], device: torch.device):
-        self.task, self.random = task, None
+        self.task = task
+        self.random: dict[str, Tensor] | None = None
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
 
     def advance(self, swap_random: bool) -> bool:

@@ -6,13 +6,17 @@ Quantized one by one, query and key weights make each other oscillate; their pro
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Attention
 
-def attentions(model: nn.Module) -> dict[str, nn.Module]:
+
+def attentions(model: nn.Module) -> dict[str, Attention]:
     """timm's plain self-attention layers by name: no norm between the products, no gate."""
     from timm.models.vision_transformer import Attention
 
@@ -20,11 +24,11 @@ def attentions(model: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in found.items() if _is_plain(m)}
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: Attention) -> bool:
     return isinstance(module.q_norm, nn.Identity) and isinstance(module.k_norm, nn.Identity) and module.gate is None
 
 
-def product_attention(module: nn.Module, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+def product_attention(module: Attention, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``module`` computes from ``x`` ``[N, tokens, D]``, on the quantized products ``[heads, D, D]``.
 
     A head's scores are x W_q^T W_k x^T, scaled; the biases of query and key have no place in them and are dropped.

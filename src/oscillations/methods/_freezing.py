@@ -6,6 +6,8 @@ code; its level still moves with the scale.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ class FreezeTracker(OscillationCounter):
     the first step on. (The released code starts psi together with freezing, from the codes of the first step.)
     Positions in all tensors together are int64 ``[n]`` on the CPU, and a mask of all weights on a device.
     """
+
+    _scaled_frequency: Tensor
 
     def __init__(self, codes: Tensor, sizes: list[int], momentum: float):
         super().__init__(codes, sizes, momentum=momentum)
@@ -42,9 +46,10 @@ class FreezeTracker(OscillationCounter):
     def positions(self, threshold: float, above: bool = True) -> Tensor:
         """Weights whose frequency exceeds the threshold; or those whose frequency does not."""
         bound = threshold * (1 - self.momentum) ** -self._since_rebase
-        frequency = self._scaled_frequency.numpy() if self.sees_values else self._scaled_frequency
-        found = frequency > bound if above else frequency <= bound
-        return torch.from_numpy(np.flatnonzero(found)) if self.sees_values else found
+        if self.sees_values:
+            frequency = self._scaled_frequency.numpy()
+            return torch.from_numpy(np.flatnonzero(frequency > bound if above else frequency <= bound))
+        return self._scaled_frequency > bound if above else self._scaled_frequency <= bound
 
     def codes_at(self, at: Tensor, average: bool) -> Tensor:
         """Present codes at the positions (of a mask: all codes), or psi_{t-1} rounded to a code."""
@@ -55,10 +60,10 @@ class FreezeTracker(OscillationCounter):
         decay = (1 - self.momentum) ** self._since_rebase
         return (codes + decay * self._scaled_deviation[chosen]).round_().to(torch.int8)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         return super().state() | {"deviation": self._scaled_deviation}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self._scaled_deviation.copy_(state["deviation"])
 
@@ -70,7 +75,7 @@ class FreezingQuantizer(WeightQuantizer):
     ``free`` is 0.0 where frozen and 1.0 elsewhere, one tensor per weight: a product with it is the cheapest mask.
     """
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.frozen = torch.zeros_like(self.codes, dtype=torch.bool)
         self.frozen_codes = torch.zeros_like(self.codes)

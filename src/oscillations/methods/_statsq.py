@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,15 +34,15 @@ class StatsqQuantizer(WeightQuantizer):
     The source clips w one part in a million below the range's end before it rounds; clamping the codes is the same.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.latent_rows: dict[int, int] = {}  # how many first rows of a tensor are not quantized: query, key
 
     @torch.no_grad()
-    def rescale(self):
+    def rescale(self) -> None:
         self.scales = [statistic_scale(weight, self.bits) for weight in self.weights]
 
-    def update(self):
+    def update(self) -> None:
         super().update()
         for i, rows in self.latent_rows.items():
             self.quantized[i][:rows] = self.weights[i][:rows]

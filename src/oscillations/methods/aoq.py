@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, TargetOptions
+from oscillations.engine.method import Method, SharedScaleOptions, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.engine.quantizer import WeightQuantizer
+    from oscillations.engine.optimizer import Optimizer
+    from oscillations.methods._aoq import AoqQuantizer
 
 STAGE2, STAGE3 = 0.2, 0.6  # shares of the training after which they begin: epochs 50 and 150 of the released 250
 REFRESHES = 10  # of the shrinkage within stage 1
@@ -26,7 +27,7 @@ LARGEST, SMALLEST = 1.0, 0.3  # shrinkage at the start and from stage 2 on
 SMALLEST_SPACING = 1e-8
 
 
-class AoqOptions(TargetOptions):
+class AoqOptions(SharedScaleOptions):
     tie: Literal["half_even", "half_up"] = Field(
         "half_up", description="half_up: a threshold belongs to the cell above"
     )
@@ -57,7 +58,7 @@ def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
     return (upstream * (codes + 0.5)).sum(reduced(upstream, per_channel), keepdim=per_channel)
 
 
-class Aoq(Method):
+class Aoq(Method["AoqQuantizer"]):
     """Forward and backward pass on q(w), whose gradient all weights receive, also beyond the last levels (STE).
 
     Thresholds receive none; the levels' spacings learn at the run's learning rate. What the schedule sets follows the
@@ -65,8 +66,9 @@ class Aoq(Method):
     """
 
     Options = AoqOptions
+    options: AoqOptions
 
-    def make_quantizer(self, parameters):
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> AoqQuantizer:
         from oscillations.engine.optimizer import Adam
         from oscillations.methods._aoq import AoqQuantizer
 
@@ -75,10 +77,10 @@ class Aoq(Method):
         self.level_optimizer = Adam(quantizer.levels, lr=0)  # the run's at every step
         return quantizer
 
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: AoqQuantizer) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: AoqQuantizer, grads: Tensors, progress: float) -> None:
         for i, grad in enumerate(grads):
             if progress >= STAGE2:
                 spacing = quantizer.levels[i]
@@ -87,13 +89,13 @@ class Aoq(Method):
                 damping = damping_gradient(self.displacement(quantizer, i), self.options.damp_norm)
                 grad.add_(damping, alpha=self.options.damp_strength)
 
-    def displacement(self, quantizer: WeightQuantizer, i: int) -> Tensor:
+    def displacement(self, quantizer: AoqQuantizer, i: int) -> Tensor:
         """How far the weights of tensor ``i`` are from where stage 3 pulls them."""
         if self.options.damp_target == "level":
             return quantizer.weights[i] - quantizer.quantized[i]
         return quantizer.weights[i] - (quantizer.code_views[i] + 0.5) * quantizer.scales[i]
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: AoqQuantizer, progress: float) -> None:
         optimizer.step()
         quantizer.shrinkage.fill_(shrinkage(progress))
         if progress >= STAGE2:
@@ -102,16 +104,16 @@ class Aoq(Method):
             for spacing in quantizer.levels:
                 spacing.clamp_(min=SMALLEST_SPACING)
 
-    def penalty(self, quantizer, progress):
+    def penalty(self, quantizer: AoqQuantizer, progress: float) -> Tensor | float | None:
         if progress < STAGE3:
             return None
         offsets = [self.displacement(quantizer, i) for i in range(len(quantizer.weights))]
         return self.options.damp_strength * sum(distance(offset, self.options.damp_norm) for offset in offsets)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         return self.level_optimizer.state()
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         self.level_optimizer.load_state(state)
 
 

@@ -11,6 +11,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oscillations.engine.method import Quantizer, Tensors
     from oscillations.engine.quantizer import Grid
 
 
@@ -39,8 +40,9 @@ class BinRegularization(Lsq):
     """
 
     Options = BinRegularizationOptions
+    options: BinRegularizationOptions
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         from oscillations.engine.quantizer import reduced
 
         super().after_backward(quantizer, grads, progress)
@@ -52,7 +54,7 @@ class BinRegularization(Lsq):
             if self.options.scale_gradient:
                 scale.grad += (pull * codes).sum(reduced(grad, scale.dim() > 0), keepdim=scale.dim() > 0)
 
-    def penalty(self, quantizer, progress):
+    def penalty(self, quantizer: Quantizer, progress: float) -> Tensor | float | None:
         if progress < self.options.start:
             return None
         tensors = enumerate(quantizer.code_views)

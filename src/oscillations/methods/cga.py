@@ -11,11 +11,15 @@ from oscillations.methods.statsq import Statsq, StatsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oscillations.engine.method import Tensors
+    from oscillations.engine.optimizer import Optimizer
     from oscillations.engine.quantizer import WeightQuantizer
+    from oscillations.methods._statsq import StatsqQuantizer
 
 
 class CgaOptions(StatsqOptions):
-    qkr: ClassVar[bool] = False  # a product has no latent weights of its own that could stay
+    # no option here, for a product has no latent weights of its own that could stay
+    qkr: ClassVar[bool] = False  # type: ignore[misc]  # hence no field
     start: float = Field(0.75, ge=0, le=1, description="share of the training before the annealing")
     boundary: float = Field(
         0.005, ge=0, le=0.5, description="distance from a threshold, in steps, within which to move"
@@ -35,18 +39,19 @@ class Cga(Statsq):
     """
 
     Options = CgaOptions
+    options: CgaOptions
 
-    def __init__(self, options):
+    def __init__(self, options: CgaOptions):
         super().__init__(options)
         self._free: list[Tensor] = []  # of the step in progress
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: StatsqQuantizer, grads: Tensors, progress: float) -> None:
         if progress >= self.options.start:
             self._free = [near_threshold(quantizer, i, self.options.boundary) for i in range(len(grads))]
             for grad, free in zip(grads, self._free):
                 grad.mul_(free)
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: StatsqQuantizer, progress: float) -> None:
         kept = [weight.clone() for weight in quantizer.weights] if self._free else []
         optimizer.step()
         for weight, before, free in zip(quantizer.weights, kept, self._free):

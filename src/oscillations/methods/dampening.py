@@ -12,6 +12,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oscillations.engine.method import Quantizer, Tensors
     from oscillations.engine.quantizer import Grid
 
 
@@ -50,11 +51,12 @@ class Dampening(Lsq):
     """
 
     Options = DampeningOptions
+    options: DampeningOptions
 
     def strength(self, progress: float) -> float:
         return cosine(progress, self.options.lambda_start, self.options.lambda_, self.options.start)
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         super().after_backward(quantizer, grads, progress)
         strength = self.strength(progress)
         if strength:

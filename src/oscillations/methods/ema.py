@@ -6,6 +6,7 @@ A weight that oscillates about a threshold has an average that lies on the side 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,10 @@ from pydantic import Field, PositiveInt
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from oscillations.engine.method import Quantizer
+    from oscillations.engine.optimizer import Optimizer
 
 
 class EmaOptions(LsqOptions):
@@ -38,25 +42,26 @@ class Ema(Lsq):
     """
 
     Options = EmaOptions
+    options: EmaOptions
 
-    def attach(self, model):
+    def attach(self, model: nn.Module) -> None:
         self._values = [value for value in model.state_dict().values() if value.is_floating_point()]
 
-    def make_quantizer(self, parameters):
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> Quantizer:
         quantizer = super().make_quantizer(parameters)
         self._values += quantizer.scales
         self.averages = [value.clone() for value in self._values]
         self.steps = 0
         return quantizer
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: Quantizer, progress: float) -> None:
         super().step(optimizer, quantizer, progress)
         self.steps += 1
         share = 1 - math.exp(-self.steps / self.options.warmup_steps)
         average(self.averages, self._values, self.options.decay * share)
 
     @contextmanager
-    def exported(self, quantizer):
+    def exported(self, quantizer: Quantizer) -> Iterator[None]:
         import torch
 
         trained = [value.clone() for value in self._values]
@@ -70,13 +75,13 @@ class Ema(Lsq):
                 torch._foreach_copy_(self._values, trained)
                 quantizer.update()
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         import torch
 
         averages = {f"average/{i}": value for i, value in enumerate(self.averages)}
         return super().state() | averages | {"steps": torch.tensor(self.steps)}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         for i, value in enumerate(self.averages):
             value.copy_(state[f"average/{i}"])

@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat
 
 from oscillations.engine.annealing import cosine
-from oscillations.engine.method import Options
+from oscillations.engine.method import Method, MethodOptions
 from oscillations.methods.dampening import NagelOptions
 from oscillations.methods.lsq import Lsq
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oscillations.engine.method import Tensors
+    from oscillations.engine.optimizer import Optimizer
     from oscillations.methods._freezing import FreezingQuantizer
 
 
 TRACKER = "tracker/"  # begins the names of its tensors in a method's state
 
 
-class ThresholdOptions(Options):
+class ThresholdOptions(MethodOptions):
     """When a weight is frozen, and where."""
 
     momentum: float = Field(0.001, gt=0, le=0.25, description="of the moving averages of oscillations and codes")
@@ -38,21 +42,27 @@ class FreezingOptions(ThresholdOptions, NagelOptions):
     )
 
 
-class Freezes:
+class Freezes(Method["FreezingQuantizer"]):
     """The part of a method that watches the codes of every forward pass and freezes weights by their frequency."""
 
+    options: ThresholdOptions
     above = True  #: whether it freezes weights above the threshold, again and again, or all others, once
 
-    def watched(self, quantizer: FreezingQuantizer) -> FreezingQuantizer:
-        """The quantizer, whose codes are followed from now on."""
+    def quantizer_class(self) -> type[FreezingQuantizer]:
+        from oscillations.methods._freezing import FreezingQuantizer
+
+        return FreezingQuantizer
+
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> FreezingQuantizer:
         from oscillations.methods._freezing import FreezeTracker
 
+        quantizer = super().make_quantizer(parameters)
         quantizer.update()
         self.tracker = FreezeTracker(quantizer.codes, quantizer.sizes, self.options.momentum)
         self.finished = False  # with freezing
         return quantizer
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, progress: float) -> None:
         if not self.finished:
             self.tracker.tick(quantizer.codes)
             if progress >= self.options.start:
@@ -66,19 +76,19 @@ class Freezes:
             return self.options.threshold_start
         return cosine(progress, self.options.threshold_start, self.options.threshold_final, self.options.start)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         import torch
 
         tracker = self.tracker.state() | {"finished": torch.tensor(self.finished)}
         return super().state() | {f"{TRACKER}{key}": value for key, value in tracker.items()}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state({key: value for key, value in state.items() if not key.startswith(TRACKER)})
         self.tracker.load_state({key: state[f"{TRACKER}{key}"] for key in self.tracker.state()})
         self.finished = bool(state[f"{TRACKER}finished"])
 
 
-class Freezing(Freezes, Lsq):
+class Freezing(Freezes, Lsq["FreezingQuantizer"]):
     """Weights whose oscillation frequency exceeds an annealed threshold keep their integer code for good.
 
     A frozen weight receives no gradient, and gives the scale its code as dq/ds. The control ``which: low`` freezes
@@ -87,20 +97,13 @@ class Freezing(Freezes, Lsq):
     """
 
     Options = FreezingOptions
+    options: FreezingOptions
 
-    def __init__(self, options):
+    def __init__(self, options: FreezingOptions):
         super().__init__(options)
         self.above = options.which == "high"
 
-    def quantizer_class(self):
-        from oscillations.methods._freezing import FreezingQuantizer
-
-        return FreezingQuantizer
-
-    def make_quantizer(self, parameters):
-        return self.watched(super().make_quantizer(parameters))
-
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, progress: float) -> None:
         latent = quantizer.weights
         if quantizer.holds:  # a frozen latent weight counts no more; as 0 it leaves the scale dq/ds = k
             quantizer.weights = [weight * free for weight, free in zip(latent, quantizer.free)]

@@ -6,9 +6,14 @@ L1 norm, whatever the bit width that delta is half a step of.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.engine.method import Method, QuantizedOptions
+from oscillations.engine.method import Method, QuantizedOptions, Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class GradientL1Options(QuantizedOptions):
@@ -20,13 +25,14 @@ class GradientL1(Method):
     """Adds lambda times the sum of |dL/dw| over the quantized tensors, by differentiating the gradient."""
 
     Options = GradientL1Options
+    options: GradientL1Options
 
-    def attach(self, model):
+    def attach(self, model: nn.Module) -> None:
         for module in model.modules():
             if hasattr(module, "fused_attn"):  # timm's attention: torch's fused form has no second derivative
-                module.fused_attn = False
+                module.fused_attn = False  # type: ignore[assignment]  # to torch's stubs all attributes are modules
 
-    def loss(self, loss, parameters, progress):
+    def loss(self, loss: Tensor, parameters: Tensors, progress: float) -> Tensor:
         import torch
 
         if progress < 1 - self.options.share or self.options.lambda_ == 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.engine.method import Method, QuantizedOptions, regularized
+from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +39,9 @@ class Kure(Method):
     """Adds lambda / L * sum over the L layers of (K(w) - target)^2, by its gradient."""
 
     Options = KureOptions
+    options: KureOptions
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         chosen = regularized(quantizer, self.options.reg_layers)
         for weight, grad, one in zip(quantizer.weights, grads, chosen):
             if one:

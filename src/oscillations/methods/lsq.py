@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from oscillations.engine.method import Method, TargetOptions
+from oscillations.engine.method import Method, QuantizerT, SharedScaleOptions, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.engine.quantizer import Grid, WeightQuantizer
+    from oscillations.engine.optimizer import Optimizer
+    from oscillations.engine.quantizer import Grid
 
 SMALLEST_SCALE = 1e-8
 
 
-class LsqOptions(TargetOptions):
+class LsqOptions(SharedScaleOptions):
     grid: Literal["sym_odd", "lsq"] = Field("sym_odd", description="levels of Eq. 1-2, or one more below zero")
     scale_init: Literal["lsq", "mse"] = Field(
         "lsq", description="2 mean|w| / sqrt(largest code), or the least squared error"
@@ -52,16 +53,17 @@ def gradients(
     return upstream * inside, per_step.sum(reduced(weight, scale.dim() > 0), keepdim=scale.dim() > 0)
 
 
-class Lsq(Method):
+class Lsq(Method[QuantizerT]):
     """Forward and backward pass on q(w) with clamped codes; scales follow their gradients by an Adam of their own.
 
     The scale's gradient is multiplied by 1 / sqrt(N p), N the weights that share it and p the largest code. What
     builds on LSQ (dampening, freezing, averaging ...) subclasses this and has its options.
     """
 
-    Options = LsqOptions
+    Options: ClassVar[type[LsqOptions]] = LsqOptions
+    options: LsqOptions
 
-    def make_quantizer(self, parameters):
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> QuantizerT:
         from oscillations.engine.optimizer import Adam
         from oscillations.engine.quantizer import mse_scale
 
@@ -77,29 +79,24 @@ class Lsq(Method):
         self.scale_optimizer = Adam(quantizer.scales, o.scale_lr)
         return quantizer
 
-    def quantizer_class(self) -> type[WeightQuantizer]:
-        from oscillations.engine.quantizer import WeightQuantizer
-
-        return WeightQuantizer
-
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: QuantizerT) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
         margin = 0.5 if self.options.clip_order == "round_first" else 0.0
         for i, (weight, scale, grad) in enumerate(zip(quantizer.weights, quantizer.scales, grads)):
             inner, scale_gradient = gradients(weight, scale, quantizer.code_views[i], grad, quantizer.grid, margin)
             grad.copy_(inner)
             scale.grad = scale_gradient / math.sqrt(weight.numel() / scale.numel() * quantizer.grid.high)
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: QuantizerT, progress: float) -> None:
         optimizer.step()
         self.scale_optimizer.step()
         for scale in quantizer.scales:
             scale.clamp_(min=SMALLEST_SCALE)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         return self.scale_optimizer.state()
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         self.scale_optimizer.load_state(state)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from oscillations.core.errors import did_you_mean
-from oscillations.engine.method import Method, ScaleGradientOptions, regularized
+from oscillations.engine.method import Method, Quantizer, QuantizerT, ScaleGradientOptions, Tensors, regularized
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from oscillations.engine.quantizer import WeightQuantizer
 
 # The paper's text and its released code disagree about the regularizer; both stand here in full.
 PRESETS = {
@@ -57,7 +55,7 @@ class OsciQuantOptions(RegularizerOptions):
     lambda_schedule: Literal["const", "linear_warmup", "cosine"] = "const"
 
 
-class OsciQuant(Method):
+class Regularizer(Method[QuantizerT]):
     """Adds lambda * R, R = [1/2] sum or mean over layers of h (q(w)^2 - w^2), by its gradient.
 
     Under the straight-through estimator dR/dw = [2 | 1] h (q - w), divided by the number of weights where the
@@ -65,19 +63,19 @@ class OsciQuant(Method):
     the running mean square of the gradient scaled to mean 1 per layer (``reg_curvature: fisher_diag``).
     """
 
-    Options = OsciQuantOptions
+    options: RegularizerOptions
     fisher_decay = 0.99
 
-    def __init__(self, options):
+    def __init__(self, options: RegularizerOptions):
         super().__init__(options)
         self._mean_square: list[Tensor] = []
         self._resumed: list[Tensor] = []
         self._coefficients: list[float] = []
 
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: QuantizerT) -> Tensors | None:
         return quantizer.quantized if self.options.train_forward == "fake_quant" else None
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
         strength, flow = self.strength(progress), self.options.scale_grad == "flow"
         curvatures = self._curvatures(grads)
         for i, (grad, coefficient) in enumerate(zip(grads, self.coefficients(quantizer))):
@@ -93,22 +91,17 @@ class OsciQuant(Method):
                 quantizer.add_scale_gradient(i, grad, quantizer.quantized[i], error, factor)
             grad.add_(error, alpha=factor)
 
-    def penalty(self, quantizer, progress):
+    def penalty(self, quantizer: QuantizerT, progress: float) -> Tensor | float | None:
         if self.options.reg_when == "train_only":
             return None
         tensors = zip(self.coefficients(quantizer), quantizer.quantized, quantizer.weights)
         return self.strength(progress) * sum(c * (q.square() - w.square()).sum() for c, q, w in tensors)
 
     def strength(self, progress: float) -> float:
-        """lambda at this point of training: constant, rising over the first tenth, or half a cosine up."""
-        schedule = {
-            "const": 1.0,
-            "linear_warmup": min(1.0, progress / 0.1),
-            "cosine": (1 - math.cos(math.pi * progress)) / 2,
-        }
-        return self.options.lambda_ * schedule[self.options.lambda_schedule]
+        """lambda at this point of training."""
+        raise NotImplementedError
 
-    def coefficients(self, quantizer: WeightQuantizer) -> list[float]:
+    def coefficients(self, quantizer: Quantizer) -> list[float]:
         """What multiplies sum_i (q_i^2 - w_i^2) of each tensor: 0 where it is not regularized."""
         if not self._coefficients:
             chosen = regularized(quantizer, self.options.reg_layers)
@@ -122,7 +115,7 @@ class OsciQuant(Method):
             self._coefficients = [half / divisor if one else 0.0 for divisor, one in zip(divisors, chosen)]
         return self._coefficients
 
-    def _curvatures(self, grads: list[Tensor]) -> list[Tensor]:
+    def _curvatures(self, grads: Tensors) -> Tensors:
         if self.options.reg_curvature == "identity":
             return []
         import torch
@@ -135,8 +128,23 @@ class OsciQuant(Method):
             mean.lerp_(grad.square(), 1 - self.fisher_decay)
         return [mean / mean.mean().clamp_min(1e-30) for mean in self._mean_square]
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         return {str(i): mean for i, mean in enumerate(self._mean_square or self._resumed)}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         self._mean_square, self._resumed = [], [state[str(i)] for i in range(len(state))]
+
+
+class OsciQuant(Regularizer[QuantizerT]):
+    """The regularizer at one strength: lambda is constant, rises over the first tenth, or half a cosine up."""
+
+    Options: ClassVar[type[OsciQuantOptions]] = OsciQuantOptions
+    options: OsciQuantOptions
+
+    def strength(self, progress: float) -> float:
+        schedule = {
+            "const": 1.0,
+            "linear_warmup": min(1.0, progress / 0.1),
+            "cosine": (1 - math.cos(math.pi * progress)) / 2,
+        }
+        return self.options.lambda_ * schedule[self.options.lambda_schedule]

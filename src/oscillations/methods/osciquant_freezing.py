@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from oscillations.methods.freezing import Freezes, ThresholdOptions
 from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
+
+if TYPE_CHECKING:
+    from oscillations.engine.method import Tensors
+    from oscillations.engine.optimizer import Optimizer
+    from oscillations.methods._freezing import FreezingQuantizer
 
 
 class OsciQuantFreezingOptions(ThresholdOptions, OsciQuantOptions):
     start: float = Field(0.75, ge=0, lt=1, description="share of the steps before anything freezes")
 
 
-class OsciQuantFreezing(Freezes, OsciQuant):
+class OsciQuantFreezing(Freezes, OsciQuant["FreezingQuantizer"]):
     """From ``start`` on, a weight that oscillates more often than the threshold is set to its level and stays there.
 
     It follows its level k s, with s of the forward pass just made, because full-precision training sees the weight
@@ -20,19 +27,12 @@ class OsciQuantFreezing(Freezes, OsciQuant):
     """
 
     Options = OsciQuantFreezingOptions
+    options: OsciQuantFreezingOptions
 
-    def make_quantizer(self, parameters):
-        from oscillations.methods._freezing import FreezingQuantizer
-
-        o = self.options
-        return self.watched(
-            FreezingQuantizer(parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel)
-        )
-
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, progress: float) -> None:
         super().after_backward(quantizer, grads, progress)
         quantizer.stop(grads)
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, progress: float) -> None:
         super().step(optimizer, quantizer, progress)
         quantizer.to_levels(quantizer.weights)  # an optimizer's momentum moves weights without a gradient, too

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, ScaleGradientOptions
+from oscillations.engine.method import Method, Quantizer, ScaleGradientOptions, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,14 @@ class PseudoNoise(Method):
     """
 
     Options = PseudoNoiseOptions
+    options: PseudoNoiseOptions
 
-    def __init__(self, options):
+    def __init__(self, options: PseudoNoiseOptions):
         super().__init__(options)
         self._errors: list[Tensor] = []
         self._noisy: list[Tensor] = []
 
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: Quantizer) -> Tensors:
         import torch
 
         if not self._noisy:
@@ -49,7 +50,7 @@ class PseudoNoise(Method):
             torch.add(weight, error.mul_(scale), out=noisy)
         return self._noisy
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         if self.options.scale_grad == "flow":
             for i, (grad, error) in enumerate(zip(grads, self._errors)):
                 quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oscillations.engine.method import Method, ScaleGradientOptions
+from oscillations.engine.method import Method, Quantizer, ScaleGradientOptions, Tensors
 
 
 class QAT(Method):
@@ -14,11 +14,12 @@ class QAT(Method):
     """
 
     Options = ScaleGradientOptions
+    options: ScaleGradientOptions
 
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: Quantizer) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         if self.options.scale_grad == "flow":
             for i, grad in enumerate(grads):
                 error = quantizer.error(i, out=quantizer.quantized[i])

@@ -12,7 +12,11 @@ from pydantic import Field, PositiveFloat
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from oscillations.engine.method import Tensors
+    from oscillations.engine.optimizer import Optimizer
+    from oscillations.methods._qc import CorrectedQuantizer
 
 
 class QcOptions(LsqOptions):
@@ -29,7 +33,7 @@ def fold(scale: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tup
     return scale * gamma.unsqueeze(-1), shift if bias is None else gamma.flatten() * bias + shift
 
 
-class Qc(Lsq):
+class Qc(Lsq["CorrectedQuantizer"]):
     """LSQ up to the step that reaches ``start``; after it, only the corrections are learned.
 
     Weights, scales and batch-norm statistics stay as they are, and with them the codes. A correction is a part of the
@@ -37,16 +41,17 @@ class Qc(Lsq):
     """
 
     Options = QcOptions
+    options: QcOptions
 
-    def attach(self, model):
+    def attach(self, model: nn.Module) -> None:
         self._model = model
 
-    def quantizer_class(self):
+    def quantizer_class(self) -> type[CorrectedQuantizer]:
         from oscillations.methods._qc import CorrectedQuantizer
 
         return CorrectedQuantizer
 
-    def make_quantizer(self, parameters):
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> CorrectedQuantizer:
         from torch.nn.modules.batchnorm import _BatchNorm
 
         from oscillations.engine.optimizer import Adam
@@ -54,7 +59,7 @@ class Qc(Lsq):
         model, quantizer = self._model, super().make_quantizer(parameters)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
-        def keep_statistics(model, _):
+        def keep_statistics(model: nn.Module, _: object) -> None:
             if quantizer.corrects and model.training:
                 for norm in norms:
                     norm.eval()
@@ -69,11 +74,11 @@ class Qc(Lsq):
         self.correction_optimizer = Adam(corrections, self.options.correction_lr)
         return quantizer
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: CorrectedQuantizer, grads: Tensors, progress: float) -> None:
         if not quantizer.corrects:
             super().after_backward(quantizer, grads, progress)
 
-    def step(self, optimizer, quantizer, progress):
+    def step(self, optimizer: Optimizer, quantizer: CorrectedQuantizer, progress: float) -> None:
         if quantizer.corrects:
             self.correction_optimizer.step()
             self.correction_optimizer.zero_grad()
@@ -81,13 +86,13 @@ class Qc(Lsq):
             super().step(optimizer, quantizer, progress)
             quantizer.corrects = progress >= self.options.start
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         import torch
 
         corrections = {f"correction/{key}": value for key, value in self.correction_optimizer.state().items()}
         return super().state() | corrections | {"corrects": torch.tensor(self._quantizer.corrects)}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         prefix = "correction/"
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from oscillations.engine.method import Method, QuantizedOptions, regularized
+from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
 
 
 class RangePenaltyOptions(QuantizedOptions):
@@ -23,8 +23,9 @@ class RangePenalty(Method):
     """
 
     Options = RangePenaltyOptions
+    options: RangePenaltyOptions
 
-    def after_backward(self, quantizer, grads, progress):
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
         for i, (grad, chosen) in enumerate(zip(grads, regularized(quantizer, self.options.reg_layers))):
             if chosen:
                 quantizer.add_to_maximum(i, grad, self.options.lambda_)

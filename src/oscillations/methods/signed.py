@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from oscillations.methods.osciquant import OsciQuant, RegularizerOptions
+from oscillations.methods.osciquant import Regularizer, RegularizerOptions
 
 
 class SignedOptions(RegularizerOptions):
@@ -19,13 +19,14 @@ class SignedOptions(RegularizerOptions):
     shape: Literal["linear", "step"] = Field("linear", description="all the way, or at once at half of the steps")
 
 
-class Signed(OsciQuant):
+class Signed(Regularizer):
     """OsciQuant's regularizer, its strength going from ``lambda_start`` to ``lambda_end``.
 
     The way is that of the maximal number of steps: give such runs as much patience as epochs.
     """
 
     Options = SignedOptions
+    options: SignedOptions
 
     def strength(self, progress: float) -> float:
         share = progress if self.options.shape == "linear" else float(progress >= 0.5)

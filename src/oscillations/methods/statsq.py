@@ -8,12 +8,13 @@ from pydantic import Field
 
 from oscillations.core.errors import InputError
 from oscillations.engine.layers import quantized_layers
-from oscillations.engine.method import Method, TargetOptions
+from oscillations.engine.method import Method, TargetOptions, Tensors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from timm.models.vision_transformer import Attention
+    from torch import Tensor, nn
 
-    from oscillations.engine.quantizer import WeightQuantizer
+    from oscillations.methods._statsq import StatsqQuantizer
 
 
 class StatsqOptions(TargetOptions):
@@ -22,19 +23,19 @@ class StatsqOptions(TargetOptions):
     qkr: bool = Field(False, description="quantize the product of query and key weights, not each; timm's attention")
 
 
-class Statsq(Method):
+class Statsq(Method["StatsqQuantizer"]):
     """Forward and backward pass on q(w); its gradient is the weights', also beyond the last levels (STE).
 
     None flows through the scale. With ``qkr`` an attention layer that holds the weights of the target bits computes
     with the quantized product of query and key weights, in training and in evaluation; with others it is timm's.
     """
 
-    Options = StatsqOptions
+    Options: ClassVar[type[StatsqOptions]] = StatsqOptions
+    options: StatsqOptions
 
-    @classmethod
-    def check(cls, options, model, layers, patterns):
+    def check(self, model: str, layers: list[str], patterns: list[str]) -> None:
         """Its attention is timm's, whose layers are named so; each one's are quantized."""
-        if not options.qkr:
+        if not self.options.qkr:
             return
         products = [layer for layer in layers if layer.endswith("attn.qkv")]
         if not products:
@@ -42,7 +43,7 @@ class Statsq(Method):
         if missing := [layer for layer in products if layer not in quantized_layers(layers, patterns)]:
             raise ValueError(f"qkr: {missing[0]} is not quantized; add it to quant_layers or leave qkr out")
 
-    def attach(self, model):
+    def attach(self, model: nn.Module) -> None:
         if self.options.qkr:
             from oscillations.methods._attention import attentions
 
@@ -50,7 +51,7 @@ class Statsq(Method):
             if not self._attentions:
                 raise InputError("qkr: the model has none of timm's attention layers; leave qkr out")
 
-    def make_quantizer(self, parameters):
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> StatsqQuantizer:
         from oscillations.methods._statsq import StatsqQuantizer
 
         o = self.options
@@ -62,7 +63,7 @@ class Statsq(Method):
                 self._reparametrize(name, module, quantizer)
         return quantizer
 
-    def _reparametrize(self, name: str, module: nn.Module, quantizer: WeightQuantizer) -> None:
+    def _reparametrize(self, name: str, module: Attention, quantizer: StatsqQuantizer) -> None:
         """Let an attention layer form the product whenever its weights are the quantizer's."""
         from oscillations.methods._attention import product_attention
         from oscillations.methods._statsq import straight_through
@@ -71,14 +72,15 @@ class Statsq(Method):
             raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")
         i = quantizer.names.index(f"{name}.qkv.weight")
         quantizer.latent_rows[i] = 2 * module.attn_dim
-        plain, o = module.forward, self.options
+        layer: nn.Module = module
+        plain, o = layer.forward, self.options
 
-        def forward(x, **masks):  # classifiers' masks are all None
+        def forward(x: Tensor, **masks: None) -> Tensor:  # classifiers' masks are all None
             if module.qkv.weight.data_ptr() != quantizer.quantized[i].data_ptr():
                 return plain(x, **masks)
             return product_attention(module, x, lambda product: straight_through(product, o.bits, o.tie))
 
-        module.forward = forward
+        layer.forward = forward
 
-    def forward_weights(self, quantizer):
+    def forward_weights(self, quantizer: StatsqQuantizer) -> Tensors:
         return quantizer.quantized

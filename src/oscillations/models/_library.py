@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pydantic import Field, model_validator
 
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["*"]
 HEAD = None  # differs from model to model: see head
@@ -43,7 +48,7 @@ def check(options: Options, image_shape: tuple[int, int, int]) -> None:
         raise ValueError(f"name: {options.name} does not take images of {shape} ({_line(error)})") from error
 
 
-def _outline(options: Options, image_shape: tuple[int, int, int] | None = None):
+def _outline(options: Options, image_shape: tuple[int, int, int] | None = None) -> nn.Module:
     """The network without memory for its weights; ValueError that names the option if there is none."""
     import torch
 
@@ -60,12 +65,12 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
-def head(network) -> str:
+def head(network: nn.Module) -> str:
     """timm names its classifier; torchvision's is the last layer with a weight matrix."""
     from oscillations.engine.layers import is_matrix_layer
 
-    if hasattr(network, "pretrained_cfg"):
-        return network.pretrained_cfg["classifier"]
+    if (about := getattr(network, "pretrained_cfg", None)) is not None:
+        return about["classifier"]
     return [name for name, layer in network.named_modules() if is_matrix_layer(layer)][-1]
 
 
@@ -73,7 +78,7 @@ class UnknownModel(ValueError):
     """The library has no classifier of that name."""
 
 
-def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int):
+def build(options: Options, image_shape: tuple[int, int, int] | None, classes: int) -> nn.Module:
     library, name = options.name.split("/", 1)
     if library == "timm":
         import timm
@@ -85,5 +90,7 @@ def build(options: Options, image_shape: tuple[int, int, int] | None, classes: i
         known, create = models.list_models(models), models.get_model
     if name not in known:
         raise UnknownModel(f"name: {library} has no classifier {shortened(name)}; {did_you_mean(name, known)}")
-    channels = {"in_chans": image_shape[0]} if library == "timm" and image_shape else {}
-    return create(name, num_classes=classes, **channels, **options.arguments)
+    keywords: dict[str, Any] = {"num_classes": classes} | options.arguments
+    if library == "timm" and image_shape:
+        keywords["in_chans"] = image_shape[0]
+    return create(name, **keywords)

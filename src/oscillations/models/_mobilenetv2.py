@@ -72,12 +72,13 @@ class MobileNetV2(nn.Module):
                 inputs = outputs
         features.append(conv_norm_relu(inputs, scaled(LAST, width), 1))
         self.features = nn.Sequential(*features)
-        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(scaled(LAST, width), classes))
+        linear = nn.Linear(scaled(LAST, width), classes)
+        self.classifier = nn.Sequential(nn.Identity(), linear)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        nn.init.normal_(self.classifier[1].weight, std=0.01)
-        nn.init.zeros_(self.classifier[1].bias)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(self.features(x), 1), 1))

@@ -32,6 +32,11 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """Input ``[batch, channels, height, width]``, output logits ``[batch, classes]``."""
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, channels: int, classes: int, width: int, stem: str, stem_maxpool: bool):
         super().__init__()
         self.conv1 = (

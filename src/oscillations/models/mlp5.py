@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["fc*"]
 HEAD = "fc6"
@@ -22,14 +25,14 @@ def layers(options: Options) -> list[str]:
     return [f"fc{i + 1}" for i in range(HIDDEN_LAYERS + 1)]
 
 
-def build(options: Options, image_shape: tuple[int, int, int], classes: int):
+def build(options: Options, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     from collections import OrderedDict
     from math import prod
 
     from torch import nn
 
     widths = [prod(image_shape), *[options.width] * HIDDEN_LAYERS, classes]
-    network = OrderedDict(flatten=nn.Flatten())
+    network: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (inputs, outputs) in enumerate(zip(widths, widths[1:]), start=1):
         network[f"fc{i}"] = nn.Linear(inputs, outputs)
         if i <= HIDDEN_LAYERS:

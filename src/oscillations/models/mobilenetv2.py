@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveFloat
 
 from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["*"]  # all convolutions, stem and depthwise ones included, and the classifier; never a norm layer
 HEAD = "classifier.1"
@@ -44,7 +47,7 @@ def layers(options: Options) -> list[str]:
     return [*names, f"features.{block}.0", "classifier.1"]
 
 
-def build(options: Options, image_shape: tuple[int, int, int], classes: int):
+def build(options: Options, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     from oscillations.models._mobilenetv2 import MobileNetV2
 
     return MobileNetV2(image_shape, classes, options.width, options.stem, options.smallest)

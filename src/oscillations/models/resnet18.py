@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["*"]  # all convolutions, stem and shortcuts included, and fc; never a norm layer
 HEAD = "fc"
@@ -29,7 +32,7 @@ def layers(options: Options) -> list[str]:
     return [*names, "fc"]
 
 
-def build(options: Options, image_shape: tuple[int, int, int], classes: int):
+def build(options: Options, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     from oscillations.models._resnet import ResNet18
 
     return ResNet18(image_shape[0], classes, options.width, options.stem, options.stem_maxpool)

@@ -6,11 +6,14 @@ those of ViT-Tiny/16 with qkv, proj, fc1 and fc2 of the twelve blocks quantized.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from oscillations.core.config import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUANTIZED = ["blocks.*.attn.qkv", "blocks.*.attn.proj", "blocks.*.mlp.fc1", "blocks.*.mlp.fc2"]
 HEAD = "head"
@@ -44,7 +47,7 @@ def check(options: Options, image_shape: tuple[int, int, int]) -> None:
         raise ValueError(f"patch_size: {size} does not divide images of {height}x{width}; nearest: {nearest}")
 
 
-def build(options: Options, image_shape: tuple[int, int, int], classes: int):
+def build(options: Options, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     channels, height, width = image_shape

@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     from oscillations.posttraining._units import Unit
 
 
-class Options(Strict):
+class PostTrainingOptions(Strict):
     """What a study may say about every post-training method."""
 
-    scale: Literal["max", "mse"] = Field("max", description="Eq. 2, or the least squared error of nearest rounding")
+    scale: Literal["max", "mse", "rescaled"] = Field(
+        "max", description="Eq. 2, the least squared error, or the learned scale times the ratio of largest codes"
+    )
     per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
     images: int = Field(1024, ge=1, le=10_000_000, description="calibration images: the first of the training set")
 
 
-class ReconstructionOptions(Options):
+class ReconstructionOptions(PostTrainingOptions):
     """Options of the methods that learn the rounding (AdaRound's, at the scale of CIFAR)."""
 
+    scale: Literal["max", "mse"] = Field("max", description="Eq. 2, or the least squared error of nearest rounding")
     iterations: int = Field(2000, ge=1, le=10_000_000, description="steps for each layer, block or group")
     batch_size: int = Field(32, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1000, description="learning rate of Adam on V")
@@ -43,9 +46,10 @@ class ReconstructionOptions(Options):
 class PostTraining:
     """Base of all post-training methods."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[PostTrainingOptions]] = PostTrainingOptions
+    options: PostTrainingOptions
 
-    def __init__(self, options: Options):
+    def __init__(self, options: PostTrainingOptions):
         self.options = options
 
     def quantize(self, calibration: Calibration) -> list[list[Unit]]:
@@ -56,8 +60,7 @@ class PostTraining:
         """
         raise NotImplementedError
 
-    @classmethod
-    def check(cls, options: Options, recipe: Recipe, layers: list[str]) -> None:
+    def check(self, recipe: Recipe, layers: list[str]) -> None:
         """Raise ValueError if the method cannot be applied to a run with this recipe; ``layers`` are its model's."""
 
 

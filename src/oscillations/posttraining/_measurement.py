@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -70,7 +71,7 @@ def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibr
         grid, per_channel = quantizer.grid_name, quantizer.per_channel
         scales = rescaled(quantizer, list(weights), bits)
     else:
-        scale_of = {"max": max_scale, "mse": mse_scale}[o.scale]
+        scale_of: Callable[..., Tensor] = mse_scale if o.scale == "mse" else max_scale
         scales = {name: scale_of(weight.data, bits, per_channel=per_channel) for name, weight in weights.items()}
     images, _ = trainer.sets["train"].batch(slice(0, o.images))
     calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, trainer.seed)

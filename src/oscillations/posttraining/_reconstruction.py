@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Node
 
 from oscillations.engine.accuracy import weights_as
 from oscillations.engine.optimizer import Adam
@@ -50,7 +51,7 @@ class Calibration:
         return round_half_up(weight / scale).clamp_(self.grid.low, self.grid.high) * scale
 
     @torch.no_grad()
-    def value(self, node, quantized: dict[str, Tensor]) -> Tensor:
+    def value(self, node: Node, quantized: dict[str, Tensor]) -> Tensor:
         """A tensor of the network for all images, with some weights replaced by quantized ones."""
         if node is self.chain.input:
             return self.images
@@ -105,7 +106,7 @@ class Calibration:
         before = self.quantized | {name: self.nearest(name) for name in unit.weights}
         outputs, answers = self.value(unit.stop, before), self.value(self.chain.output, {})
         rest = self.chain.module(unit.stop, self.chain.output)
-        gradients = []
+        gradients: list[Tensor] = []
         for z, answer in zip(outputs.split(batch_size), answers.split(batch_size)):
             z.requires_grad_()
             loss = F.kl_div(rest(z).log_softmax(1), answer.softmax(1), reduction="batchmean")

@@ -42,7 +42,7 @@ class Chain:
         self._nodes = _ancestors(self.output, self.input)
         self._matrices = {
             node for node in self._nodes
-            if node.op == "call_module" and is_matrix_layer(self.traced.get_submodule(node.target))
+            if node.op == "call_module" and is_matrix_layer(self.traced.get_submodule(str(node.target)))
         }  # fmt: skip
         self._weights = {n: f"{n.target}.weight" for n in self._matrices if f"{n.target}.weight" in weights}
         self.units = self._units()
@@ -65,7 +65,8 @@ class Chain:
             return [unit]
         nodes = [node for node in self._nodes if self._weights.get(node) in unit.weights]
         return [
-            Unit(node.target, node.all_input_nodes[0], self._follow(node), (self._weights[node],)) for node in nodes
+            Unit(str(node.target), node.all_input_nodes[0], self._follow(node), (self._weights[node],))
+            for node in nodes
         ]
 
     def _follow(self, stop: Node) -> Node:
@@ -97,6 +98,7 @@ class Chain:
         units, start = [], self.input
         for piece in joined:
             stop = self.output if piece is joined[-1] else self._live(self._nodes.index(piece[-1]) + 1)
+            assert stop is not None  # or it would not have been cut there
             weights = tuple(self._weights[node] for node in piece if node in self._weights)
             units.append(Unit(self._name(piece), start, stop, weights))
             start = stop
@@ -110,7 +112,7 @@ class Chain:
 
     def _name(self, piece: list[Node]) -> str:
         """The block's name, else its layers'."""
-        names = [_block(node) or node.target for node in piece if node in self._matrices]
+        names = [_block(node) or str(node.target) for node in piece if node in self._matrices]
         return "+".join(dict.fromkeys(names))
 
 

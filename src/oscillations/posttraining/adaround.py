@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 class AdaRound(PostTraining):
     Options = ReconstructionOptions
+    options: ReconstructionOptions
 
     def quantize(self, calibration: Calibration) -> list[list[Unit]]:
         for unit in calibration.chain.units:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -20,7 +20,8 @@ class BrecqOptions(ReconstructionOptions):
 class Brecq(PostTraining):
     """Subclasses merge neighbouring units, or mix the inputs."""
 
-    Options = BrecqOptions
+    Options: ClassVar[type[BrecqOptions]] = BrecqOptions
+    options: BrecqOptions
 
     def groups(self, calibration: Calibration) -> list[list[Unit]]:
         """The units that are reconstructed together: neighbours, in network order."""

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from oscillations.engine.recipe import Recipe
     from oscillations.posttraining._reconstruction import Calibration
     from oscillations.posttraining._units import Unit
+
+Piece = TypeVar("Piece")
 
 # Places (from 1) of the units that the released configurations join, and how many units the network has. The release
 # cuts MobileNetV2 into 18 modules: the stem with the first block, each further block, and the last convolution with
@@ -56,6 +58,7 @@ class MrecgOptions(BrecqOptions):
 
 class Mrecg(Brecq):
     Options = MrecgOptions
+    options: MrecgOptions
 
     def groups(self, calibration: Calibration) -> list[list[Unit]]:
         o, units = self.options, calibration.chain.units
@@ -74,27 +77,28 @@ class Mrecg(Brecq):
         else:
             capacities = [capacity(calibration, unit, o.stride_factor) for unit in units]
         joinable = eligible([bool(unit.weights) for unit in units], o.exclude_first_last)
+        assert o.k is not None  # without a scheme
         if o.k > sum(joinable):
             raise InputError(f"mrecg: {too_many(o.k, joinable)}")
         return cut(units, largest(scores(capacities, o.capacity), joinable, o.k))
 
-    @classmethod
-    def check(cls, options: MrecgOptions, recipe: Recipe, layers: list[str]) -> None:
+    def check(self, recipe: Recipe, layers: list[str]) -> None:
         """The released schemes are of two networks; others join units that there are, and no more than there are."""
-        model = recipe.model.name
-        if options.scheme == "released":
+        o, model = self.options, recipe.model.name
+        if o.scheme == "released":
             if model not in RELEASED:
                 raise ValueError(f"scheme: released: there is none for {model}; known: {', '.join(RELEASED)}")
         elif "/" not in model:  # of a library's network, only the traced network tells
             units = units_of(layers)
-            if options.scheme is None:
+            if o.scheme is None:
+                assert o.k is not None
                 chosen = quantized_layers(layers, recipe.quant_layers)
                 weighty = [any(name in chosen for name in inside) for inside in units.values()]
-                joinable = eligible(weighty, options.exclude_first_last)
-                if options.k > sum(joinable):
-                    raise ValueError(too_many(options.k, joinable))
+                joinable = eligible(weighty, o.exclude_first_last)
+                if o.k > sum(joinable):
+                    raise ValueError(too_many(o.k, joinable))
             else:
-                named_joints(options.scheme, list(units))
+                named_joints(o.scheme, list(units))
 
 
 def units_of(layers: list[str]) -> dict[str, list[str]]:
@@ -130,7 +134,7 @@ def capacity(calibration: Calibration, unit: Unit, stride_factor: float) -> floa
     layers = []
     for name in unit.weights:
         layer = calibration.chain.traced.get_submodule(name.rpartition(".")[0])
-        layers.append((layer.weight.numel(), max(getattr(layer, "stride", (1,)))))
+        layers.append((layer.get_parameter("weight").numel(), max(getattr(layer, "stride", (1,)))))
     return mod_cap(layers, calibration.bits, stride_factor)
 
 
@@ -159,7 +163,7 @@ def largest(values: list[float], eligible: list[bool], k: int) -> set[int]:
     return set(sorted(places, key=lambda place: (-float(f"{values[place]:.9g}"), place))[:k])
 
 
-def cut(units: list, joints: set[int]) -> list[list]:
+def cut(units: list[Piece], joints: set[int]) -> list[list[Piece]]:
     """Groups of neighbours: the list cut behind every place (from 0) that is not among ``joints``."""
     groups = [[units[0]]]
     for place, unit in enumerate(units[1:]):

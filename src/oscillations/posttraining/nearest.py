@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from oscillations.posttraining import Options, PostTraining
+from oscillations.posttraining import PostTraining, PostTrainingOptions
 
 if TYPE_CHECKING:
     from oscillations.engine.recipe import Recipe
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from oscillations.posttraining._units import Unit
 
 
-class NearestOptions(Options):
-    scale: Literal["max", "mse", "rescaled"] = Field(
-        "max", description="Eq. 2, the least squared error, or the learned scale times the ratio of largest codes"
-    )
-
+class NearestOptions(PostTrainingOptions):
     @model_validator(mode="after")
     def _learned_scales_are_as_they_are(self) -> NearestOptions:
         if self.scale == "rescaled" and self.per_channel:
@@ -28,13 +24,13 @@ class NearestOptions(Options):
 
 class Nearest(PostTraining):
     Options = NearestOptions
+    options: NearestOptions
 
     def quantize(self, calibration: Calibration) -> list[list[Unit]]:
         calibration.quantized = {name: calibration.nearest(name) for name in calibration.weights}
         return [[unit] for unit in calibration.chain.units]
 
-    @classmethod
-    def check(cls, options: NearestOptions, recipe: Recipe, layers: list[str]) -> None:
+    def check(self, recipe: Recipe, layers: list[str]) -> None:
         """Only the methods that learn scales have a rate for it."""
-        if options.scale == "rescaled" and recipe.method.get("scale_lr") is None:
+        if self.options.scale == "rescaled" and recipe.method.get("scale_lr") is None:
             raise ValueError(f"scale: rescaled: {recipe.method.name} learns no scales; use max or mse")

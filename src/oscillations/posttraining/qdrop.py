@@ -17,3 +17,4 @@ class QDropOptions(BrecqOptions):
 
 class QDrop(Brecq):
     Options = QDropOptions
+    options: QDropOptions

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from oscillations import datasets
 from oscillations.core.files import canonical_json
@@ -31,7 +32,9 @@ def workload(recipe: Recipe) -> str:
     By meaning: an option that is added later leaves the others' names as they are.
     """
     whole = meaning(recipe.plain())
-    decisive = {key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole}
+    decisive: dict[str, Any] = {
+        key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole
+    }
     decisive |= {"images": list(datasets.find(recipe.data).IMAGE_SHAPE)}
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
     decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}
@@ -131,7 +134,7 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
     for runs in by_variant.values():
         variant = runs[0].variant
         cost = costs.setdefault(variant.experiment, Cost(variant.experiment))
-        finished = [plan.record["epochs_run"] for plan in runs if plan.current]
+        finished = [plan.result["epochs_run"] for plan in runs if plan.current]
         epochs, source = expected_epochs(variant, finished, published)
         cost.runs += len(runs)
         cost.epochs += len(runs) * epochs

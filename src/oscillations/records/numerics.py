@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from oscillations.core.files import read_json, sha256, write_json
 
@@ -153,12 +154,12 @@ def _bound(statement: ast.stmt) -> list[str]:
 
 def _imports(nodes: Iterable[ast.AST]) -> dict[str, tuple[str, str]]:
     """What import statements among the nodes bind from this package."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                found[alias.asname or alias.name] = (inner, "") if _file(inner) else (node.module, alias.name)
+                found[alias.asname or alias.name] = (inner, "") if _file(inner) else (node.module or "", alias.name)
         elif isinstance(node, ast.Import):
             found |= {a.asname: (a.name, "") for a in node.names if a.asname and a.name.split(".")[0] == PACKAGE}
     return found
@@ -193,18 +194,18 @@ def _resolve(module: str, name: str) -> Iterator[Definition]:
 class Arithmetic(ast.NodeTransformer):
     """Leaves of a definition what computes."""
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: Any) -> ast.AST:
         super().generic_visit(node)
         if isinstance(getattr(node, "body", None), list) and not node.body:
             node.body = [ast.Pass()]
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns, node.type_params = None, []
+        node.returns, node.type_params = None, []  # type: ignore[attr-defined]  # of Python 3.12 on
         return self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.type_params = []
+        node.type_params = []  # type: ignore[attr-defined]
         return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:

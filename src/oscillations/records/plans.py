@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -36,12 +36,18 @@ class Plan:
         """Whether the record in place is this run's."""
         return self.record is not None and self.stale is None
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The record of a current run."""
+        assert self.record is not None
+        return self.record
+
 
 def plans(variants: Iterable[Variant]) -> list[Plan]:
     """The plans of all runs, in the variants' order. What starts from a stale run is stale itself."""
     variants = list(variants)
     read = cache(lambda file: read_json(file) if file.exists() else None)
-    found: dict[Run, Plan] = {}
+    found: dict[Run | None, Plan] = {}
     for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
         plain = variant.recipe.plain()
         computed = versions(arithmetic(plain))
@@ -65,14 +71,16 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
     return [found[run] for variant in variants for run in variant.runs()]
 
 
-def start_of(variant: Variant, run: Run, read=lambda file: read_json(file) if file.exists() else None):
+def start_of(
+    variant: Variant, run: Run, read: Callable[[Path], Any] = lambda file: read_json(file) if file.exists() else None
+) -> dict[str, Any] | None:
     """Where a run's first weights are from, with their hash; None if it starts from scratch or they are not here."""
     if checkpoint := variant.recipe.pretrained:
         about = read(pretrained.files(checkpoint.name)[0])
         return about and {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
     parent = variant.parent(run.seed)
     record = parent and read(parent.record)
-    if not record:
+    if not parent or not record:
         return None
     own = {"name": parent.name, "trained_on": record["data"]["name"], "verified": False, "label": parent.experiment}
     return own | {"sha256": record["checkpoint_sha256"]}

@@ -86,7 +86,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     evaluations: dict[str, pd.DataFrame] = {}
     rows: list[dict[str, Any]] = []
     for plan in current(found):
-        variant, run, record = plan.variant, plan.run, plan.record
+        variant, run, record = plan.variant, plan.run, plan.result
         if run.experiment not in evaluations:
             file, _ = evaluation_files(study.study, run.experiment)
             evaluations[run.experiment] = read_rows([file], EVALUATIONS)
@@ -106,7 +106,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
 
 def _refuse(stale: list[Plan]) -> None:
     """Say of stale records why they are not shown, and how they are made again; once for all seeds of a variant."""
-    seeds: dict[tuple[Run, str], list[int]] = {}
+    seeds: dict[tuple[Run, str | None], list[int]] = {}
     for plan in stale:
         seeds.setdefault((replace(plan.run, seed=0), plan.stale), []).append(plan.run.seed)
     for (run, why), numbers in seeds.items():
@@ -124,7 +124,7 @@ def collect_posttraining(study: Study, finished: list[Plan]) -> None:
         files = posttraining_files(study.study, name)
         found = [read_rows([file], columns) for file, columns in zip(files, (POSTTRAINED, RECONSTRUCTED))]
         for plan in (plan for plan in finished if plan.variant.path in entry.of):
-            record = plan.record
+            record = plan.result
             about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
             about |= {"start_method": about["method"]}
             about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
@@ -205,7 +205,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     """
     frames = []
     for plan in current(plans(variants)):
-        variant, run, record = plan.variant, plan.run, plan.record
+        variant, run, record = plan.variant, plan.run, plan.result
         for name in ("history.csv", "layers.csv"):
             if not (run.folder / name).exists():
                 raise InputError(

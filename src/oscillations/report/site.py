@@ -55,7 +55,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
     measurements, oscillations = read_measurements(study.study), read_oscillations(study.study)
     choices = open_choices(CHOICES.read_text())
     found = plans(variants)
-    records = {plan.run: plan.record for plan in found if plan.current}
+    records = {plan.run: plan.result for plan in found if plan.current}
     stale = {plan.run: plan.stale for plan in found if plan.stale}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -287,7 +287,7 @@ def _costs(study: Study, found: list[Plan]) -> list[dict[str, str]]:
     """Predicted hours of every experiment, what its finished runs took, and how to make those that are left."""
     rows = []
     for predicted in cost.predict(found, study.judged):
-        finished = [plan.record for plan in found if plan.current and plan.run.experiment == predicted.experiment]
+        finished = [plan.result for plan in found if plan.current and plan.run.experiment == predicted.experiment]
         hours = _hours(finished)
         spent = ", ".join(f"{value:.2f} {kind}" for kind, value in hours.items() if value)
         row = predicted.row() | {"finished runs": str(len(finished)), "they took": spent, "left": "", "command": ""}

@@ -155,7 +155,7 @@ def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, 
         for variant in entry.of:
             recipe = variants[variant].recipe
             try:
-                found.check(chosen, recipe, models.find(recipe.model.name).layers(recipe.model.options))
+                found(chosen).check(recipe, models.find(recipe.model.name).layers(recipe.model.options))
             except ValueError as error:
                 raise InputError(f"{where}.methods.{label}: {variant}: {error}") from None
 

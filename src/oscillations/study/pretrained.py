@@ -46,7 +46,9 @@ class Checkpoint:
 
     @property
     def digits(self) -> str:
-        return re.search(r"-([0-9a-f]{8})\.", self.file)[1]
+        found = re.search(r"-([0-9a-f]{8})\.", self.file)
+        assert found
+        return found[1]
 
     @property
     def label(self) -> str:
@@ -142,11 +144,8 @@ def write(name: str, source: Path | None = None) -> None:
     library_model(name, "--name")
     about = {"name": name} | normalisation(name, "--name")
     known, (sidecar, tensor_file) = KNOWN.get(name), files(name)
-    if source is None and known is None:
-        weights, origin = _from_library(name)
-    else:
-        file = _local(name, source) if source else known.download()
-        weights, origin = _read(file), _origin(name, file, source)
+    file = _local(name, source) if source else known.download() if known else None
+    weights, origin = _from_library(name) if file is None else (_read(file), _origin(name, file, source))
     _check_fit(name, weights, origin["source"])
     with replacing(tensor_file) as part:
         save_file({key: value.contiguous() for key, value in weights.items()}, part)
@@ -168,7 +167,7 @@ def _local(name: str, source: Path) -> Path:
 def _origin(name: str, file: Path, source: Path | None) -> dict[str, Any]:
     """Where weights are from, and whether the file is the published one."""
     known, found = KNOWN.get(name), file_hash(file)
-    origin = {"source": f"local file {file.name}" if source else known.url, "source_sha256": found}
+    origin = {"source": f"local file {file.name}" if source or known is None else known.url, "source_sha256": found}
     if known and found.startswith(known.digits):
         return origin | {"trained_on": known.trained_on, "verified": True, "label": known.label}
     label = f"{origin['source']}, not verified"
@@ -182,7 +181,7 @@ def _from_library(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if library == "timm":
             import timm
 
-            network = timm.create_model(kind, pretrained=True)
+            network: Any = timm.create_model(kind, pretrained=True)  # with attributes that no type tells
             weights, tag = network.state_dict(), network.pretrained_cfg["tag"]
         else:
             from torchvision.models import get_model_weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, TypeAdapter, WithJsonSchema, model_validator
@@ -38,7 +39,9 @@ LABEL = r"(-[a-z0-9.]+)*$"
 
 def figure_number(name: str) -> str:
     """``figure2-mlp5`` is a ``figure2``; what is not the paper's has a word for a number: ``figure-heatmap-mlp5``."""
-    return re.match(r"figure(-[a-z]+|[^-]*)|[^-]*", name)[0]
+    found = re.match(r"figure(-[a-z]+|[^-]*)|[^-]*", name)
+    assert found  # the second alternative matches anything
+    return found[0]
 
 
 def _figure_specs(content: Any) -> Any:
@@ -52,7 +55,8 @@ def _figure_specs(content: Any) -> Any:
             raise ValueError(f"unknown key {name!r}; {did_you_mean(number, FIGURES)}")
         if not re.fullmatch(number + LABEL, name):
             raise ValueError(f"{name!r}: a label is lower-case letters and digits, e.g. {number}-mlp5")
-        specs |= TypeAdapter(dict[str, FIGURES[number]]).validate_python({name: spec})
+        kind: Any = GenericAlias(dict, (str, FIGURES[number]))
+        specs |= TypeAdapter(kind).validate_python({name: spec})
     return specs
 
 
@@ -146,11 +150,12 @@ class Tested(Contrast):
 
     def named(self) -> Iterator[tuple[str, str, int | None]]:
         """(key, variant, bits of its evaluation) of all variants it names."""
-        sides = {"of": self.of, "minus": self.minus}
+        sides: dict[str, Side | None] = {"of": self.of, "minus": self.minus}
         sides |= {"than.of": self.than.of, "than.minus": self.than.minus} if self.than else {}
         for key, side in sides.items():
-            for variant in side.variants if side else []:
-                yield f"{key}.variants", variant, side.bits
+            if side is not None:
+                for variant in side.variants:
+                    yield f"{key}.variants", variant, side.bits
         if self.to is not None:
             yield "to", self.to, None
 

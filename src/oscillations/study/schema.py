@@ -155,7 +155,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        precisions = {"training": self.training.precision}
+        precisions: dict[str, str | None] = {"training": self.training.precision}
         precisions |= {f"experiments.{k}.training": e.training.get("precision") for k, e in self.experiments.items()}
         for where, precision in precisions.items():
             if precision == "bf16" and self.judged:
@@ -178,6 +178,10 @@ class Study(Strict):
 
     def held_out(self, experiment: str) -> int:
         return self.experiments[experiment].validation or self.validation
+
+    def shown_in(self, table: str) -> list[str]:
+        """The experiments beside a published table."""
+        return next((names for name, names in self.tables.items() if name == table), [])
 
     @property
     def draws_weights(self) -> bool:

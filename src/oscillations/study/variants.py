@@ -12,9 +12,10 @@ from typing import Any
 
 from oscillations import datasets, methods, models
 from oscillations.core.bits import bit_name
-from oscillations.core.config import parse, refuse_repeats
+from oscillations.core.config import Strict, parse, refuse_repeats
 from oscillations.core.errors import SHOWN, InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
+from oscillations.engine.method import MethodOptions
 from oscillations.engine.recipe import Choice, Pretrained, Recipe, ReducedSplits, Training
 from oscillations.study import pretrained
 from oscillations.study.paths import Run
@@ -89,7 +90,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
         for label, point, choice in _points(experiment, method, dict(options or {}), key):
             refuse_unmatched(choice.get("reg_layers", ["*"]), layers, f"{key}.reg_layers")
             try:
-                methods.find(method).check(choice.options, model.name, layers, list(patterns))
+                methods.find(method)(choice.options).check(model.name, layers, list(patterns))
             except ValueError as error:
                 raise InputError(f"{key}: {error}") from None
             recipe = Recipe(
@@ -103,10 +104,10 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 setting=experiment.setting,
                 split_seed=study.split_seed,
                 images=experiment.images,
-                classes=experiment.classes and tuple(experiment.classes),
+                classes=None if experiment.classes is None else tuple(experiment.classes),
                 resize=experiment.resize,
                 start_from=experiment.start_from,
-                pretrained=public and Pretrained(**public),
+                pretrained=None if public is None else Pretrained(**public),
                 threads=study.threads,
             )
             if recipe.bits not in study.eval_bits:
@@ -120,7 +121,7 @@ def image_shape(data: str, resize: int | None) -> tuple[int, int, int]:
     return channels, resize or height, resize or width
 
 
-def _model(experiment: Experiment, shape: tuple[int, int, int], where: str) -> tuple[Choice, list[str]]:
+def _model(experiment: Experiment, shape: tuple[int, int, int], where: str) -> tuple[Choice[Strict], list[str]]:
     """An experiment's model, and the names of its layers; it takes images of that shape."""
     name, known = experiment.model.get("name"), models.names()
     if not isinstance(name, str):
@@ -128,7 +129,7 @@ def _model(experiment: Experiment, shape: tuple[int, int, int], where: str) -> t
     if name not in known and not name.startswith(tuple(f"{library}/" for library in models.LIBRARIES)):
         raise InputError(f"{where}.model.name: unknown model {shortened(name)}; {did_you_mean(name, known)}")
     module = models.find(name)
-    options = parse(module.Options, experiment.model, f"{where}.model")
+    options: Strict = parse(module.Options, experiment.model, f"{where}.model")
     try:
         layers = module.layers(options)
         models.check(options, shape)
@@ -144,7 +145,7 @@ def _training(study: Study, experiment: Experiment, point: dict[str, float], whe
 
 def _points(
     experiment: Experiment, method: str, options: dict[str, Any], where: str
-) -> Iterator[tuple[str, dict[str, float], Choice]]:
+) -> Iterator[tuple[str, dict[str, float], Choice[MethodOptions]]]:
     """(variant name, change of the training, method) for every bit width and sweep point of a method."""
     if method == "ptq":
         raise InputError(f"{where}: PTQ trains nothing; it is an evaluation of baseline at every eval_bits")

@@ -56,7 +56,7 @@ def _summary(claim: Claim) -> dict[str, object]:
 
 
 def _row(claim: Claim, comparison: Comparison) -> dict[str, object]:
-    about = {"claim": claim.name, "comparison": comparison.text, "verdict": comparison.verdict}
+    about: dict[str, object] = {"claim": claim.name, "comparison": comparison.text, "verdict": comparison.verdict}
     return about | _numbers(comparison.estimate) | {"runs": " ".join(comparison.runs)}
 
 

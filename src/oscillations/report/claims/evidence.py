@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ class Sample:
     """One number per seed (or one row of numbers), the runs behind each, and whether a choice was fitted to it."""
 
     values: pd.Series | pd.DataFrame
-    runs: dict[int, str] = field(default_factory=dict)
+    runs: Mapping[Any, str] = field(default_factory=dict)
     fitted: bool = False
     diverged: int = 0  # runs that ended without a number
 
@@ -143,7 +144,7 @@ class Sweep:
     model: str
     bits: int
     rows: pd.DataFrame
-    fitted: list[tuple[str, str, str, int]]  # as in the study
+    fitted: Sequence[tuple[str, str, str, int]]  # as in the study
 
     def __str__(self) -> str:
         return f"{MODEL_NAMES.get(self.model, self.model)}, {bits_label(self.bits)}"
@@ -193,7 +194,7 @@ class Evidence:
         return groups
 
     def _experiments(self, *tables: str) -> list[str]:
-        return list(dict.fromkeys(name for table in tables for name in self.study.tables.get(table, [])))
+        return list(dict.fromkeys(name for table in tables for name in self.study.shown_in(table)))
 
     def accuracy(self, group: Group, method: str, train_bits: int, eval_bits: int) -> Sample:
         """Test accuracy in percent."""
@@ -223,7 +224,7 @@ class Evidence:
         A point that stands in two experiments, the main one and the sweep say, is taken from the first.
         """
         rows = rows[rows.experiment.isin(self._experiments(*tables)) & rows.method.isin(["qat", "osciquant"])]
-        found = {}
+        found: dict[tuple[str, int], list[Sweep]] = {}
         for (model, bits, _), group in rows.groupby(["model", "train_bits", "lr"], sort=False):
             if group["lambda"].nunique() > 1:
                 variant = group.experiment + "/" + group.variant
@@ -231,6 +232,7 @@ class Evidence:
                 found.setdefault((model, bits), []).append(self._sweep(model, bits, group[variant == first]))
         published = read_published()
         published = published[published.table.isin(tables)]
+        keys: list[tuple[str, int]]
         keys = [*published[["model", "train_bits"]].drop_duplicates().itertuples(index=False, name=None), *found]
         return [sweep for key in dict.fromkeys(keys) for sweep in found.get(key, [self._sweep(*key, rows.iloc[:0])])]
 

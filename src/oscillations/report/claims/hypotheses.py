@@ -20,8 +20,9 @@ MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_inter
 
 def claims(study: Study) -> list[Claim]:
     """All hypotheses of a study, in order, each with its comparisons."""
-    found = []
-    runs = Runs(study) if study.hypotheses else None
+    if not study.hypotheses:
+        return []
+    found, runs = [], Runs(study)
     for name, hypothesis in study.hypotheses.items():
         claim = Claim(name, hypothesis.statement)
         for tested in hypothesis.comparisons:
@@ -77,7 +78,7 @@ class Runs:
             last = int(compared.groupby(["path", "seed"]).epoch.max().min()) if len(compared) else 0
             measure = per_step(last) if tested.measure == "per_step" else per_epoch(last)
             return per_run(mine, _percent(measure))
-        if tested.measure == "layer_distance":
+        if tested.to is not None:  # layer_distance
             samples = [self.layer_shares(path), self.layer_shares(tested.to)]
             return combine(samples, lambda table: (table[0] - table[1]).map(np.abs).map(sum) / 2)
         return Sample.of(mine[mine.epoch == mine.best_epoch], tested.measure)

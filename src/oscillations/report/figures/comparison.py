@@ -53,7 +53,8 @@ def scatter(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> Figure |
     figure.colorbar(points, label=f"mean accuracy at {', '.join(bits_label(bits) for bits in others)} (%)")
     legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     for handle in legend.legend_handles:
-        handle.set(facecolor="white", array=None)
+        if handle is not None:
+            handle.set(facecolor="white", array=None)
     axes.set_title(title(study, spec), fontsize="medium")
     place_labels(axes, rows[["per_step", "accuracy"]].to_numpy(dtype=float), names(spec, rows))
     sns.despine(figure)
@@ -70,6 +71,7 @@ def names(spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
 def place_labels(axes: Axes, points: np.ndarray, names: list[str]) -> list[Annotation]:
     """Name every point at the nearest place around it that covers no point and no other name; a line leads home."""
     figure = axes.figure
+    assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # fixes the layout that pixels are counted in
     figure.set_layout_engine("none")
     homes = axes.transData.transform(points)
@@ -90,7 +92,8 @@ def place_labels(axes: Axes, points: np.ndarray, names: list[str]) -> list[Annot
         free = [box for box in inside if box.count_overlaps(taken) == 0]
         chosen = (free or boxes)[0]
         taken.append(chosen)
-        label.xyann = tuple(((chosen.min + chosen.max) / 2 - home) * 72 / figure.dpi)
+        x, y = (np.add(chosen.min, chosen.max) / 2 - home) * 72 / figure.dpi
+        label.xyann = (x, y)
         labels.append(label)
     return labels
 

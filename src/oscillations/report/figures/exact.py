@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -102,11 +103,12 @@ def _counted(axes: Axes, title: str, codes: Sequence[int], timeout: int | None =
     first = {run[0] for run in runs}
     chained = {run[0] for run in toy.alternating_runs(codes, timeout)} - first
     axes.step(range(len(codes)), codes, where="post", color=GREY, lw=1.2, zorder=1)
-    for wanted, style, label in (
+    kinds: list[tuple[Callable[[int], bool], dict[str, Any], str]] = [
         (lambda t: t not in first | chained, {"c": BLUE}, "counted by Nagel's rule"),
         (lambda t: t in first, {"facecolors": "white", "edgecolors": VERMILION}, "not counted: first of its run"),
         (lambda t: t in chained, {"c": ORANGE, "marker": "D"}, f"counted, more than {TIMEOUT} steps after the last"),
-    ):
+    ]
+    for wanted, style, label in kinds:
         times = [t for run in runs for t in run if wanted(t)]
         axes.scatter(times, [codes[t] for t in times], s=48, linewidths=1.8, zorder=2, label=label, **style)
     text = f"crossings {sum(map(len, runs))}, {_totals(runs)}"

@@ -149,7 +149,9 @@ def _not_run(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _panels(spec: Panels, recipes: Recipes, rows: int = 1, height: float = 2.5, width: float = 2.6):
+def _panels(
+    spec: Panels, recipes: Recipes, rows: int = 1, height: float = 2.5, width: float = 2.6
+) -> tuple[Figure, np.ndarray]:
     """A figure with a titled column of axes for every panel: ``(figure, axes [rows, panels])``."""
     count = len(spec.panels)
     figure, grid = plt.subplots(
@@ -209,7 +211,7 @@ def _histogram(layer: str, path: str, study: Study) -> pd.DataFrame:
     return bins[(bins.layer == layer) & bins.run.isin(runs.str.split("/runs/").str[1])]
 
 
-def _band(axes: Axes, table: pd.DataFrame, column: str, **style) -> None:
+def _band(axes: Axes, table: pd.DataFrame, column: str, **style: Any) -> None:
     """Mean over seeds with their range, up to the last epoch that all seeds reached."""
     by_epoch = table[table.epoch <= table.groupby("seed").epoch.max().min()].groupby("epoch")[column]
     mean = by_epoch.mean()
@@ -340,7 +342,7 @@ def _accuracies(spec: Panels, study: Study, recipes: Recipes, widths: list[int])
             continue
         target = int(runs.train_bits.iloc[0])
         for bits in sorted({*widths, target}):  # FP32 last and dashed: 8 bits lie under it
-            style = {"color": BITS.get(bits, GREY), "ls": "--" if bits == LATENT else "-"}
+            style: dict[str, Any] = {"color": BITS.get(bits, GREY), "ls": "--" if bits == LATENT else "-"}
             _band(axes, runs, f"val_acc_{bits}", lw=2.4 if bits == target else 1.2, **style)
             shown[bits] = Line2D([], [], label=bits_label(bits), **style)
         axes.set(xlabel="Epoch")

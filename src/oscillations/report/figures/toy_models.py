@@ -110,7 +110,7 @@ def _other(w: np.ndarray) -> np.ndarray:
     return w[..., ::-1]
 
 
-def alternating_runs(codes: Sequence[int], timeout: int | None = None) -> list[list[int]]:
+def alternating_runs(codes: Sequence[int] | np.ndarray, timeout: int | None = None) -> list[list[int]]:
     """Times at which a code changes, cut into maximal runs whose direction alternates.
 
     A run of n changes is n - 1 oscillations to Nagel's rule, n to the corrected count if n >= 2, n // 2 trips.
@@ -118,7 +118,7 @@ def alternating_runs(codes: Sequence[int], timeout: int | None = None) -> list[l
     """
     runs: list[list[int]] = []
     previous = 0
-    for t, change in enumerate(np.diff(codes), 1):
+    for t, change in enumerate(np.diff(codes).tolist(), 1):
         if change == 0:
             continue
         joins = change * previous < 0 and (timeout is None or t - runs[-1][-1] <= timeout)

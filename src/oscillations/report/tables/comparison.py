@@ -116,7 +116,7 @@ def _trained(
         point = point.replace("lambda", "λ = ")
         name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
         own = mine[mine.eval_bits == spec.bits]
-        row = {
+        row: dict[str, Any] = {
             "family": family,
             "paired_with": (family, per_channel),
             "method": method,

@@ -87,7 +87,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
     found = summarise(measurements).astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
-    found = found[found.experiment.isin(study.tables.get(table, []))]
+    found = found[found.experiment.isin(study.shown_in(table))]
     if table != "table3":  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
@@ -133,13 +133,13 @@ def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series)
         recipe = variant.recipe
         about = (recipe.model.name, recipe.method.name, recipe.bits)
         at_lambda = pd.isna(cell["lambda"]) or recipe.method.get("lambda") == cell["lambda"]
-        named = variant.experiment in study.tables.get(table, [])
+        named = variant.experiment in study.shown_in(table)
         if named and at_lambda and about == (cell.model, method, cell.train_bits):
             return f"{variant.path}: {study.not_run.get(variant.experiment, 'not trained yet')}"
     return "not in this study"
 
 
-def _like_published(table: str) -> set[str]:
+def _like_published(table: str) -> frozenset[str]:
     """The starts that the table's numbers may be compared with."""
     return IMAGENET_LABELS if table in FINE_TUNED else IMAGENET_LABELS | {""}
 
@@ -223,7 +223,7 @@ def agreement_cells(study: Study, variants: list[Variant], measurements: pd.Data
     tables = []
     for table in sorted(read_published().table.unique()):
         cells = table_cells(study, variants, table, measurements)
-        named = {name: place for place, name in enumerate(study.tables.get(table, []))}
+        named = {name: place for place, name in enumerate(study.shown_in(table))}
         cells = cells[cells.published_mean.notna()]
         cells = cells.assign(place=cells.experiment.map(named))
         tables.append(cells.loc[cells.sort_values("place", kind="stable").drop_duplicates(CELL).index.sort_values()])
