@@ -105,7 +105,7 @@ def test_relative_links_in_the_documents_exist():
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check", "."], ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"],
         ["snakefmt", "--check", "-l", "120", "Snakefile", "workflow"],
     ],
     ids=lambda command: " ".join(command[:2]),
