@@ -3,9 +3,10 @@
     python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS]
     python benchmarks/cost.py --check STUDY
 
-``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads (``oscillations.cost``)
-are measured once, counters on, evenly over the parts of a training, taking turns within a model; the image time is that
-of one evaluation bit, and ``ratio_to_fp`` a step's cost beside the model's full-precision step in the same turns.
+``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads
+(``oscillations.records.cost``) are measured once, counters on, evenly over the parts of a training, taking turns within
+a model; the image time is that of one evaluation bit, and ``ratio_to_fp`` a step's cost beside the model's
+full-precision step in the same turns.
 Workloads measured before keep their rows until they are measured again. The second form sets the prediction against
 the wall times of the study's finished runs (benchmarks/results/cost_check.csv).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 from dataclasses import replace
 
 import torch
@@ -124,6 +126,8 @@ def check(name: str) -> list[dict]:
                 "predicted_s": round(predicted, 1), "real_s": round(real, 1), "ratio": round(predicted / real, 3),
             }
         )  # fmt: skip
+    if not rows:
+        sys.exit(f"{name}: no run that trained alone is current and has a measured workload: nothing to compare")
     total = {key: round(sum(row[key] for row in rows), 1) for key in ("runs", "epochs", "predicted_s", "real_s")}
     ratio = round(total["predicted_s"] / total["real_s"], 3)
     return [*rows, {"study": name, "variant": "all"} | total | {"ratio": ratio}]

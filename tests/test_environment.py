@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = """\
@@ -66,6 +67,13 @@ def test_ci_runs_the_readmes_test_command():
     assert 'eval "$test_command"' in script
 
 
+def test_forks_run_the_same_script_on_every_supported_python():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]
+    assert ".ci/run" in [step.get("run") for step in jobs["test"]["steps"]]
+    minimum = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert minimum == f">={min(jobs['test']['strategy']['matrix']['python'])}"
+
+
 def without_docstrings(node):
     for inner in ast.walk(node):
         body = getattr(inner, "body", None)
@@ -89,7 +97,7 @@ def test_the_readmes_method_is_the_real_one():
 
 
 def test_relative_links_in_the_documents_exist():
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
 
@@ -97,7 +105,7 @@ def test_relative_links_in_the_documents_exist():
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check", "."], ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"],
         ["snakefmt", "--check", "-l", "120", "Snakefile", "workflow"],
     ],
     ids=lambda command: " ".join(command[:2]),
