@@ -1,5 +1,7 @@
 """Small pieces the tests share: a tiny in-memory dataset, and a scratch copy of the project."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from oscillations.engine import batches
 from oscillations.jobs import trainers
@@ -61,6 +64,11 @@ rate_searches:
 comparisons:
   mlp5: {experiments: [mlp5-scratch]}
 """
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many processes as this one may use cores, whatever the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -147,6 +155,13 @@ class Project:
         shutil.copy(ROOT / "benchmarks/results/cost.csv", folder / "benchmarks/results")
         (folder / "params/tiny.yaml").write_text(TINY)
 
+    @classmethod
+    def at(cls, folder: Path) -> Project:
+        """The project that is in a folder already."""
+        project = object.__new__(cls)
+        project.folder = folder
+        return project
+
     def start(self, *command: str) -> subprocess.Popen:
         environment = os.environ | {"PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for name in list(environment):
@@ -189,18 +204,23 @@ def project(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory):
-    """A scratch project whose tiny study has run through the real rules; copy it before changing it."""
-    project = Project(tmp_path_factory.mktemp("finished") / "project")
-    project.snakemake("all")
-    return project
+def finished_project(tmp_path_factory, worker_id):
+    """A scratch project whose tiny study has run through the real rules; copy it before changing it.
+
+    Processes that share the tests share it, too: the first one makes it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    with FileLock(shared / "finished.lock"):
+        folder = shared / "finished"
+        if not folder.exists():
+            Project(shared / "making").snakemake("all")
+            (shared / "making").rename(folder)
+    return Project.at(folder)
 
 
 @pytest.fixture
 def finished(finished_project, tmp_path):
     """A private copy of the finished project."""
-    folder = tmp_path / "copy"
-    shutil.copytree(finished_project.folder, folder)
-    copy = object.__new__(Project)
-    copy.folder = folder
-    return copy
+    shutil.copytree(finished_project.folder, tmp_path / "copy")
+    return Project.at(tmp_path / "copy")

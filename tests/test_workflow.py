@@ -314,8 +314,7 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     assert "dvc.lock" in tracked
     assert "run.json" not in tracked and ".safetensors" not in tracked
     dvc_project.run("dvc", "push")
-    clone = object.__new__(Project)
-    clone.folder = tmp_path / "clone"
+    clone = Project.at(tmp_path / "clone")
     dvc_project.run("git", "clone", "-q", ".", str(clone.folder))
     clone.run("dvc", "pull")
     assert clone.planned() == {}
