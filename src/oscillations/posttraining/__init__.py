@@ -1,8 +1,8 @@
 """Post-training methods, one per file, found by name: they quantize a trained network with a few images.
 
 A method is a file here with one :class:`PostTraining` subclass; the file's name (dashes for underscores) is its
-name in a study. Only weights are quantized. ``units`` cuts a network into a chain, ``reconstruction`` is the
-optimisation that all but ``nearest`` share, ``measurement`` applies a method to a run and measures what came out.
+name in a study. Only weights are quantized. ``_units`` cuts a network into a chain, ``_reconstruction`` is the
+optimisation that all but ``nearest`` share, ``_measurement`` applies a method to a run and measures what came out.
 
 Studies are checked before every command, so importing a method must stay cheap: import torch inside the
 functions that need it.

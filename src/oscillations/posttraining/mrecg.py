@@ -104,7 +104,7 @@ class Mrecg(Brecq):
 def units_of(layers: list[str]) -> dict[str, list[str]]:
     """The layers of every unit of this project's networks, by the unit's name: a block's, or the layer's own.
 
-    :class:`oscillations.posttraining.units.Chain` finds the same in the network itself, for which it needs torch.
+    :class:`oscillations.posttraining._units.Chain` finds the same in the network itself, for which it needs torch.
     """
     blocks: dict[str, list[str]] = {}
     for layer in layers:
