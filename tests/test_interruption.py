@@ -92,7 +92,7 @@ def test_a_signal_saves_and_leaves(prepared, undisturbed, number):
     assert "saved in epoch" in output
     prepared.edit("params/tiny.yaml", endless, short)
     again = prepared.cli(*TRAIN)
-    assert "of another recipe, code, data or device; starting again" in again
+    assert "of another recipe, version, data or device; starting again" in again
     assert contents(prepared) == contents(undisturbed)
 
 

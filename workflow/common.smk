@@ -13,7 +13,7 @@ sys.path.insert(0, "src")
 from oscillations.core.errors import InputError
 from oscillations.jobs import launch
 from oscillations.records import cost, identity, numerics
-from oscillations.records import snakemake as provenance
+from oscillations.records import provenance
 from oscillations.records.plans import plans
 from oscillations.study import pretrained
 from oscillations.study import paths

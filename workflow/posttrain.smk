@@ -26,7 +26,7 @@ if STUDY.posttraining:
             gpu=GPUS,
         params:
             arithmetic=lambda wildcards: arithmetic(*identity.entry_parts(STUDY.posttraining[wildcards.entry])),
-            entry=lambda wildcards: as_json(STUDY.posttraining[wildcards.entry].model_dump(mode="json")),
+            entry=lambda wildcards: as_json(identity.entry_meaning(STUDY.posttraining[wildcards.entry])),
             study=STUDY_FILE,
         shell:
             "python -m oscillations posttrain --study {params.study} --name {wildcards.entry} > {log} 2>&1"

@@ -123,12 +123,12 @@ def weights(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
-    from oscillations.jobs import train as runs
+    from oscillations.jobs import train as module
 
     study, variants = load(options.study)
     try:
         for variant in select(study, variants, options.only, options.seeds).variants:
-            runs.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
+            module.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 143  # as a process ended by SIGTERM
@@ -144,13 +144,12 @@ def certify(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
-    from oscillations.jobs import evaluate as evaluation
+    from oscillations.jobs import evaluate as module
 
     study, variants = load(options.study)
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
-    mine = [variant for variant in variants if variant.experiment == options.experiment]
-    evaluation.evaluate(study.study, options.experiment, mine, options.device, study.draws_weights)
+    module.evaluate(study.study, options.experiment, variants, options.device, study.draws_weights)
 
 
 def posttrain(options: argparse.Namespace) -> None:
@@ -165,7 +164,7 @@ def posttrain(options: argparse.Namespace) -> None:
 
 def toy(options: argparse.Namespace) -> None:
     """Run AOQ's toy experiment, a linear regression, if the study has it."""
-    from oscillations.jobs import aoq_toy as toy_regression
+    from oscillations.jobs import aoq_toy
 
     study = load(options.study)[0]
     if study.toy_regression is None:
@@ -173,7 +172,7 @@ def toy(options: argparse.Namespace) -> None:
             f"{options.study}: toy_regression: the study has none; say toy_regression: {{seeds: [0, 1, 2]}}"
         )
     spec = study.toy_regression
-    toy_regression.write(toy_file(study.study), spec.seeds, spec.epochs)
+    aoq_toy.write(toy_file(study.study), spec.seeds, spec.epochs)
 
 
 def collect(options: argparse.Namespace) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from oscillations.core import registry
 from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, read_json, replacing, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def find(name: str) -> ModuleType:
 
 def write(name: str, folder: Path, source: Path | None = None) -> None:
     """Prepare dataset ``name`` (from ``source`` if given) and write its tensor file and sidecar."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     dataset = find(name)

@@ -24,14 +24,14 @@ from oscillations.jobs import certify_inputs
 from oscillations.records import numerics
 from oscillations.records.identity import arithmetic, entry_parts, posttraining_parts
 from oscillations.study import reading
-from oscillations.study.paths import Run, posttraining_files
+from oscillations.study.paths import Run, evaluation_files, posttraining_files, toy_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, select
 
 STUDY = Path(__file__).with_name("certify.yaml")
 SOURCE = Path(__file__).parents[2]  #: the folder that holds the present source
-UNCOMPARED = ("key", "seconds")  #: columns that say what a row belongs to, or how long it took
-SECONDS = 0.2  #: after which the runs of the experiment ``interrupted`` are stopped, again and again
+UNCOMPARED = ("key", "arithmetic", "seconds")  #: columns that say what a row belongs to, or how long it took
+INTERRUPTIONS = 2  #: of every run of the experiment ``interrupted``
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = (), devic
     with TemporaryDirectory() as folder:
         made = list(comparisons(Path(folder), against, unknown, device))
     telling = [one for one in made if not opened.intersection(one.parts)]  # a new version explains what it decides
-    refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling, opened))}
+    opened |= {part for part in unknown if _only_explained(part, made, telling)}
+    refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling))}
     numerics.enter({part: numerics.source(part) for part in unknown if part not in refused}, opened)
     for part in unknown:
         print(f"{part}: {refused.get(part) or f'certified, version {numerics.version(part)}'}")
@@ -73,15 +74,18 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = (), devic
     return not refused
 
 
-def _refused(part: str, telling: list[Compared], opened: set[str]) -> str | None:
+def _only_explained(part: str, made: list[Compared], telling: list[Compared]) -> bool:
+    """Whether all that could show a part unchanged is what a new version changes: then it opens its next one, too."""
+    return any(part in one.parts for one in made) and not any(part in one.parts for one in telling)
+
+
+def _refused(part: str, telling: list[Compared]) -> str | None:
     """Why a part may not enter its present version: the first number that differs, or nothing that shows it equal."""
     about = [one.difference for one in telling if part in one.parts]
     if any(about):
         return next(difference for difference in about if difference)
-    training = part.startswith(("method/", "model/")) or part == "reduced-splits"
-    remade = training and "engine" in opened  # all its runs are made again anyway
     first = part not in numerics.ledger()  # there is no earlier source
-    return None if about or remade or first else "nothing could be compared"
+    return None if about or first else "nothing could be compared"
 
 
 def suspects(telling: list[Compared], unknown: list[str]) -> list[str]:
@@ -141,21 +145,27 @@ def last_certified(folder: Path) -> Path:
 # -- what is made ------------------------------------------------------------------------------------------
 
 DRIVER = """
-import json, os, signal, sys
+import json, os, signal, sys, threading, time
+from pathlib import Path
 from oscillations.cli import main
-signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-for seconds, command in json.load(open("commands.json")):
-    code = 143
-    while code == 143:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        code = main(command)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    if code:
+
+def stop_when_saved():
+    since = time.time_ns()
+    while not any(file.stat().st_mtime_ns > since for file in Path("work").glob("**/resume")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+for interruptions, command in json.load(open("commands.json")):
+    for _ in range(interruptions):
+        threading.Thread(target=stop_when_saved, daemon=True).start()
+        if (code := main(command)) != 143:
+            sys.exit(f"{command}: not interrupted, exit code {code}")
+    if code := main(command):
         sys.exit(f"{command}: exit code {code}")
 """
 
 
-def _start(project: Path, source: Path, commands: list[tuple[float, list[str]]], device: str) -> subprocess.Popen:
+def _start(project: Path, source: Path, commands: list[tuple[int, list[str]]], device: str) -> subprocess.Popen:
     """One process that runs all commands in a scratch project under a source."""
     (project / "commands.json").write_text(json.dumps(commands))
     environment = os.environ | {"PYTHONPATH": str(source.resolve()), "OSCILLATIONS_DEVICE": device}
@@ -165,8 +175,8 @@ def _start(project: Path, source: Path, commands: list[tuple[float, list[str]]],
 
 def _commands(
     study: Study, variants: list[Variant], unknown: set[str], project: Path
-) -> Iterator[tuple[float, list[str]]]:
-    """Commands whose results an unknown part decides; each with the seconds until it is interrupted (0: it is not)."""
+) -> Iterator[tuple[int, list[str]]]:
+    """Commands whose results an unknown part decides; each with how often it is interrupted before it may end."""
     readers = [part.removeprefix("data/") for part in unknown if part.startswith("data/")]
     for name in readers:
         source = certify_inputs.make(name, project.parent / "sources")
@@ -177,8 +187,8 @@ def _commands(
     wanted = {variant.path for variant in variants if unknown & {"evaluation", *arithmetic(variant.recipe.plain())}}
     wanted |= {path for name in entries for path in study.posttraining[name].of}
     for variant in select(study, variants, ",".join(wanted)).variants if wanted else []:
-        seconds = SECONDS if variant.experiment == "interrupted" else 0
-        yield seconds, ["train", "--study", "certify", "--only", variant.path]
+        often = INTERRUPTIONS if variant.experiment == "interrupted" else 0
+        yield often, ["train", "--study", "certify", "--only", variant.path, *(["--save-every", "0"] if often else [])]
     for experiment in dict.fromkeys(path.split("/")[0] for path in sorted(wanted)):
         yield 0, ["evaluate", "--study", "certify", "--experiment", experiment]
     for name in entries:
@@ -204,7 +214,7 @@ def _compared(projects: list[Path], study: Study, variants: list[Variant]) -> It
             else:
                 yield _evaluation(projects, variant, run)
                 yield from _posttraining(projects, study, variant, run)
-    toy = Path("results/certify/toy-regression.csv")
+    toy = toy_file("certify")
     if (projects[1] / toy).exists():
         yield Compared(("aoq-toy",), _table(projects, toy))
     for sidecar in (projects[1] / "data").glob("*.json"):
@@ -220,8 +230,7 @@ def _training(projects: list[Path], variant: Variant, run: Run) -> Compared:
 
 
 def _evaluation(projects: list[Path], variant: Variant, run: Run) -> Compared:
-    folder = Path("results/certify/runs", variant.experiment)
-    tables = (_table(projects, folder / name, run=run.name) for name in ("evaluations.csv", "histograms.csv"))
+    tables = (_table(projects, file, run=run.name) for file in evaluation_files("certify", variant.experiment))
     return Compared((*arithmetic(variant.recipe.plain()), "evaluation"), _first(tables))
 
 

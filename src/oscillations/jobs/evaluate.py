@@ -1,6 +1,6 @@
 """Evaluation of checkpoints: PTQ of the baseline and cross-bit accuracy of everything else, on the test split.
 
-All runs of an experiment are evaluated in one process. Rows whose run, checkpoint and code are unchanged are kept,
+All runs of an experiment are evaluated in one process. Rows whose checkpoint and arithmetic are the same are kept,
 without their weights.
 """
 
@@ -18,9 +18,10 @@ from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.train import remove_work
 from oscillations.jobs.trainers import trained
-from oscillations.records.identity import evaluation_key
+from oscillations.records.identity import evaluation_key, evaluation_parts
+from oscillations.records.numerics import written
 from oscillations.records.plans import current, plans
-from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, read_rows, write_rows
+from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, current_rows, read_rows, write_rows
 from oscillations.study.paths import DATA, evaluation_files
 from oscillations.study.variants import Variant
 
@@ -28,20 +29,23 @@ from oscillations.study.variants import Variant
 def evaluate(
     study: str, experiment: str, variants: list[Variant], device: str = "auto", with_histograms: bool = True
 ) -> None:
-    """Write the accuracies and weight histograms of all current runs among ``variants``.
+    """Write the accuracies and weight histograms of all current runs of an experiment.
 
+    ``variants``: all of the study, since what starts from a stale run is stale.
     The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
     weights have them.
     """
-    torch_device = set_up_torch(variants[0].recipe.threads, variants[0].recipe.training.precision, device)
+    first = next(variant.recipe for variant in variants if variant.experiment == experiment)
+    torch_device = set_up_torch(first.threads, first.training.precision, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)
     known, known_bins = read_rows([accuracy_file], EVALUATIONS), read_rows([histogram_file], HISTOGRAMS)
     about: dict[str, Any] = {}
     sets: dict[str, ImageSet] = {}
     tables, all_bins, evaluated, seconds = [], [], 0, 0.0
-    for plan in current(plans(variants)):
+    for plan in (plan for plan in current(plans(variants)) if plan.run.experiment == experiment):
         run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.result)
-        mine, bins = known[known.key == key], known_bins[known_bins.run == run.name]
+        parts = evaluation_parts(plan.result["recipe"])
+        mine, bins = current_rows(known, key, parts), known_bins[known_bins.run == run.name]
         if mine.empty or (with_histograms and bins.empty and recipe.bits != LATENT):
             if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
@@ -49,7 +53,7 @@ def evaluate(
             started = time.monotonic()
             trainer = trained(plan.variant, run, about, sets, torch_device)
             rows = accuracies(trainer, plan.result["status"] == "done")
-            mine = pd.DataFrame([{"run": run.name, "key": key} | row for row in rows])
+            mine = pd.DataFrame([{"run": run.name, "key": key, "arithmetic": written(parts)} | row for row in rows])
             bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)] if with_histograms else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)

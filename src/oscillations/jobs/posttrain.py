@@ -1,6 +1,6 @@
 """Post-training quantization of finished runs: every label and bit width of one entry of a study.
 
-Rows whose run, checkpoint, options and code are unchanged are kept. Tables are written after every label and bit
+Rows whose checkpoint, options and arithmetic are the same are kept. Tables are written after every label and bit
 width into a work folder that no rule declares, and put into place at the end: an interruption loses only what was
 in progress.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,55 +20,73 @@ from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.training import Trainer
 from oscillations.jobs.trainers import trained
 from oscillations.posttraining._measurement import measure
-from oscillations.records.identity import posttraining_key
-from oscillations.records.plans import current, plans
-from oscillations.records.rows import POSTTRAINED, RECONSTRUCTED, read_rows, write_rows
+from oscillations.records.identity import arithmetic, posttraining_key, posttraining_parts
+from oscillations.records.numerics import written
+from oscillations.records.plans import Plan, current, plans
+from oscillations.records.rows import POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
 from oscillations.study.paths import DATA, Run, posttraining_files, posttraining_work
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
+COLUMNS = (POSTTRAINED, RECONSTRUCTED)
+Tables = tuple[list[pd.DataFrame], list[pd.DataFrame]]
+
 
 def posttrain(study: Study, variants: list[Variant], name: str, device: str = "auto") -> None:
-    """Write the accuracies and the losses per unit of all current parents of the study's entry ``name``."""
-    entry = study.posttraining[name]
-    folder = posttraining_work(study.study, name)
+    """Write the accuracies and the losses per unit of all current parents of the study's entry ``name``.
+
+    ``variants``: all of the study.
+    """
+    entry, folder = study.posttraining[name], posttraining_work(study.study, name)
     targets = posttraining_files(study.study, name)
-    parts = [folder / target.name for target in targets]
-    columns = (POSTTRAINED, RECONSTRUCTED)
-    known = [read_rows([target, part], which) for target, part, which in zip(targets, parts, columns)]
-    kept: list[list[pd.DataFrame]] = [[], []]
+    parts = (folder / targets[0].name, folder / targets[1].name)
+    known = [read_rows([target, part], which) for target, part, which in zip(targets, parts, COLUMNS)]
+    kept: Tables = ([], [])
     made = 0
-    for plan in current(plans([variant for variant in variants if variant.path in entry.of])):
-        variant, run, record, trainer = plan.variant, plan.run, plan.result, None
+    for plan in (plan for plan in current(plans(variants)) if plan.variant.path in entry.of):
+        trainer = None
         for label, method, options in entry.resolved():
             for bits in entry.bits:
-                key = posttraining_key(record, method, options, bits)
-                mine = [table[(table.key == key) & (table.label == label)] for table in known]
-                if mine[0].empty or (mine[1].empty and record["status"] == "done"):
-                    about = {"run": run.name, "key": key, "label": label, "eval_bits": bits}
-                    if record["status"] == "done":
-                        trainer = trainer or _trainer(variant, run, device)
-                        found = posttraining.find(method)
-                        rows, places = measure(trainer, found(found.Options(**options)), bits)
-                    else:
-                        rows, places = [{"bn": "keep"}], []
-                    rest = about | {"method": method, "status": record["status"]}
-                    mine = [
-                        pd.DataFrame([rest | row for row in rows], columns=POSTTRAINED),
-                        pd.DataFrame([about | place for place in places], columns=RECONSTRUCTED),
-                    ]
+                about = _about(plan, label, method, options, bits)
+                mine = [current_rows(table[table.label == label], about["key"], about["parts"]) for table in known]
+                done = plan.result["status"] == "done"
+                whole = len(mine[0]) and (len(mine[1]) or not done)
+                if not whole:
+                    trainer = trainer or (_trainer(plan.variant, plan.run, device) if done else None)
+                    mine = _rows(about, trainer, options)
                     made += 1
-                    print(f"{run.name}: {label} at {bits} bits", flush=True)
+                    print(f"{plan.run.name}: {label} at {bits} bits", flush=True)
                 for tables, table in zip(kept, mine):
                     tables.append(table)
-                if made:
-                    _write(reversed(parts), reversed(kept), reversed(columns))  # the accuracies last
-    _write(targets, kept, columns)
+                if not whole:
+                    _write(parts, kept)
+    _write(targets, kept)
     shutil.rmtree(folder, ignore_errors=True)
     for parent in list(folder.parents)[:2]:
         with suppress(OSError):  # not empty: other jobs are at work
             parent.rmdir()
     print(f"{name}: {made} made, {len(kept[0]) - made} kept")
+
+
+def _about(plan: Plan, label: str, method: str, options: dict[str, Any], bits: int) -> dict[str, Any]:
+    """What a result belongs to, and the parts that make it."""
+    parts = [*posttraining_parts(method), *arithmetic(plan.result["recipe"])[1:]]
+    key = posttraining_key(plan.result, method, options, bits)
+    status = plan.result["status"]
+    about = {"run": plan.run.name, "key": key, "arithmetic": written(parts), "label": label, "method": method}
+    return about | {"eval_bits": bits, "status": status, "parts": parts}
+
+
+def _rows(about: dict[str, Any], trainer: Trainer | None, options: dict[str, Any]) -> list[pd.DataFrame]:
+    """The accuracies and the losses per unit of one method at one bit width; of a diverged run without numbers."""
+    rows: list[dict[str, Any]] = [{"bn": "keep"}]
+    places: list[dict[str, Any]] = []
+    if trainer is not None:
+        found = posttraining.find(about["method"])
+        rows, places = measure(trainer, found(found.Options(**options)), about["eval_bits"])
+    return [
+        pd.DataFrame([about | row for row in table], columns=columns) for table, columns in zip((rows, places), COLUMNS)
+    ]
 
 
 def _trainer(variant: Variant, run: Run, device: str) -> Trainer:
@@ -77,6 +96,7 @@ def _trainer(variant: Variant, run: Run, device: str) -> Trainer:
     return trained(variant, run, about, image_sets(about, tensors, variant.recipe, torch_device), torch_device)
 
 
-def _write(files: Any, tables: Any, columns: Any) -> None:
-    for file, frames, which in zip(files, tables, columns):
-        write_rows(file, frames, which)
+def _write(files: tuple[Path, Path], tables: Tables) -> None:
+    """The accuracies last: they vouch for the losses."""
+    for file, frames, columns in reversed(list(zip(files, tables, COLUMNS))):
+        write_rows(file, frames, columns)

@@ -169,7 +169,7 @@ def _resume(trainer: Trainer, file: Path, plan: Plan) -> tuple[float, int]:
     loaded = resume.load(file)
     device = trainer.loss_sum.device.type
     if loaded is None or difference(loaded[1]["identity"], plan.identity) or loaded[1]["device"] != device:
-        why = "damaged" if loaded is None else "of another recipe, code, data or device"
+        why = "damaged" if loaded is None else "of another recipe, version, data or device"
         print(f"{name}: {file} is {why}; starting again", flush=True)
         return 0.0, 0
     state, plain = loaded

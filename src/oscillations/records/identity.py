@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from oscillations import methods, models
+from oscillations import methods, models, posttraining
 from oscillations.core.files import canonical_json, sha256
 from oscillations.engine.recipe import Training
 from oscillations.records import numerics
@@ -96,19 +96,24 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 def evaluation_key(record: Mapping[str, Any]) -> str:
-    """Names what an evaluation belongs to: a checkpoint, what is evaluated how, and the arithmetic that does it."""
-    return _key(record, {}, "evaluation")
+    """Names what an evaluation belongs to: a checkpoint, and what is evaluated how."""
+    return _key(record, {})
+
+
+def evaluation_parts(recipe: Mapping[str, Any]) -> list[str]:
+    """The parts whose arithmetic decides an evaluation's numbers: the forward pass is the model's and the method's."""
+    return ["evaluation", *arithmetic(recipe)[1:]]
 
 
 def posttraining_key(record: Mapping[str, Any], method: str, options: Mapping[str, Any], bits: int) -> str:
-    """Names what a post-training result belongs to: a checkpoint, the method's options, and their arithmetic."""
-    about = {"method": method, "options": dict(options), "bits": bits, "seed": record["seed"]}
-    return _key(record, about, *posttraining_parts(method))
+    """Names what a post-training result belongs to: a checkpoint, the method and its options by meaning."""
+    chosen = _chosen(posttraining.find(method).Options, options)
+    return _key(record, {"method": method, "options": chosen, "bits": bits, "seed": record["seed"]})
 
 
-def posttraining_parts(method: str) -> tuple[str, str]:
-    """The parts whose arithmetic decides a post-training method's numbers."""
-    return "reconstruction", f"posttraining/{method}"
+def posttraining_parts(method: str) -> list[str]:
+    """The parts whose arithmetic decides a post-training method's numbers, whatever network it is applied to."""
+    return ["reconstruction", f"posttraining/{method}"]
 
 
 def entry_parts(entry: PostTrainingEntry) -> list[str]:
@@ -116,14 +121,21 @@ def entry_parts(entry: PostTrainingEntry) -> list[str]:
     return list(dict.fromkeys(part for _, method, _ in entry.resolved() for part in posttraining_parts(method)))
 
 
-def _key(record: Mapping[str, Any], about: Mapping[str, Any], *parts: str) -> str:
+def entry_meaning(entry: PostTrainingEntry) -> dict[str, Any]:
+    """What one entry of a study asks for, its methods' options by meaning."""
+    methods_of = {
+        label: {"method": method, "options": _chosen(posttraining.find(method).Options, options)}
+        for label, method, options in entry.resolved()
+    }
+    return {"of": entry.of, "bits": entry.bits, "methods": methods_of}
+
+
+def _key(record: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     recipe = _comparable(record["recipe"])
-    parts = (*parts, *arithmetic(record["recipe"])[1:])  # the forward pass is theirs, too; the engine's is training
     whole = {
         "checkpoint": record["checkpoint_sha256"],
         "data": record["data_sha256"],
         "recipe": {key: recipe[key] for key in SEEN_BY_EVALUATION if key in recipe},
         "about": about,
-        "arithmetic": numerics.versions(parts),
     }
     return sha256(canonical_json(whole).encode())[:16]

@@ -10,7 +10,6 @@ is *unknown* until ``certify`` has compared it; its version is then the source i
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -26,22 +25,28 @@ WITHOUT_ARITHMETIC = tuple(f"{PACKAGE}.{name}" for name in (
     "core.config", "core.errors", "core.files", "core.registry", "records", "study",
 ))  # fmt: skip
 
+LENGTH = 16  # hex digits of a source
+
 Definition = tuple[str, str]  #: module and name
 Version = int | str  #: a number of the ledger, or the source of what is unknown
 
 #: What parts begin with: modules, or single definitions of them. Those of the kinds in FOUND are files.
 PARTS = {
     "engine": (
-        "engine.training", "engine.batches:image_sets", "engine.determinism:set_up_torch", "jobs.trainers",
+        "engine.training", "engine.recipe:Training", "engine.batches:image_sets", "engine.determinism:set_up_torch",
+        "jobs.trainers",
     ),
     "reduced-splits": ("engine.batches:evenly",),
-    "evaluation": ("engine.crossbit",),
-    "reconstruction": ("posttraining._measurement", "posttraining._reconstruction", "posttraining._units"),
+    "evaluation": ("engine.crossbit", "engine.batches:image_sets", "jobs.trainers"),
+    "reconstruction": (
+        "posttraining._measurement", "posttraining._reconstruction", "posttraining._units", "engine.batches:image_sets",
+        "jobs.trainers",
+    ),
     "aoq-toy": ("jobs.aoq_toy",),
 }  # fmt: skip
 FOUND = {"method": "methods", "model": "models", "data": "datasets", "posttraining": "posttraining"}
 COMMON = {"method": "engine", "model": "engine", "posttraining": "reconstruction"}  # whose definitions are not theirs
-ON_REQUEST = {"engine": "reduced-splits"}  # what the engine calls only for recipes that ask for it is not the engine
+ON_REQUEST = "reduced-splits"  # called only for recipes that ask for it, and so no other part's
 
 
 def parts() -> list[str]:
@@ -61,7 +66,7 @@ def source(part: str) -> str:
     """Hash of what a part computes with."""
     kind = part.partition("/")[0]
     shared = reached(part_roots(COMMON[kind])) if kind in COMMON else set()
-    stops = part_roots(ON_REQUEST[part]) if part in ON_REQUEST else set()
+    stops = set() if part == ON_REQUEST else part_roots(ON_REQUEST)
     return source_of(reached(part_roots(part), stops) - shared)
 
 
@@ -76,7 +81,7 @@ def part_roots(part: str) -> set[Definition]:
 def source_of(definitions: Iterable[Definition]) -> str:
     """Hash of definitions, whatever modules they stand in."""
     meanings = {_meaning(definition)[0] for definition in definitions}
-    return sha256("\n".join(sorted(meanings)).encode())[:16]
+    return sha256("\n".join(sorted(meanings)).encode())[:LENGTH]
 
 
 def code(*places: str) -> str:
@@ -130,8 +135,9 @@ def _meaning(definition: Definition) -> tuple[str, frozenset[Definition]]:
     """What a definition computes, as text, and the definitions that it needs."""
     module, name = definition
     statement, imports = _module(module).statements[name], _module(module).imports
-    plain = Arithmetic().visit(copy.deepcopy(statement))
-    return _text(plain), frozenset(_needed(plain, module, imports | _imports(ast.walk(statement))))
+    imports = imports | _imports(ast.walk(statement))
+    plain = Arithmetic().visit(statement)  # in place: what is stripped already stays as it is
+    return _text(plain), frozenset(_needed(plain, module, imports))
 
 
 def _file(module: str) -> Path | None:
@@ -274,6 +280,18 @@ def version(part: str) -> Version:
 def versions(names: Iterable[str]) -> dict[str, Version]:
     """The present versions of some parts."""
     return {part: version(part) for part in names}
+
+
+def written(names: Iterable[str]) -> str:
+    """The present versions of some parts as a table holds them: ``evaluation=1 model/mlp5=1``."""
+    return " ".join(f"{part}={number}" for part, number in versions(names).items())
+
+
+def made_by(text: str, names: Iterable[str]) -> bool:
+    """Whether versions that :func:`written` gave, some time ago, are the present ones of these parts."""
+    made = dict(entry.split("=") for entry in str(text).split() if "=" in entry)
+    found = {part: number if len(number) == LENGTH else int(number) for part, number in made.items()}
+    return all(version_of(part, found.get(part, "unknown")) == version(part) for part in names)
 
 
 def unknown() -> list[str]:

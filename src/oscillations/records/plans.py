@@ -71,10 +71,11 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
     return [found[run] for variant in variants for run in variant.runs()]
 
 
-def start_of(
-    variant: Variant, run: Run, read: Callable[[Path], Any] = lambda file: read_json(file) if file.exists() else None
-) -> dict[str, Any] | None:
-    """Where a run's first weights are from, with their hash; None if it starts from scratch or they are not here."""
+def start_of(variant: Variant, run: Run, read: Callable[[Path], Any]) -> dict[str, Any] | None:
+    """Where a run's first weights are from, with their hash; None if it starts from scratch or they are not here.
+
+    ``read``: the content of a JSON file, None if there is none.
+    """
     if checkpoint := variant.recipe.pretrained:
         about = read(pretrained.files(checkpoint.name)[0])
         return about and {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}

@@ -8,14 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from oscillations.core.files import write_text
+from oscillations.records import numerics
 
-EVALUATIONS = ["run", "key", "eval_bits", "bn", "accuracy", "bn_divergence"]
+EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence"]
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
 POSTTRAINED = [
-    "run", "key", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn", "accuracy",
-    "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status",
+    "run", "key", "arithmetic", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn",
+    "accuracy", "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status",
 ]  # fmt: skip
-RECONSTRUCTED = ["run", "key", "label", "eval_bits", "place", "unit", "group", "loss"]
+RECONSTRUCTED = ["run", "key", "arithmetic", "label", "eval_bits", "place", "unit", "group", "loss"]
 COUNTS = ("levels", "iterations")  #: columns of whole numbers that may be empty
 NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: columns that tell a table's rows apart
 
@@ -26,6 +27,12 @@ def read_rows(files: Iterable[Path], columns: Sequence[str]) -> pd.DataFrame:
     filled = [table for table in found if len(table)]
     whole = pd.concat(filled) if filled else pd.DataFrame(columns=list(columns))
     return whole.reindex(columns=list(columns)).drop_duplicates([name for name in NAMING if name in columns])
+
+
+def current_rows(table: pd.DataFrame, key: str, parts: Sequence[str]) -> pd.DataFrame:
+    """The rows with that key that the parts made in the version that they have now."""
+    found = table[table.key == key]
+    return found[[numerics.made_by(text, parts) for text in found.arithmetic]]
 
 
 def write_rows(file: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> None:

@@ -12,9 +12,15 @@ from oscillations.core.bits import LATENT
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.engine.recipe import Recipe
-from oscillations.records.identity import evaluation_key, posttraining_key
+from oscillations.records.identity import (
+    arithmetic,
+    evaluation_key,
+    evaluation_parts,
+    posttraining_key,
+    posttraining_parts,
+)
 from oscillations.records.plans import Plan, current, plans
-from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, read_rows, write_rows
+from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
 from oscillations.study.paths import Run, evaluation_files, posttraining_files, results
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
@@ -94,8 +100,8 @@ def collect(study: Study, variants: list[Variant]) -> None:
         quantizer = record.get("quantizer") or SYMMETRIC
         for bits, accuracy in record["validation_accuracy"].items():
             rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
-        tests = evaluations[run.experiment]
-        for row in tests[(tests.run == run.name) & (tests.key == evaluation_key(record))].itertuples():
+        parts = evaluation_parts(record["recipe"])
+        for row in current_rows(evaluations[run.experiment], evaluation_key(record), parts).itertuples():
             tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
             rows.append(about | tested | {"bn_divergence": row.bn_divergence})
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
@@ -118,7 +124,7 @@ def _refuse(stale: list[Plan]) -> None:
 
 
 def collect_posttraining(study: Study, finished: list[Plan]) -> None:
-    """Write ``posttraining.csv`` and ``reconstruction.csv``: what the present options and code made of current runs."""
+    """Write ``posttraining.csv`` and ``reconstruction.csv``: what was made of current runs with the present options."""
     tables: tuple[list, list] = ([], [])
     for name, entry in study.posttraining.items():
         files = posttraining_files(study.study, name)
@@ -129,10 +135,11 @@ def collect_posttraining(study: Study, finished: list[Plan]) -> None:
             about |= {"start_method": about["method"]}
             about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
             for label, method, options in entry.resolved():
-                keys = [posttraining_key(record, method, options, bits) for bits in entry.bits]
-                for table, rows in zip(tables, found):
-                    mine = rows[rows.key.isin(keys) & (rows.label == label)]
-                    table.append(mine.assign(**about))
+                parts = [*posttraining_parts(method), *arithmetic(record["recipe"])[1:]]
+                for bits in entry.bits:
+                    key = posttraining_key(record, method, options, bits)
+                    for table, rows in zip(tables, found):
+                        table.append(current_rows(rows[rows.label == label], key, parts).assign(**about))
     for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
         write_rows(results(study.study) / f"{name}.csv", frames, columns)
 
