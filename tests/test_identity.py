@@ -1,16 +1,19 @@
 """What runs again after which change: every row of the table in docs/architecture.md, under the real rules."""
 
+import ast
 import json
 import os
 import re
 import shutil
 from typing import Literal, get_args, get_origin
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 from oscillations import posttraining
 from oscillations.records import identity, numerics
+from oscillations.records.rows import current_rows
 from oscillations.study.reading import load
 
 pytestmark = pytest.mark.slow
@@ -36,6 +39,30 @@ def move_a_module(project):
         text = file.read_text()
         if "oscillations.engine.optimizer" in text:
             file.write_text(text.replace("oscillations.engine.optimizer", "oscillations.engine.descent"))
+
+
+def write_it_otherwise(project):
+    """Comments, docstrings and annotations away, and all formatted by Python itself."""
+    file = project.folder / QUANTIZER
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+            for argument in (*node.args.args, *node.args.kwonlyargs):
+                argument.annotation = None
+            if ast.get_docstring(node) and len(node.body) > 1:
+                del node.body[0]
+    text = ast.unparse(tree)
+    assert text != file.read_text()
+    file.write_text(text)
+
+
+def add_an_option(project):
+    project.edit(
+        f"{SOURCE}/methods/qat.py",
+        "    options: ScaleGradientOptions\n",
+        "    options: ScaleGradientOptions\n    EXTRA = False\n",
+    )
 
 
 def log_a_column(project):
@@ -72,18 +99,17 @@ TINY = "params/tiny.yaml"
 
 #: first cell of the table's row -> the change, and the rules beside the report's that are planned after it
 ROWS = {
-    "a comment, a docstring, formatting, an annotation": (
-        edit(QUANTIZER, "class WeightQuantizer:", "# a remark\nclass WeightQuantizer:"), {},
-    ),
+    "a comment, a docstring, formatting, an annotation": (write_it_otherwise, {}),
     "the text of a message": (edit(f"{SOURCE}/methods/statsq.py", "leave qkr out", "drop qkr"), {}),
     "a module or a function moved to another place": (move_a_module, {}),
-    "an option that says its default, or is new and off": (
+    "an option that says its default": (
         edit(TINY, "qat: {bits: 3}", "qat: {bits: 3, tie: half_even, bn_eval: keep}"), {},
     ),
     "another version of torch, torchvision or timm": (make_with_another_torch, {}),
     "another study with the same run": (train_in_another_study, {}),
     "an option of a method": (edit(TINY, "lambda: 1}", "lambda: 1.5}"), {"train_mlp5-scratch": 2, "evaluate": 1}),
     "a local name in a method": (rename_a_local, {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2}),
+    "a new option that is off": (add_an_option, {"train_mlp5-scratch": 1, "evaluate": 1}),
     "a logged column": (log_a_column, {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2}),
     "the arithmetic of a method": (
         edit(OSCIQUANT, "2 * strength", "2.000001 * strength"),
@@ -94,7 +120,7 @@ ROWS = {
         {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the evaluation": (
-        edit(f"{SOURCE}/engine/crossbit.py", "BINS_PER_STEP = 20", "BINS_PER_STEP = 10"), {"evaluate": 2},
+        edit(f"{SOURCE}/engine/crossbit.py", "trainer.sets[\"test\"])[0]", "trainer.sets[\"test\"])[0] / 2"), {"evaluate": 2},
     ),
 }  # fmt: skip
 
@@ -207,7 +233,7 @@ def test_a_recipe_by_meaning_has_no_defaults(recipe):
     assert identity.changed_keys(identity.meaning(recipe), identity.meaning(other)) == ["method.tie"]
 
 
-def test_keys_hold_the_checkpoint_and_no_training(two_records, monkeypatch):
+def test_keys_hold_the_checkpoint_and_no_training(two_records):
     before, after = two_records
     after["recipe"]["training"]["lr"] = 1.0
     after["arithmetic"] = {"engine": 7}
@@ -222,14 +248,39 @@ def test_keys_hold_the_checkpoint_and_no_training(two_records, monkeypatch):
     keys = {
         identity.posttraining_key(record, method, options, bits)
         for record, method, options, bits in [
-            (before, "brecq", {"nu": 0.01}, 3), (after, "brecq", {"nu": 0.01}, 3), (before, "brecq", {"nu": 0.1}, 3),
+            (before, "brecq", {"nu": 0.01}, 3), (after, "brecq", {"images": 1024}, 3), (before, "brecq", {"nu": 0.1}, 3),
             (before, "brecq", {"nu": 0.01}, 2), (before, "qdrop", {"nu": 0.01}, 3), (others[0], "brecq", {"nu": 0.01}, 3),
         ]
     }  # fmt: skip
     assert len(keys) == 5
-    key = identity.evaluation_key(before)
-    monkeypatch.setattr(numerics, "version", lambda part: 2 if part == "evaluation" else 1)
-    assert identity.evaluation_key(before) != key
+
+
+def test_rows_are_of_the_versions_that_made_them(monkeypatch):
+    known, now = (
+        {"a": {"1": ["0" * 16, "1" * 16], "2": ["2" * 16]}, "b": {"1": ["3" * 16]}},
+        {"a": "1" * 16, "b": "3" * 16},
+    )
+    monkeypatch.setattr(numerics, "ledger", lambda: known)
+    monkeypatch.setattr(numerics, "source", now.get)
+    assert numerics.written(["a", "b"]) == "a=1 b=1"
+    table = pd.DataFrame(
+        {"key": "k", "arithmetic": ["a=1 b=1", f"a={'0' * 16} b=1", f"a={'4' * 16} b=1", "a=2 b=1", "a=1", ""]}
+    )
+    assert current_rows(table, "k", ["a", "b"]).index.tolist() == [0, 1]  # what was certified since counts, too
+    assert current_rows(table, "other", ["a", "b"]).empty
+    now["a"] = "4" * 16  # not certified: only what it made itself
+    assert current_rows(table, "k", ["a", "b"]).index.tolist() == [2]
+
+
+@pytest.mark.parametrize("part", ["evaluation", "reconstruction"])
+@pytest.mark.parametrize(
+    "definition",
+    [("engine.batches", "ImageSet"), ("engine.quantizer", "WeightQuantizer"), ("engine.training", "Trainer"),
+     ("engine.quantizer", "mse_scale"), ("engine.accuracy", "accuracy"), ("core.bits", "largest_code")],
+)  # fmt: skip
+def test_what_evaluates_is_a_part_of_the_evaluation(part, definition):
+    module, name = definition
+    assert (f"oscillations.{module}", name) in numerics.reached(numerics.part_roots(part))
 
 
 def test_every_part_of_the_repository_is_certified():
