@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 from oscillations import posttraining
-from oscillations.records import identity, numerics
+from oscillations.jobs import certify
+from oscillations.records import identity, numerics, sources
 from oscillations.records.rows import current_rows
 from oscillations.study.reading import load
 
@@ -280,7 +281,7 @@ def test_rows_are_of_the_versions_that_made_them(monkeypatch):
 )  # fmt: skip
 def test_what_evaluates_is_a_part_of_the_evaluation(part, definition):
     module, name = definition
-    assert (f"oscillations.{module}", name) in numerics.reached(numerics.part_roots(part))
+    assert (f"oscillations.{module}", name) in sources.reached(numerics.part_roots(part))
 
 
 def test_every_part_of_the_repository_is_certified():
@@ -291,11 +292,8 @@ def test_every_part_of_the_repository_is_certified():
 
 def test_the_certification_exercises_every_part():
     """A method, model or post-training method without a run there could never be certified."""
-    study, variants = load(ROOT / SOURCE / "jobs/certify.yaml")
-    covered = {part for variant in variants for part in identity.arithmetic(variant.recipe.plain())}
-    covered |= {part for entry in study.posttraining.values() for part in identity.entry_parts(entry)}
     data = {part for part in numerics.parts() if part.startswith("data/")}
-    assert set(numerics.parts()) == covered | data | {"evaluation", "aoq-toy"}
+    assert set(numerics.parts()) == data | certify.covered(*load(ROOT / SOURCE / "jobs/certify.yaml"))
 
 
 def declared(options):
@@ -333,54 +331,100 @@ def test_the_certification_exercises_every_choice():
     assert {key: values for key, values in missing.items() if values} == {("Training", "precision"): {"tf32"}}
 
 
-def source_of(tmp_path, monkeypatch, **files):
-    """The source of module ``a`` of a package of these files."""
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """The source of module ``a`` of a package of some files."""
     folder = tmp_path / "oscillations"
-    folder.mkdir(exist_ok=True)
-    for name, text in files.items():
-        (folder / f"{name}.py").write_text(text)
-    monkeypatch.setattr(numerics, "ROOT", folder)
-    for cached in (numerics._module, numerics._meaning):
-        cached.cache_clear()
-    try:
-        return numerics.code("a")
-    finally:
-        monkeypatch.undo()
-        for cached in (numerics._module, numerics._meaning):
-            cached.cache_clear()
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.setattr(sources, "ROOT", folder)
+
+    def of(**files):
+        for name, text in files.items():
+            (folder / f"{name}.py").write_text(text)
+        sources.clear()
+        return sources.code("a")
+
+    yield of
+    monkeypatch.undo()
+    sources.clear()
 
 
-def test_a_source_is_what_computes(tmp_path, monkeypatch):
-    def of(a, b="def g(x):\n    return 2 * x\n\ndef unused():\n    return 1\n"):
-        return source_of(tmp_path, monkeypatch, a=a, b=b)
+G = "def g(x):\n    return 2 * x\n"
+USES = "from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n"
 
-    first = of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n")
-    same = [
+
+@pytest.mark.parametrize(
+    "text",
+    [
         'from oscillations.b import g\n\ndef f(x: int) -> int:\n    """Adds."""\n    return (g(x)\n            + 1)  # why\n',
         "from __future__ import annotations\nimport math\nfrom oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n",
         "def f(x):\n    from oscillations.b import g\n\n    return g(x) + 1\n",
-        "def f(x):\n    return g(x) + 1\n\ndef g(x):\n    return 2 * x\n",
-    ]
-    assert {of(a) for a in same} == {first}
-    assert (
-        of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n", "def g(x):\n    return 2 * x\n") == first
+        "from oscillations.b import g as other\n\ndef f(x):\n    return other(x) + 1\n",
+        "from .b import g\n\ndef f(x):\n    return g(x) + 1\n",
+        "import oscillations.b as b\n\ndef f(x):\n    return b.g(x) + 1\n",
+        "from oscillations import b\n\ndef f(x):\n    return b.g(x) + 1\n",
+        "from typing import cast\nfrom oscillations.b import g\n\ndef f(x):\n    return cast('int', g(x)) + 1\n",
+        "def f(x):\n    return g(x) + 1\n\n" + G,
+        "from oscillations.c import g\n\ndef f(x):\n    return g(x) + 1\n",
+    ],
+)
+def test_what_is_written_otherwise_has_the_same_source(source, text):
+    first = source(a=USES, b=G + "\ndef unused():\n    return 1\n")
+    assert source(a=text, b=G, c="from oscillations.b import g\n") == first
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 2\n", G),
+        ("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1.0\n", G),
+        ("from oscillations.b import g\n\ndef f(x):\n    return 1 + g(x)\n", G),
+        (USES, "def g(x):\n    return 3 * x\n"),
+        (USES.replace("import g", "import h as g"), G + "\ndef h(x):\n    return 3 * x\n"),
+        (USES, "FACTOR = 2\n\ndef g(x):\n    return FACTOR * x\n"),
+        (USES, G + "\ng = 1 * g\n"),
+        (USES, "if True:\n    def g(x):\n        return 3 * x\n"),
+        (USES, "try:\n    from fast import g\nexcept ImportError:\n    pass\n"),
+        (USES, G + "\ng.factor = 3\n"),
+        (USES, G + "\nTABLE = {}\nTABLE['g'] = 3\n"),
+        (USES, G + "\nsetattr(g, 'factor', 3)\n"),
+        (USES, "import torch\ntorch.set_default_dtype(torch.float64)\n\n" + G),
+        (USES, "from math import sin as g\n"),
+    ],
+)
+def test_what_computes_otherwise_has_another_source(source, a, b):
+    assert source(a=USES, b=G) != source(a=a, b=b)
+
+
+def test_what_is_imported_from_elsewhere_counts(source):
+    text = "import math\nfrom torch.optim import Adam\n\ndef f(x):\n    return math.sin(x), Adam(x)\n"
+    first = source(a=text)
+    assert source(a=text.replace("import math", "import cmath as math")) != first
+    assert source(a=text.replace("import Adam", "import SGD as Adam")) != first
+    assert source(a=text.replace("import math", "from math import sin").replace("math.sin", "sin")) == first
+
+
+def test_a_constant_that_is_used_counts_wherever_it_stands(source):
+    text = "from oscillations.b import FACTOR\n\ndef f(x):\n    return FACTOR * x\n"
+    first = source(a=text, b="FACTOR = 2\n")
+    assert source(a=text, b="FACTOR: float = 2\n") == first != source(a=text, b="FACTOR = 3\n")
+
+
+def test_a_star_is_refused(source):
+    with pytest.raises(ImportError, match="name what is imported"):
+        source(a="from oscillations.b import *\n\ndef f(x):\n    return g(x)\n", b=G)
+
+
+def test_messages_and_limits_compute_nothing(source):
+    text = (
+        "class O:\n    n: int = Field(3, ge=1, description='one')\n\ndef f(x):\n    if x < 0:\n"
+        "        raise ValueError(f'bad {x}')\n    print('now')\n    return x\n"
     )
-    assert (
-        of("from oscillations.b import g\n\ndef f(x):\n    return g(x) + 1\n", "def g(x):\n    return 3 * x\n") != first
-    )
-    for a in ("return g(x) + 2", "return g(x) + 1.0", "return 1 + g(x)"):
-        assert of(f"from oscillations.b import g\n\ndef f(x):\n    {a}\n") != first
-
-
-def test_messages_and_limits_compute_nothing(tmp_path, monkeypatch):
-    def of(body):
-        return source_of(tmp_path, monkeypatch, a=body)
-
-    text = "class O:\n    n: int = Field(3, ge=1, description='one')\n\ndef f(x):\n    if x < 0:\n        raise ValueError(f'bad {x}')\n    print('now')\n    return x\n"
-    first = of(text)
-    assert of(text.replace("bad {x}", "below 0")) == first
-    assert of(text.replace("'now'", "'soon', x")) == first
-    assert of(text.replace("ge=1, description='one'", "ge=2, description='two'")) == first
-    assert of(text.replace("Field(3", "Field(4")) != first
-    assert of(text.replace("x < 0", "x <= 0")) != first
-    assert of(text.replace("ValueError", "KeyError")) != first
+    first = source(a=text)
+    assert source(a=text.replace("bad {x}", "below 0")) == first
+    assert source(a=text.replace("'now'", "'soon', x")) == first
+    assert source(a=text.replace("ge=1, description='one'", "ge=2, description='two'")) == first
+    assert source(a=text.replace("Field(3", "Field(4")) != first
+    assert source(a=text.replace("x < 0", "x <= 0")) != first
+    assert source(a=text.replace("ValueError", "KeyError")) != first

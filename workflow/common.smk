@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, "src")
 from oscillations.core.errors import InputError
 from oscillations.jobs import launch
-from oscillations.records import cost, identity, numerics
+from oscillations.records import cost, identity, numerics, sources
 from oscillations.records import provenance
 from oscillations.records.plans import plans
 from oscillations.study import pretrained
@@ -32,7 +32,9 @@ except InputError as error:
 PLANS = plans(VARIANTS)
 CURRENT = [plan.run for plan in PLANS if plan.current]
 STALE = {plan.stale for plan in PLANS}
-IDENTITIES = {plan.variant.path: plan.identity for plan in PLANS}
+PLANS_OF = {}
+for plan in PLANS:
+    PLANS_OF.setdefault(plan.variant.path, []).append(plan)
 CHOSEN = SELECTION.variants
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
 _SHOWN = set(REQUESTED + CURRENT)
@@ -108,8 +110,13 @@ def as_json(value):
 
 
 def identity_of(variant, key):
-    """What makes a variant's runs what they are: the recipe by meaning, or the versions of what computes them."""
-    return as_json(IDENTITIES[variant.path][key])
+    """What makes a variant's runs what they are: the recipe by meaning, or the versions of what computes them.
+
+    Versions as the records hold them while these are current: what was certified after a run changes nothing.
+    """
+    made = {as_json(plan.result[key]) for plan in PLANS_OF[variant.path] if plan.current}
+    present = as_json(PLANS_OF[variant.path][0].identity[key])
+    return made.pop() if key == "arithmetic" and len(made) == 1 else present
 
 
 def arithmetic(*parts):

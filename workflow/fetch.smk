@@ -32,7 +32,7 @@ rule weights:
     benchmark:
         "logs/weights/{checkpoint}.tsv"
     params:
-        code=numerics.code("study.pretrained:write"),
+        code=sources.code("study.pretrained:write"),
         name=lambda wildcards: wildcards.checkpoint.replace("-", "/", 1),
     shell:
         "python -m oscillations weights --name {params.name} > {log} 2>&1"

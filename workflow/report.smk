@@ -48,7 +48,7 @@ rule collect:
     benchmark:
         f"logs/{STUDY.study}/report/collect.tsv"
     params:
-        code=numerics.code("report.measurements:collect"),
+        code=sources.code("report.measurements:collect"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations collect --study {params.study} > {log} 2>&1"
@@ -65,7 +65,7 @@ rule oscillations:
     benchmark:
         f"logs/{STUDY.study}/report/oscillations.tsv"
     params:
-        code=numerics.code("report.measurements:collect_oscillations"),
+        code=sources.code("report.measurements:collect_oscillations"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations oscillations --study {params.study} > {log} 2>&1"
@@ -87,7 +87,7 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=numerics.code("report.tables.published", "report.tables.rate_search", "report.tables.comparison"),
+        code=sources.code("report.tables.published", "report.tables.rate_search", "report.tables.comparison"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -109,7 +109,7 @@ rule figures:
     benchmark:
         f"logs/{STUDY.study}/report/figures.tsv"
     params:
-        code=numerics.code("report.figures.runs"),
+        code=sources.code("report.figures.runs"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -130,7 +130,7 @@ rule claims:
     benchmark:
         f"logs/{STUDY.study}/report/claims.tsv"
     params:
-        code=numerics.code("report.claims"),
+        code=sources.code("report.claims"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -153,7 +153,7 @@ rule site:
     benchmark:
         f"logs/{STUDY.study}/report/site.tsv"
     params:
-        code=numerics.code("report.site"),
+        code=sources.code("report.site"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:

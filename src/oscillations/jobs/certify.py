@@ -17,7 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import yaml
+
+from oscillations import methods, models, posttraining
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.core.files import read_json
 from oscillations.jobs import certify_inputs
@@ -31,7 +35,7 @@ from oscillations.study.variants import Variant, select
 STUDY = Path(__file__).with_name("certify.yaml")
 SOURCE = Path(__file__).parents[2]  #: the folder that holds the present source
 UNCOMPARED = ("key", "arithmetic", "seconds")  #: columns that say what a row belongs to, or how long it took
-INTERRUPTIONS = 2  #: of every run of the experiment ``interrupted``
+INTERRUPTIONS = {"every-method": 1, "interrupted": 2, "interrupted-sgd": 1}  #: of every run of some experiments
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,14 @@ class Compared:
     difference: str | None
 
 
+@dataclass(frozen=True)
+class Certified:
+    """A folder with a certified source, and the versions of its parts."""
+
+    source: Path
+    versions: dict[str, int]
+
+
 def certify(against: Path | None = None, new_versions: Iterable[str] = (), device: str = "cpu") -> bool:
     """Compare every unknown part with the last certified source, and enter what agrees; False if one differs.
 
@@ -54,18 +66,23 @@ def certify(against: Path | None = None, new_versions: Iterable[str] = (), devic
     """
     unknown, opened = numerics.unknown(), set(new_versions)
     for part in sorted(opened - set(unknown)):
-        raise InputError(f"--new-version {part}: no part with a changed source; {did_you_mean(part, unknown)}")
-    if not unknown:
+        near = did_you_mean(part, unknown) if unknown else "every part is certified"
+        raise InputError(f"--new-version {part}: no part with a changed source; {near}")
+    if not unknown and against is None:
         print("every part computes what the ledger knows: nothing to certify")
         return True
-    print(f"to be compared: {', '.join(unknown)}", flush=True)
     with TemporaryDirectory() as folder:
-        made = list(comparisons(Path(folder), against, unknown, device))
+        certified = _certified(against) if against else last_certified(Path(folder))
+        print(f"to be compared: {', '.join(unknown) or 'nothing'}", flush=True)
+        made = list(comparisons(Path(folder), certified, unknown, device)) if unknown else []
     telling = [one for one in made if not opened.intersection(one.parts)]  # a new version explains what it decides
     opened |= {part for part in unknown if _only_explained(part, made, telling)}
-    refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling))}
-    numerics.enter({part: numerics.source(part) for part in unknown if part not in refused}, opened)
+    refused = {part: why for part in unknown if part not in opened and (why := _refused(part, telling, certified))}
+    accepted = {part: numerics.source(part) for part in unknown if part not in refused}
+    numerics.enter(accepted, certified.versions, opened)
     for part in unknown:
+        if part not in certified.versions and part not in refused:
+            print(f"{part}: new, nothing to compare with")
         print(f"{part}: {refused.get(part) or f'certified, version {numerics.version(part)}'}")
     if refused:
         parts = suspects(telling, unknown) or list(refused)
@@ -79,13 +96,22 @@ def _only_explained(part: str, made: list[Compared], telling: list[Compared]) ->
     return any(part in one.parts for one in made) and not any(part in one.parts for one in telling)
 
 
-def _refused(part: str, telling: list[Compared]) -> str | None:
-    """Why a part may not enter its present version: the first number that differs, or nothing that shows it equal."""
+def _refused(part: str, telling: list[Compared], certified: Certified) -> str | None:
+    """Why a part may not enter the version it was compared with: a number that differs, or nothing that tells."""
     about = [one.difference for one in telling if part in one.parts]
     if any(about):
         return next(difference for difference in about if difference)
-    first = part not in numerics.ledger()  # there is no earlier source
-    return None if about or first else "nothing could be compared"
+    if part in certified.versions:
+        return None if about else "nothing compares it: commit its certified source, or give that with --against"
+    exercised = part.startswith("data/") or part in covered(*reading.load(STUDY))
+    return None if exercised else f"new, and jobs/{STUDY.name} makes no run of it: add one"
+
+
+def covered(study: Study, variants: list[Variant]) -> set[str]:
+    """The parts that the trainings, evaluations and entries of a study exercise."""
+    parts = {part for variant in variants for part in arithmetic(variant.recipe.plain())}
+    parts |= {part for entry in study.posttraining.values() for part in entry_parts(entry)}
+    return parts | {"evaluation"} | ({"aoq-toy"} if study.toy_regression else set())
 
 
 def suspects(telling: list[Compared], unknown: list[str]) -> list[str]:
@@ -99,16 +125,17 @@ def suspects(telling: list[Compared], unknown: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def comparisons(folder: Path, against: Path | None, unknown: list[str], device: str) -> Iterator[Compared]:
+def comparisons(folder: Path, certified: Certified, unknown: list[str], device: str) -> Iterator[Compared]:
     """Make everything that an unknown part decides under both sources, and compare it."""
-    source = against or last_certified(folder)
-    if not (source / "oscillations" / "cli.py").exists():
-        raise InputError(f"--against {source}: holds no oscillations/cli.py; give the src folder of a checkout")
-    file = source / STUDY.relative_to(SOURCE)
-    projects = [_project(folder / name, file if file.exists() else STUDY) for name in ("certified", "present")]
-    study, variants = reading.load(projects[1] / "params" / "certify.yaml")
-    commands = list(_commands(study, variants, set(unknown), projects[1]))
-    jobs = [_start(project, path, commands, device) for project, path in zip(projects, (source, SOURCE))]
+    content = _readable(reading.read_yaml(certified.source / STUDY.relative_to(SOURCE)))
+    projects = [folder / "certified", folder / "present"]
+    for project in projects:
+        (project / "params").mkdir(parents=True)
+        (project / "params/certify.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    study, variants = reading.load(projects[1] / "params/certify.yaml")
+    commands = list(_commands(study, variants, set(unknown), folder / "sources"))
+    sources = (certified.source, SOURCE)
+    jobs = [_start(project, source, commands, device) for project, source in zip(projects, sources)]
     for project, job in zip(projects, jobs):
         if job.wait():
             log = (project / "log").read_text().strip().splitlines()
@@ -116,30 +143,58 @@ def comparisons(folder: Path, against: Path | None, unknown: list[str], device: 
     yield from _compared(projects, study, variants)
 
 
-def _project(folder: Path, study: Path) -> Path:
-    (folder / "params").mkdir(parents=True)
-    shutil.copy(study, folder / "params/certify.yaml")
-    return folder
+def _readable(content: dict[str, Any]) -> dict[str, Any]:
+    """A certified study without the methods and models that are no more."""
+    for name, experiment in list(content["experiments"].items()):
+        present = {key: options for key, options in experiment["methods"].items() if key in methods.names()}
+        experiment["methods"] = present
+        model = experiment["model"]["name"]
+        if not present or not (model in models.names() or "/" in model):
+            del content["experiments"][name]
+    for name, entry in list(content["posttraining"].items()):
+        entry["of"] = [path for path in entry["of"] if path.split("/")[0] in content["experiments"]]
+        known = {k: o for k, o in entry["methods"].items() if (o or {}).get("method", k) in posttraining.names()}
+        entry["methods"] = known
+        if not entry["of"] or not known:
+            del content["posttraining"][name]
+    return content
 
 
-def last_certified(folder: Path) -> Path:
+def last_certified(folder: Path) -> Certified:
     """The newest source in git's history whose own ledger knows all its parts, unpacked. Raises InputError."""
     root = SOURCE.parent
     log = ["git", "-C", str(root), "log", "--format=%H", "-50", "--", "src"]
-    done = subprocess.run(log, capture_output=True, text=True)
-    for commit in done.stdout.split():
+    try:
+        commits = subprocess.run(log, capture_output=True, text=True).stdout.split()
+    except OSError:  # no git
+        commits = []
+    for commit in commits:
         target = folder / commit[:12]
         target.mkdir()
         archive = subprocess.run(["git", "-C", str(root), "archive", commit, "src"], capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
-        probe = "from oscillations.records import numerics; raise SystemExit(bool(numerics.unknown()))"
-        environment = os.environ | {"PYTHONPATH": str(target / "src")}
-        known = subprocess.run([sys.executable, "-c", probe], env=environment, cwd=target, capture_output=True)
-        if known.returncode == 0:
-            print(f"certified source: commit {commit[:12]}", flush=True)
-            return target / "src"
-        shutil.rmtree(target)
+        try:
+            found = _certified(target / "src")
+        except InputError:
+            shutil.rmtree(target)
+            continue
+        print(f"certified source: commit {commit[:12]}", flush=True)
+        return found
     raise InputError("git's history holds no certified source here; give one with --against FOLDER/src")
+
+
+def _certified(source: Path) -> Certified:
+    """A folder's source, whose own ledger must know all its parts. Raises InputError."""
+    if not (source / "oscillations/cli.py").exists():
+        raise InputError(f"--against {source}: holds no oscillations/cli.py; give the src folder of a checkout")
+    probe = "import json; from oscillations.records import numerics as n; print(json.dumps(n.versions(n.parts())))"
+    environment = os.environ | {"PYTHONPATH": str(source.resolve())}
+    done = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
+    versions: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"its ledger": "missing"}
+    unknown = [part for part, version in versions.items() if isinstance(version, str)]
+    if unknown:
+        raise InputError(f"--against {source}: is not certified itself ({', '.join(unknown)})")
+    return Certified(source, versions)
 
 
 # -- what is made ------------------------------------------------------------------------------------------
@@ -174,20 +229,18 @@ def _start(project: Path, source: Path, commands: list[tuple[int, list[str]]], d
 
 
 def _commands(
-    study: Study, variants: list[Variant], unknown: set[str], project: Path
+    study: Study, variants: list[Variant], unknown: set[str], sources: Path
 ) -> Iterator[tuple[int, list[str]]]:
     """Commands whose results an unknown part decides; each with how often it is interrupted before it may end."""
-    readers = [part.removeprefix("data/") for part in unknown if part.startswith("data/")]
-    for name in readers:
-        source = certify_inputs.make(name, project.parent / "sources")
-        yield 0, ["fetch", "--data", name, *(["--source", str(source)] if source else [])]
-    if "digits" not in readers:
-        yield 0, ["fetch", "--data", "digits"]
     entries = [name for name, entry in study.posttraining.items() if unknown & {"engine", *entry_parts(entry)}]
     wanted = {variant.path for variant in variants if unknown & {"evaluation", *arithmetic(variant.recipe.plain())}}
     wanted |= {path for name in entries for path in study.posttraining[name].of}
+    data = {variant.recipe.data for variant in variants if variant.path in wanted}
+    for name in sorted(data | {part.removeprefix("data/") for part in unknown if part.startswith("data/")}):
+        source = certify_inputs.make(name, sources)
+        yield 0, ["fetch", "--data", name, *(["--source", str(source)] if source else [])]
     for variant in select(study, variants, ",".join(wanted)).variants if wanted else []:
-        often = INTERRUPTIONS if variant.experiment == "interrupted" else 0
+        often = INTERRUPTIONS.get(variant.experiment, 0)
         yield often, ["train", "--study", "certify", "--only", variant.path, *(["--save-every", "0"] if often else [])]
     for experiment in dict.fromkeys(path.split("/")[0] for path in sorted(wanted)):
         yield 0, ["evaluate", "--study", "certify", "--experiment", experiment]
