@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=function)
         added.add_argument("--study", type=study_file, default=study_file("quick"), help="study file or name")
         if "narrow" in flags:
-            added.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
+            added.add_argument("--only", help="experiments, experiment/variant or entries, comma-separated; or all")
             added.add_argument("--seeds", help="seeds, comma-separated")
         if "device" in flags:
             default = os.environ.get("OSCILLATIONS_DEVICE", "auto")
@@ -253,8 +253,9 @@ def check(options: argparse.Namespace) -> None:
         print(f"warning: {warning}")
     if study.reference and not (results(study.reference) / "measurements.csv").exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")
-    runs = sum(len(variant.seeds) for variant in chosen)
-    print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs")
+    runs, every = (sum(len(variant.seeds) for variant in some) for some in (chosen, variants))
+    rest = f" of {every}, as the study wants it or the command says (--only all)" if runs < every else ""
+    print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs{rest}")
 
 
 def schema(options: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ class Plan:
 def plans(variants: Iterable[Variant]) -> list[Plan]:
     """The plans of all runs, in the variants' order. What starts from a stale run is stale itself."""
     variants = list(variants)
-    read = cache(lambda file: read_json(file) if file.exists() else None)
+    read = cache(_read)
     found: dict[Run | None, Plan] = {}
     for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
         plain = variant.recipe.plain()
@@ -64,11 +64,26 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
                 "start_sha256": start and start["sha256"],
             }
             parent = found.get(variant.parent(run.seed))
-            stale = record and difference(record, identity)
+            stale = record and _stale(record, identity)
             if record and parent and parent.stale:
                 stale = stale or f"started from {parent.run.name}, which is stale"
             found[run] = Plan(variant, run, identity, start, record, stale)
     return [found[run] for variant in variants for run in variant.runs()]
+
+
+def _stale(record: dict[str, Any], identity: dict[str, Any]) -> str | None:
+    try:
+        return difference(record, identity)
+    except (AttributeError, KeyError, TypeError):
+        return "its record is damaged"
+
+
+def _read(file: Path) -> Any:
+    """The content of a JSON file, None if there is none; of a damaged one nothing that any run could be."""
+    try:
+        return read_json(file) if file.exists() else None
+    except ValueError:
+        return {"damaged": True}
 
 
 def start_of(variant: Variant, run: Run, read: Callable[[Path], Any]) -> dict[str, Any] | None:

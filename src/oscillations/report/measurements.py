@@ -90,6 +90,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     found = plans(variants)
     _refuse([plan for plan in found if plan.stale])
     evaluations: dict[str, pd.DataFrame] = {}
+    unevaluated: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     for plan in current(found):
         variant, run, record = plan.variant, plan.run, plan.result
@@ -101,9 +102,14 @@ def collect(study: Study, variants: list[Variant]) -> None:
         for bits, accuracy in record["validation_accuracy"].items():
             rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
         parts = evaluation_parts(record["recipe"])
-        for row in current_rows(evaluations[run.experiment], evaluation_key(record), parts).itertuples():
+        tests = current_rows(evaluations[run.experiment], evaluation_key(record), parts)
+        if tests.empty:
+            unevaluated[run.experiment] = unevaluated.get(run.experiment, 0) + 1
+        for row in tests.itertuples():
             tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
             rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+    for experiment, count in unevaluated.items():
+        print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
     write_text(results(study.study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:

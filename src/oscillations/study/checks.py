@@ -52,7 +52,8 @@ def _check_sweep(experiment: Experiment, where: str) -> None:
             raise InputError(f"{where}.sweep.lambda: none of the methods has a lambda: {', '.join(experiment.methods)}")
 
 
-def _check_start(study: Study, experiment: Experiment, where: str) -> None:
+def _check_start(study: Study, name: str, where: str) -> None:
+    experiment = study.experiments[name]
     start = experiment.start_from
     if start is not None and experiment.pretrained:
         raise InputError(f"{where}: start_from and pretrained: a network starts from one of the two")
@@ -69,6 +70,8 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
         raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
     if parent.model != experiment.model or parent.resize != experiment.resize or parent.data != experiment.data:
         raise InputError(f"{where}.start_from: {start} trains another model, image size or dataset")
+    if study.held_out(start) != study.held_out(name):  # or what one was trained on would validate the other
+        raise InputError(f"{where}.start_from: {start} holds out another number of validation images than {name}")
     missing = set(experiment.seeds or study.seeds) - set(parent.seeds or study.seeds)
     if missing:
         raise InputError(f"{where}.start_from: {start} has no seed {sorted(missing)[0]}")
@@ -76,9 +79,13 @@ def _check_start(study: Study, experiment: Experiment, where: str) -> None:
 
 def check_references(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
     """What names experiments, variants, layers and entries of the study; before its hypotheses."""
-    for name, experiment in study.experiments.items():
-        _check_start(study, experiment, f"{path}: experiments.{name}")
+    for name in study.experiments:
+        _check_start(study, name, f"{path}: experiments.{name}")
     refuse_unknown(study.not_run, study.experiments, f"{path}: not_run", "experiment")
+    for name in study.experiments:
+        if name == "all" or name in study.posttraining:
+            other = "every run" if name == "all" else "an entry of posttraining"
+            raise InputError(f"{path}: experiments.{name}: only={name} would name {other}, too; take another name")
     _check_tables(study, path)
     _check_figures(study, variants, path)
     _check_searches(study, variants, path)

@@ -206,9 +206,10 @@ def select(study: Study, variants: list[Variant], only: str | None = None, seeds
     """
     if only or seeds not in (None, ""):
         names = [name.strip() for name in str(only).split(",")] if only and only != "all" else []
-        return _named(study, variants, names, None if seeds in (None, "") else _numbers(str(seeds)), f"only={only}")
+        numbers = None if seeds in (None, "") else _numbers(str(seeds))
+        return _named(study, variants, names, numbers, (f"only={only}", f"seeds={seeds}"))
     wanted = study.wanted
-    return _named(study, variants, wanted.only, wanted.seeds or None, "wanted.only")
+    return _named(study, variants, wanted.only, wanted.seeds or None, ("wanted.only", "wanted.seeds"))
 
 
 def _numbers(seeds: str) -> list[int]:
@@ -218,20 +219,22 @@ def _numbers(seeds: str) -> list[int]:
         raise InputError(f"seeds={seeds}: give whole numbers, e.g. seeds=0,1") from None
 
 
-def _named(study: Study, variants: list[Variant], names: list[str], seeds: list[int] | None, where: str) -> Selection:
-    known = {*study.posttraining, *(v.experiment for v in variants), *(v.path for v in variants)}
+def _named(
+    study: Study, variants: list[Variant], names: list[str], seeds: list[int] | None, where: tuple[str, str]
+) -> Selection:
+    known = dict.fromkeys([*study.experiments, *study.posttraining, *(v.path for v in variants)])
     for name in names:
         if name not in known:
-            raise InputError(f"{where}: no such experiment, variant or entry {name!r}; {did_you_mean(name, known)}")
+            raise InputError(f"{where[0]}: no such experiment, variant or entry {name!r}; {did_you_mean(name, known)}")
     entries = [name for name in study.posttraining if not names or name in names]
     if names:
         chosen = [v for v in variants if v.experiment in names or v.path in names]
         paths = {v.path for v in chosen} | {f"{v.recipe.start_from}/baseline" for v in chosen}
         variants = [v for v in variants if v.path in paths]
     if seeds is not None:
-        missing = set(seeds) - {seed for variant in variants for seed in variant.seeds}
-        if missing:
-            raise InputError(f"seeds: the study has no seed {min(missing)}")
+        there = sorted({seed for variant in variants for seed in variant.seeds})
+        for seed in sorted(set(seeds) - set(there)):
+            raise InputError(f"{where[1]}: the study has no seed {seed}; {did_you_mean(seed, there)}")
         kept = [replace(v, seeds=tuple(seed for seed in v.seeds if seed in seeds)) for v in variants]
         variants = [variant for variant in kept if variant.seeds]
     return Selection(variants, entries)
