@@ -108,7 +108,7 @@ def evaluating(trainer):
 def check(name: str) -> list[dict]:
     """Predicted against real seconds of the finished runs of a study, per variant."""
     _, variants = load(study_file(name))
-    speeds, rows = cost.read_speeds(cost.MEASURED), []
+    speeds, rows = cost.read_speeds(cost.COST), []
     finished = current(plans(variants))
     for variant in variants:
         records = [plan.record for plan in finished if plan.variant.path == variant.path]

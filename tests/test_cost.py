@@ -27,8 +27,8 @@ def scratch(tmp_path, monkeypatch):
 
 def measured(rows):
     """Write a table of measured speeds: (variant, kind, milliseconds per step, per image)."""
-    cost.MEASURED.parent.mkdir(parents=True)
-    with cost.MEASURED.open("w", newline="") as out:
+    cost.COST.parent.mkdir(parents=True)
+    with cost.COST.open("w", newline="") as out:
         writer = csv.writer(out)
         writer.writerow(["step_ms", "image_ms", "device_kind", "workload", "machine"])
         for variant, kind, step, image in rows:

@@ -90,6 +90,7 @@ BAD = [
     (f"{L}.sweep", {"lambda": [0, True]}, "lambda.1: .*valid number"),
     (f"{L}.sweep", {"lambda": [0, 2], "lr": [math.inf]}, "lr.*finite number"),
     (f"{M}.osciquant", {"bits": 3, "lambda": math.nan}, "lambda: .*finite number"),
+    (f"{M}.osciquant", {"bits": 3, "lambda": 1e300}, "lambda: .*less than or equal to 10"),
     (f"{M}.osciquant", {"bits": 3, "lambda": "1e-3"}, "lambda: .*write 1.0e-3"),
     (f"{M}.kure", {"bits": 3, "lambda": math.inf}, "lambda: .*finite number"),
     (f"{M}.lsq", {"bits": 3, "scale_lr": math.inf}, "scale_lr: .*finite number"),
@@ -137,6 +138,9 @@ BAD = [
     ("tables.table1", [], "at least 1 item"),
     ("figures.figure3.panels", ["mlp5-scratch/qat-3bit"] * 2, "'mlp5-scratch/qat-3bit' stands twice"),
     ("figures.figure3.panels", [], "at least 1 item"),
+    ("figures.figure2.panels", ["mlp5-scratch/baseline"], "mlp5-scratch/baseline has no grid"),
+    ("figures.figure5.bits", 4, "no osciquant at 4 bits in its experiments; there at 3 bits"),
+    ("figures.figure5", {"experiments": ["vit"], "bits": 3}, "figure5.bits.*none of them trains it"),
     ("figures.figure5.experiments", ["mlp5-lambda"] * 2, "'mlp5-lambda' stands twice"),
     ("comparisons.mlp5.experiments", ["mlp5-scratch"] * 2, "'mlp5-scratch' stands twice"),
     ("comparisons.mlp5.posttraining", ["ptq"] * 2, "'ptq' stands twice"),
@@ -244,8 +248,8 @@ BAD = [
     ("figures.figure2.layer", "fc2.bias", "'fc2.bias' is no layer of mlp5-scratch/qat-3bit; did you mean 'fc2'"),
     (
         "figures.figure2",
-        {"layer": "fc2.weight", "panels": ["mlp5-scratch/qat-3bit", "resnet/baseline"]},
-        "layer: 'fc2' is no layer of resnet/baseline",
+        {"layer": "fc2.weight", "panels": ["mlp5-scratch/qat-3bit", "fine/qat-3bit"]},
+        "layer: 'fc2' is no layer of fine/qat-3bit",
     ),
     ("figures.figure7-", {"panels": ["mlp5-scratch/qat-3bit"]}, "a label is lower-case"),
     ("not_run", {"mlp5-scrach": "x"}, "unknown experiment 'mlp5-scrach'; did you mean 'mlp5-scratch'"),
@@ -362,6 +366,13 @@ def test_another_study_is_checked_too_and_may_refer_back(tmp_path):
     studies.load(write(tmp_path, content))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(base() | {"study": "other", "sedes": 1}))
     assert refusal(tmp_path / "tiny.yaml").startswith(f"{tmp_path / 'other.yaml'}: unknown key 'sedes'")
+
+
+def test_a_fault_of_the_study_that_is_extended_names_its_file(tmp_path):
+    parent = base() | {"study": "parent", "seeds": [0, 0]}
+    (tmp_path / "parent.yaml").write_text(yaml.safe_dump(parent))
+    error = refusal(write(tmp_path, {"extends": "parent", "study": "tiny", "title": "another"}))
+    assert error == f"{tmp_path / 'parent.yaml'}: seeds: 0 stands twice", error
 
 
 def test_a_folder_is_no_study(tmp_path, capsys):

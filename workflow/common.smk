@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, "src")
 from oscillations.core.errors import InputError
 from oscillations.jobs import launch
-from oscillations.records import cost, identity, numerics, sources
+from oscillations.records import identity, numerics, sources
 from oscillations.records import provenance
 from oscillations.records.plans import plans
 from oscillations.study import pretrained

@@ -11,7 +11,7 @@ RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
 COMPARISONS = [f"comparison-{name}" for name in STUDY.comparisons]
 TABLES = [*STUDY.tables, *(["rate-search"] if STUDY.rate_searches else []), *COMPARISONS]
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
-COST = [str(cost.MEASURED)] if cost.MEASURED.exists() else []
+COST = [str(paths.COST)] if paths.COST.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
-from oscillations.study.paths import DATA, results, toy_file
+from oscillations.study.paths import DATA, measurements_file, toy_file
 from oscillations.study.paths import study_file as file_of
 from oscillations.study.reading import load
 from oscillations.study.variants import select
@@ -239,7 +239,8 @@ def status(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Validate a study; print its run list and what it is predicted to cost."""
-    from oscillations.records import cost
+    from oscillations.jobs.status import print_costs
+    from oscillations.records.cost import predict
     from oscillations.records.environment import mixed_versions
     from oscillations.records.plans import plans
 
@@ -248,10 +249,10 @@ def check(options: argparse.Namespace) -> None:
     found = plans(chosen)
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
-    cost.print_costs(cost.predict(found, study.judged))
+    print_costs(predict(found, study.judged))
     for warning in mixed_versions(plan.result for plan in found if plan.current):
         print(f"warning: {warning}")
-    if study.reference and not (results(study.reference) / "measurements.csv").exists():
+    if study.reference and not measurements_file(study.reference).exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")
     runs, every = (sum(len(variant.seeds) for variant in some) for some in (chosen, variants))
     rest = f" of {every}, as the study wants it or the command says (--only all)" if runs < every else ""

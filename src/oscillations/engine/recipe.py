@@ -20,6 +20,8 @@ OptionsT = TypeVar("OptionsT", bound=Strict, covariant=True)
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 ImageCount = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Strength = Annotated[float, Field(ge=0, le=1e38)]  # of a penalty or regularizer; float32 holds no more
+SignedStrength = Annotated[float, Field(ge=-1e38, le=1e38)]
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
 
 

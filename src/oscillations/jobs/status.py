@@ -33,6 +33,8 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
           f"{len(waiting) - len(finished_in_work) - len(running)} left, {len(stale)} stale")  # fmt: skip
     for experiment in study.experiments:
         mine = [run for variant in variants if variant.experiment == experiment for run in variant.runs()]
+        if not mine:  # not wanted now
+            continue
         print(f"  {experiment}: {sum(run in done or run in finished_in_work for run in mine)} of {len(mine)}")
     for run in sorted(active, key=lambda run: run.name):
         state = active[run]
@@ -55,7 +57,7 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
         print("  no estimate yet: no run has finished, and the steps were not measured")
     else:
         print(f"  about {seconds / 60 / jobs:.0f} minutes left with {jobs} job(s) at a time")
-    cost.print_costs(costs)
+    print_costs(costs)
 
 
 def _progress(run: Run) -> Path:
@@ -90,3 +92,14 @@ def estimate_seconds(
         expected = known[run.experiment] if run.experiment in known else mean(everywhere)
         total += max(0.0, expected - active.get(run, {"wall_s": 0.0})["wall_s"])
     return total
+
+
+def print_costs(costs: list[Cost]) -> None:
+    """A table of the experiments, and the machine that the prediction is for."""
+    if not costs:
+        return
+    rows = [one.row() for one in costs]
+    print(f"predicted cost of training and validation ({cost.machines()}):")
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    for row in [dict(zip(widths, widths)), *rows]:
+        print("  " + "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())

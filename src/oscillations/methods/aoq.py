@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from oscillations.engine.method import Method, SharedScaleOptions, Tensors
+from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class AoqOptions(SharedScaleOptions):
     tie: Literal["half_even", "half_up"] = Field(
         "half_up", description="half_up: a threshold belongs to the cell above"
     )
-    damp_strength: float = Field(0.01, ge=0, description="of the pull towards rest in stage 3")
+    damp_strength: Strength = Field(0.01, description="of the pull towards rest in stage 3")
     damp_target: Literal["cell_centre", "level"] = Field(
         "cell_centre", description="where weights are pulled: between their thresholds (the released code), or to q(w)"
     )

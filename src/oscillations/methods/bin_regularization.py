@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
+from oscillations.engine.recipe import Strength
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BinRegularizationOptions(LsqOptions):
-    lambda_: NonNegativeFloat = Field(1.0, alias="lambda", description="strength of the regularizer")
+    lambda_: Strength = Field(1.0, alias="lambda", description="strength of the regularizer")
     start: float = Field(0.25, ge=0, le=1, description="share of the training, with LSQ alone, before the regularizer")
     scale_gradient: bool = Field(True, description="whether the regularizer also moves the levels, through the scale")
 

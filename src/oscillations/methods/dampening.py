@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from oscillations.engine.annealing import cosine
+from oscillations.engine.recipe import Strength
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class NagelOptions(LsqOptions):
 
 
 class DampeningOptions(NagelOptions):
-    lambda_: NonNegativeFloat = Field(0.1, alias="lambda", description="strength of the dampening at the end")
+    lambda_: Strength = Field(0.1, alias="lambda", description="strength of the dampening at the end")
     lambda_start: NonNegativeFloat = Field(0.0, description="strength until `start`; then half a cosine to lambda")
     start: float = Field(0.25, ge=0, lt=1, description="share of the steps after which the strength changes")
     aggregation: Literal["sum", "mean", "kernel_mean"] = Field(

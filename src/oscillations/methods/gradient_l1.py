@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
 from oscillations.engine.method import Method, QuantizedOptions, Tensors
+from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class GradientL1Options(QuantizedOptions):
-    lambda_: NonNegativeFloat = Field(0.01, alias="lambda", description="strength of the regularizer")
+    lambda_: Strength = Field(0.01, alias="lambda", description="strength of the regularizer")
     share: float = Field(0.25, ge=0, le=1, description="share of the training, at its end, with the regularizer on")
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
 from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
+from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class KureOptions(QuantizedOptions):
-    lambda_: NonNegativeFloat = Field(1.0, alias="lambda", description="strength of the regularizer")
+    lambda_: Strength = Field(1.0, alias="lambda", description="strength of the regularizer")
     target: float = Field(1.8, description="kurtosis to reach; 9/5 is that of a uniform distribution")
     reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are regularized")
 

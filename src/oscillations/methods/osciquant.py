@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from oscillations.core.errors import did_you_mean
 from oscillations.engine.method import Method, Quantizer, QuantizerT, ScaleGradientOptions, Tensors, regularized
+from oscillations.engine.recipe import SignedStrength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ class RegularizerOptions(ScaleGradientOptions):
 class OsciQuantOptions(RegularizerOptions):
     """The regularizer and its strength."""
 
-    lambda_: float = Field(alias="lambda", allow_inf_nan=False, description="strength of the regularizer")
+    lambda_: SignedStrength = Field(alias="lambda", description="strength of the regularizer")
     lambda_schedule: Literal["const", "linear_warmup", "cosine"] = "const"
 
 

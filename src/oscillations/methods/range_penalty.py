@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
 from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
+from oscillations.engine.recipe import Strength
 
 
 class RangePenaltyOptions(QuantizedOptions):
-    lambda_: NonNegativeFloat = Field(alias="lambda", description="strength of the penalty")
+    lambda_: Strength = Field(alias="lambda", description="strength of the penalty")
     scale_source: Literal["dynamic_max"] = "dynamic_max"
     reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are penalised")
 

@@ -10,12 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from oscillations.engine.recipe import SignedStrength
 from oscillations.methods.osciquant import Regularizer, RegularizerOptions
 
 
 class SignedOptions(RegularizerOptions):
-    lambda_start: float = Field(allow_inf_nan=False, description="strength in the first step")
-    lambda_end: float = Field(allow_inf_nan=False, description="strength in the last step")
+    lambda_start: SignedStrength = Field(description="strength in the first step")
+    lambda_end: SignedStrength = Field(description="strength in the last step")
     shape: Literal["linear", "step"] = Field("linear", description="all the way, or at once at half of the steps")
 
 

@@ -19,10 +19,9 @@ from oscillations.core.files import canonical_json
 from oscillations.engine.recipe import Recipe
 from oscillations.records.identity import meaning
 from oscillations.records.plans import Plan
-from oscillations.study.paths import PUBLISHED
+from oscillations.study.paths import COST, PUBLISHED
 from oscillations.study.variants import Variant
 
-MEASURED = Path("benchmarks/results/cost.csv")
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
@@ -51,7 +50,7 @@ class Speed:
     ratio_to_fp: float | None = None  # of the step, where both were measured in turn
 
 
-def read_speeds(file: Path = MEASURED) -> dict[tuple[str, str], Speed]:
+def read_speeds(file: Path = COST) -> dict[tuple[str, str], Speed]:
     """Measured speeds by workload and kind of device (``cpu`` or ``cuda``); empty if nothing was measured."""
     if not file.exists():
         return {}
@@ -154,14 +153,3 @@ def machines() -> str:
     """Where the speeds were measured."""
     found = sorted({speed.machine for speed in read_speeds().values()})
     return "; ".join(found) or "nothing measured yet (python benchmarks/cost.py)"
-
-
-def print_costs(costs: list[Cost]) -> None:
-    """A table of the experiments, and the machine that the prediction is for."""
-    if not costs:
-        return
-    rows = [cost.row() for cost in costs]
-    print(f"predicted cost of training and validation ({machines()}):")
-    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
-    for row in [dict(zip(widths, widths)), *rows]:
-        print("  " + "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip())

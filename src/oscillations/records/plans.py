@@ -13,7 +13,7 @@ from oscillations.records.identity import arithmetic, difference, meaning
 from oscillations.records.numerics import versions
 from oscillations.study import pretrained
 from oscillations.study.paths import RESULTS, Run, dataset_files
-from oscillations.study.variants import Variant
+from oscillations.study.variants import Variant, parents_first
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
     variants = list(variants)
     read = cache(_read)
     found: dict[Run | None, Plan] = {}
-    for variant in sorted(variants, key=lambda variant: variant.recipe.start_from is not None):  # parents first
+    for variant in parents_first(variants):
         plain = variant.recipe.plain()
         computed = versions(arithmetic(plain))
         recipe = meaning(plain)

@@ -7,19 +7,18 @@ carries the results, carries them too.
 
 from __future__ import annotations
 
-import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
 
-from oscillations.core.files import write_json, write_text
-from oscillations.study.paths import provenance_file
+from oscillations.core.files import read_json, write_json
+from oscillations.study.paths import checkpoints, figures, provenance_file, results
 
 METADATA = Path(".snakemake/metadata")
 LONGEST = 254  # characters of a file name before Snakemake splits it over folders whose names begin with @
 
 
 def _folders(study: str) -> tuple[str, ...]:
-    return f"results/{study}/", f"figures/{study}/", f"checkpoints/{study}/"
+    return tuple(f"{folder(study).as_posix()}/" for folder in (results, figures, checkpoints))
 
 
 def _record_path(output: str) -> Path:
@@ -40,10 +39,10 @@ def save(study: str) -> None:
     What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
     """
     file = provenance_file(study)
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
     for record in METADATA.rglob("*"):
         if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
-            found[output] = json.loads(record.read_text())
+            found[output] = read_json(record)
     if found:
         write_json(file, found)
 
@@ -53,7 +52,7 @@ def restore(study: str) -> None:
     file = provenance_file(study)
     if not file.exists():
         return
-    for output, record in json.loads(file.read_text()).items():
+    for output, record in read_json(file).items():
         target = _record_path(output)
         if not target.exists():  # a record that is there may be newer
-            write_text(target, json.dumps(record))
+            write_json(target, record)

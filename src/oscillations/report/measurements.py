@@ -21,7 +21,7 @@ from oscillations.records.identity import (
 )
 from oscillations.records.plans import Plan, current, plans
 from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
-from oscillations.study.paths import Run, evaluation_files, posttraining_files, results
+from oscillations.study.paths import Run, evaluation_files, measurements_file, posttraining_files, results
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
@@ -47,7 +47,7 @@ SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 def read_measurements(study: str) -> pd.DataFrame:
     """Every measurement of a study; none of one that has not run."""
-    file = results(study) / "measurements.csv"
+    file = measurements_file(study)
     if not file.exists():
         return pd.DataFrame(columns=MEASUREMENTS)
     return pd.read_csv(file, dtype={"start": str}).fillna({"start": ""})
@@ -111,7 +111,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     for experiment, count in unevaluated.items():
         print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
     table = pd.DataFrame(rows, columns=MEASUREMENTS)
-    write_text(results(study.study) / "measurements.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, current(found))
 

@@ -31,13 +31,12 @@ from oscillations.report.tables.published import (
     table_cells,
 )
 from oscillations.study import paths
-from oscillations.study.paths import Run, results
+from oscillations.study.paths import CHOICES, Run, results
 from oscillations.study.report_schema import figure_number
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
 TEMPLATE = Path(__file__).with_name("template.html")
-CHOICES = Path("docs/choices.md")
 RELATION = {
     "paper": "Same data as the paper: distances to the published numbers are meaningful.",
     "other-data": "Other data than the paper's: distances to the published numbers also hold the change of data.",

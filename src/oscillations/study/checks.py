@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from oscillations import datasets, methods, models, posttraining
+from oscillations.core.bits import LATENT
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.study.report_schema import SweepPanels, WeightPanels
@@ -121,16 +122,28 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
         where = f"{path}: figures.{name}"
         if isinstance(spec, SweepPanels):
             refuse_unknown(spec.experiments, study.experiments, f"{where}.experiments", "experiment")
+            _check_sweep_panels(spec, variants, where)
             continue
         refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
         if isinstance(spec, WeightPanels):
             layer = spec.layer.removesuffix(".weight")
             for panel in spec.panels:
+                if variants[panel].recipe.bits == LATENT:
+                    raise InputError(f"{where}.panels: {panel} has no grid; take a variant with bits, qat-3bit say")
                 model = variants[panel].recipe.model
                 layers = models.find(model.name).layers(model.options)
                 if layer not in layers:
                     wrong = f"{layer!r} is no layer of {panel}"
                     raise InputError(f"{where}.layer: {wrong}; {did_you_mean(layer, layers)}")
+
+
+def _check_sweep_panels(spec: SweepPanels, variants: Mapping[str, Variant], where: str) -> None:
+    """What is swept is OsciQuant at the panel's width."""
+    mine = [variant.recipe for variant in variants.values() if variant.experiment in spec.experiments]
+    widths = sorted({recipe.bits for recipe in mine if recipe.method.name == "osciquant"})
+    if spec.bits not in widths:
+        there = f"there at {', '.join(map(str, widths))} bits" if widths else "none of them trains it"
+        raise InputError(f"{where}.bits: no osciquant at {spec.bits} bits in its experiments; {there}")
 
 
 def _check_searches(study: Study, variants: Mapping[str, Variant], path: Path) -> None:

@@ -9,6 +9,8 @@ DATA = Path("data")
 DOWNLOADS = DATA / "downloads"
 RESULTS = Path("results")
 PUBLISHED = Path("params/published.csv")
+COST = Path("benchmarks/results/cost.csv")  #: measured speeds
+CHOICES = Path("docs/choices.md")
 
 
 def study_file(name: str) -> Path:
@@ -21,9 +23,19 @@ def results(study: str) -> Path:
     return RESULTS / study
 
 
+def measurements_file(study: str) -> Path:
+    """Every accuracy of every current run, tidy."""
+    return results(study) / "measurements.csv"
+
+
 def figures(study: str) -> Path:
     """Its figures, PNG and PDF."""
     return Path("figures", study)
+
+
+def checkpoints(study: str) -> Path:
+    """Its weights."""
+    return Path("checkpoints", study)
 
 
 def provenance_file(study: str) -> Path:
@@ -81,7 +93,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return Path("checkpoints", self.study, f"{self.name}.safetensors")
+        return checkpoints(self.study) / f"{self.name}.safetensors"
 
     @property
     def work(self) -> Path:

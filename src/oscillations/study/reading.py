@@ -92,9 +92,11 @@ def _load(path: Path) -> tuple[Study, list[Variant]]:
     """All that :func:`load` checks but for the hypotheses, which name variants of another study, too."""
     content = read_yaml(path)
     if (base := content.get("extends")) is not None:
-        whole = read_yaml(sibling(path, base, f"{path}: extends"))
+        parent = sibling(path, base, f"{path}: extends")
+        whole = read_yaml(parent)
         if "extends" in whole:
             raise InputError(f"{path}: extends: {base} extends another study; one level is the limit")
+        _load(parent)  # its faults are its own, and name its file
         content = whole | content
     study: Study = parse(Study, content, str(path))
     if study.study != path.stem:

@@ -5,7 +5,7 @@ Whatever cannot be resolved is refused by an InputError that names file, key and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class Variant:
         """The run whose checkpoint this one starts from."""
         start = self.recipe.start_from
         return None if start is None else Run(self.study, start, "baseline", seed)
+
+
+def parents_first(variants: Iterable[Variant]) -> list[Variant]:
+    """The same variants, those that others start from before these."""
+    return sorted(variants, key=lambda variant: variant.recipe.start_from is not None)
 
 
 def recipe_of(plain: dict[str, Any]) -> Recipe:
