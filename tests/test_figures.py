@@ -10,10 +10,11 @@ from conftest import ROOT, TINY
 
 from oscillations.report.figures import exact as exact_figures
 from oscillations.report.figures import runs as figures
+from oscillations.report.figures import searches
 from oscillations.report.measurements import MEASUREMENTS
 from oscillations.report.site import open_choices
 from oscillations.study import reading as studies
-from oscillations.study.report_schema import figure_number
+from oscillations.study.report_schema import RatePanels, figure_number
 
 NAMES = [
     "figure1", "figure2", "figure3", "figure5", "figure6", "figure7", "figure7-qat", "figure8", "figureA1", "figureA5",
@@ -64,7 +65,7 @@ def test_figures_of_a_study_in_the_papers_order(tiny):
         "Figure 1", "Figure 7 (qat)", "Figure A5", "Heatmap (mlp5)",
     ]  # fmt: skip
     assert set(figures.CAPTIONS) == {
-        figure_number(name) for name in [*NAMES, "figure-reconstruction-ptq", "figure-aoq-toy"]
+        figure_number(name) for name in [*NAMES, "figure-rates-ternary", "figure-reconstruction-ptq", "figure-aoq-toy"]
     }
 
 
@@ -101,6 +102,33 @@ def test_figure_6_shows_mean_spread_and_the_published_sweep(tiny, relation, show
     if shown:
         assert [0.75, 70.08] in published[0].lines[0].get_xydata().tolist()
         assert published[0].get_label() == "published (Table 4)"
+
+
+def test_the_figure_of_rates_shows_every_lambda_qat_ptq_and_what_is_published(tiny):
+    study = tiny[0].model_copy(update={"published": "paper"})
+    about = {"experiment": "mlp5-lambda", "model": "mlp5", "bn": "keep", "split": "test", "status": "done"}
+    cells = [
+        ("osciquant", 2, 1.0, 2, 30.0),
+        ("osciquant", 2, 4.0, 2, 35.0),
+        ("qat", 2, None, 2, 50.0),
+        ("ptq", 32, None, 3, 20.0),
+    ]
+    rows = [
+        dict.fromkeys(MEASUREMENTS) | about | {"method": method, "variant": f"{method}-{lam}", "train_bits": trained, "lr": lr,
+        "lambda": lam, "eval_bits": bits, "seed": seed, "accuracy": accuracy + seed}
+        for method, trained, lam, bits, accuracy in cells for lr in (1e-3, 3e-3) for seed in (0, 2)
+    ]  # fmt: skip
+    spec = RatePanels(experiment="mlp5-lambda", bits=2)
+    assert searches.figure_rates(spec, study, {}) is None
+    pd.DataFrame(rows, columns=MEASUREMENTS).to_csv("results/tiny/measurements.csv")
+    axes = searches.figure_rates(spec, study, {}).axes[0]
+    shown = {line.get_label(): line.lines[0].get_xydata().tolist() for line in axes.containers}
+    assert shown == {
+        "OsciQuant, λ = 1, ternary": [[1e-3, 31], [3e-3, 31]], "OsciQuant, λ = 4, ternary": [[1e-3, 36], [3e-3, 36]],
+        "QAT, ternary": [[1e-3, 51], [3e-3, 51]], "PTQ of the baseline, 3-bit": [[1e-3, 21], [3e-3, 21]],
+    }  # fmt: skip
+    dotted = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert sorted(dotted) == [20.97, 36.49, 49.2]
 
 
 def test_figure_a5_shows_the_counters_totals():

@@ -251,7 +251,7 @@ def check(options: argparse.Namespace) -> None:
     """Validate a study; print its run list and what it is predicted to cost."""
     from oscillations.jobs.status import print_costs
     from oscillations.records.cost import predict
-    from oscillations.records.environment import mixed_versions
+    from oscillations.records.environment import unlike
     from oscillations.records.plans import plans
 
     study, variants = load(options.study)
@@ -260,7 +260,7 @@ def check(options: argparse.Namespace) -> None:
     for variant in chosen:
         print(f"{variant.path}  seeds {','.join(map(str, variant.seeds))}")
     print_costs(predict(found, study.judged))
-    for warning in mixed_versions(plan.result for plan in found if plan.current):
+    for warning in unlike(plan.result for plan in found if plan.current):
         print(f"warning: {warning}")
     if study.reference and not measurements_file(study.reference).exists():
         print(f"study {study.reference} has not run yet: comparisons with it will read 'not run'")

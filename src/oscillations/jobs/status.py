@@ -9,7 +9,7 @@ from statistics import mean
 from oscillations.core.files import read_json
 from oscillations.records import cost
 from oscillations.records.cost import Cost
-from oscillations.records.environment import mixed_versions
+from oscillations.records.environment import unlike
 from oscillations.records.plans import plans
 from oscillations.study.paths import Run
 from oscillations.study.schema import Study
@@ -46,7 +46,7 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
         )
     for run, why in stale.items():
         print(f"  stale: {run.name}: {why}")
-    for warning in mixed_versions(done.values()):
+    for warning in unlike(done.values()):
         print(f"  warning: {warning}")
     left = waiting - finished_in_work
     costs = cost.predict(found, study.judged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -60,16 +61,14 @@ def git_state() -> dict[str, Any]:
         return {}
 
 
-def mixed_versions(records: Iterable[dict[str, Any]]) -> list[str]:
-    """What the records of a study should not mix, but do: one sentence for each computing package."""
-    found: dict[str, dict[str, int]] = {package: {} for package in COMPUTING}
-    for record in records:
-        for package in COMPUTING:
-            used = record["environment"]["packages"].get(package, "none")
-            found[package][used] = found[package].get(used, 0) + 1
-    return [
+def unlike(records: Iterable[dict[str, Any]]) -> list[str]:
+    """What the records of a study should not mix, or hold, but do: a sentence each, for page, status and check."""
+    records = list(records)
+    found = [
         f"runs made with different versions of {package}: "
         + ", ".join(f"{used} ({count})" for used, count in sorted(counts.items()))
-        for package, counts in found.items()
-        if len(counts) > 1
+        for package in COMPUTING
+        if len(counts := Counter(record["environment"]["packages"].get(package, "none") for record in records)) > 1
     ]
+    dirty = sum(record["environment"]["git"].get("dirty", False) for record in records)
+    return [*found, f"{dirty} of {len(records)} runs made in a tree with uncommitted changes"] if dirty else found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from oscillations.core.files import write_text
-from oscillations.records import cost
-from oscillations.records.environment import mixed_versions
+from oscillations.records import cost, numerics
+from oscillations.records.environment import unlike
 from oscillations.records.plans import Plan, plans
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
@@ -85,8 +87,9 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         costs=_costs(study, found),
         machines=cost.machines(),
         runs=_runs(variants, records, stale),
+        arithmetic=_arithmetic(records.values()),
         stale=len(stale),
-        mixed=mixed_versions(records.values()),
+        mixed=unlike(records.values()),
         anchor=anchor,
     )
     write_text(results(study.study) / "index.html", page)
@@ -367,7 +370,7 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
         for run in variant.runs():
             record = records.get(run)
             folder = f"runs/{run.name}"
-            empty = dict.fromkeys(("best", "best_epoch", "epochs", "wall", "where"), "")
+            empty = dict.fromkeys(("best", "best_epoch", "epochs", "wall", "where", "tree"), "")
             seed = empty | {"seed": run.seed, "folder": folder, "state": stale.get(run) or "not run"}
             if record:
                 seed |= {
@@ -377,6 +380,7 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
                     "epochs": record["epochs_run"],
                     "wall": f"{record['timing']['wall_s']:.0f}",
                     "where": _where(record),
+                    "tree": _tree(record),
                 }
             seeds.append(seed)
         model = MODEL_NAMES.get(variant.recipe.model.name, variant.recipe.model.name)
@@ -399,3 +403,24 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
 def _where(record: dict[str, Any]) -> str:
     found = record["environment"]
     return f"{found['device']}, torch {found['packages'].get('torch', '?')}, {found['threads']} thread(s)"
+
+
+def _tree(record: dict[str, Any]) -> str:
+    """The commit that a run was made in."""
+    git = record["environment"]["git"]
+    commit = git.get("commit", "no repository")[: numerics.LENGTH // 2]
+    return f"{commit}, with uncommitted changes" if git.get("dirty") else commit
+
+
+def _arithmetic(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """Versions of the arithmetic that the runs were made with, and how many sources are certified to compute each."""
+    counts = Counter((part, version) for record in records for part, version in record["arithmetic"].items())
+    return [
+        {
+            "Part": part,
+            "version": str(version) if isinstance(version, int) else "not certified",
+            "runs": str(count),
+            "sources certified equal": str(len(numerics.ledger().get(part, {}).get(str(version), []))),
+        }
+        for (part, version), count in sorted(counts.items(), key=str)
+    ]
