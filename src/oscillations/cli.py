@@ -269,7 +269,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def accept(options: argparse.Namespace) -> int:
-    """Are the runs in a folder, made elsewhere, statistically this study's? 0: the same, 1: they differ, 3: undecided."""
+    """Are the runs in a folder, made elsewhere, statistically the study's? Exits 0: same, 1: differs, 3: undecided."""
     from oscillations.report import acceptance as module
 
     answer = module.accept(load(options.study)[0].study, options.results, options.seeds, options.reference_seeds)
