@@ -105,6 +105,21 @@ def test_false_alarms_stay_at_five_percent(n):
     assert 0.04 < (overall(found.answer) == DIFFERS).mean() < 0.062
 
 
+@pytest.mark.parametrize(("spreads", "least", "most"), [(2, 0.4, 0.6), (3, 0.87, 0.96)])
+def test_why_the_margin_is_three_deviations(monkeypatch, spreads, least, most):
+    """Ten runs of seven variants against ten, nothing differs: how often that is shown."""
+    monkeypatch.setattr(acceptance, "SPREADS", spreads)
+    found = compare(normal(10, 7, commands=(2000,)), normal(10, 7, commands=(2000,), seed=1))
+    assert least < (overall(found.answer) == SAME).mean() < most
+
+
+def test_why_not_welchs_test():
+    """Three runs against ten, 14 tests: twice the promised false alarms, where Student's keep to it (above)."""
+    reference, theirs = normal(10, 7, commands=(4000,)), normal(3, 7, commands=(4000,), seed=1)
+    p = [stats.ttest_ind(theirs[name], reference[name], axis=-2, equal_var=False).pvalue for name in theirs]
+    assert (holm(np.stack(p, axis=-2)) < 0.05).any((-2, -1)).mean() > 0.09
+
+
 def test_stated_rates_are_what_the_command_does():
     """Truly normal reference: its resampled rates come near those of fresh draws, whatever is true."""
     reference = normal(10, 3, seed=3)
