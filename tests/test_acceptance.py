@@ -220,6 +220,7 @@ def test_records_tell_what_else_is_not_the_references(tmp_path, capsys):
     printed = capsys.readouterr().out
     for key in ("recipe.method.lambda", "arithmetic.engine", "device"):
         assert f"note: {key} is not the reference's in 1 of your 5 runs\n" in printed
+    assert "note: 1 of your 5 runs have the reference's recipe, data, versions and device" in printed
     assert "note: 3 of your 5 runs have no record" in printed
     assert "recipe.training" not in printed
 

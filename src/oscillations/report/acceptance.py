@@ -254,7 +254,7 @@ def answer_table(reference: Runs, theirs: Runs, tested: Runs) -> pd.DataFrame:
 
 
 def notes(study: str, table: pd.DataFrame, folder: Path, theirs: pd.DataFrame) -> list[str]:
-    """Diverged runs, runs equal to the reference's, and what records say of other recipes, data and versions."""
+    """Diverged runs, runs equal to the reference's, and what records say of recipes, data and versions."""
     found = []
     if diverged := int(theirs.accuracy.isna().sum()):
         found.append(f"{diverged} of your runs diverged; their variants are undecided")
@@ -262,14 +262,17 @@ def notes(study: str, table: pd.DataFrame, folder: Path, theirs: pd.DataFrame) -
         found.append(f"{equal} of your {len(theirs)} runs equal the reference's of the same seed in every digit")
     first = table.drop_duplicates("path").set_index("path").seed
     changes: Counter[str] = Counter()
-    unknown = 0
+    alike = unknown = 0
     for path, seed in zip(theirs.path, theirs.seed):
         reference = _identity(results(study) / f"runs/{path}/seed{first[path]}/run.json")
         record = _identity(folder / f"runs/{path}/seed{seed}/run.json")
         if reference and record:
             changes.update(changed_keys(reference, record))
+            alike += reference == record
         else:
             unknown += 1
+    if alike:
+        found.append(f"{alike} of your {len(theirs)} runs have the reference's recipe, data, versions and device")
     if unknown:
         found.append(f"{unknown} of your {len(theirs)} runs have no record to compare recipe, data and versions by")
     return found + [f"{key} is not the reference's in {n} of your {len(theirs)} runs" for key, n in changes.items()]
