@@ -73,15 +73,17 @@ def input_pipeline(images: ImageSet, batch_size: int):
     return lambda: images.batch(order[:batch_size])
 
 
-def alternate(candidates: dict[str, callable], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def alternate(
+    candidates: dict[str, callable], rounds: int, warmup: int = 2, clock: callable = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each candidate, taken in turn, so that a drift of the machine meets all alike."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(rounds + warmup):
         for name, run in candidates.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if round_ >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from oscillations.engine.recipe import ReducedSplits
 from oscillations.records import cost
 from oscillations.records.plans import plans
 from oscillations.study import reading as studies
@@ -59,6 +60,24 @@ def test_an_epoch_is_its_steps_and_its_validation():
     assert cost.epoch_seconds(halved, cost.Speed("bench", 0.01, 0.0)) == pytest.approx(
         157 * 0.01
     )  # half of 40,000 images
+
+
+def test_an_epoch_counts_only_the_images_that_are_drawn():
+    _, variants = load("paper")
+    drawn = replace(variants[0].recipe, images=ReducedSplits(train=1_000, validation=500, test=1))
+    assert cost.epoch_seconds(drawn, cost.Speed("bench", 1.0, 0.01)) == pytest.approx(8 + 5 * 500 * 0.01)
+    more = replace(drawn, classes=(0, 1), images=ReducedSplits(train=10_000, validation=5_000, test=1))
+    every = replace(more, images=None)  # two classes have 8,000 and 2,000
+    assert cost.epoch_seconds(more, cost.Speed("bench", 1.0, 0.01)) == pytest.approx(63 + 5 * 2_000 * 0.01)
+    assert cost.epoch_seconds(every, cost.Speed("bench", 1.0, 0.01)) == pytest.approx(63 + 5 * 2_000 * 0.01)
+
+
+@pytest.mark.parametrize("name", ["reduced", "reduced-jpeg"])
+def test_an_evening_is_at_most_14_core_hours(name, monkeypatch):
+    """Of the committed speeds; where nothing has run every run is taken to use all its epochs."""
+    monkeypatch.chdir(ROOT)
+    study, variants = load(name)
+    assert sum(found.core_hours for found in cost.predict(plans(variants), study.judged)) <= 14
 
 
 def test_hours_by_hand(scratch):

@@ -391,14 +391,13 @@ def test_only_starts_like_the_papers_are_judged_and_all_are_shown(tmp_path, star
     cells = table_cells(study, variants, "table2", table)
     cell = cells[(cells.model == "resnet18") & (cells.method == "baseline")].iloc[0]
     assert cell.difference == pytest.approx(0)
-    assert pd.isna(cell.inside) != judged
-    assert not judged or cell.inside
+    assert cell.agreement == "compatible" if judged else pd.isna(cell.agreement)
     text = shown("table2", cells.loc[[cell.name]])
     assert text["Fine-tuned from"].tolist() == [start]
     agreement = agreement_cells(study, variants, table)
     mine = agreement[agreement.n > 0]
     assert set(mine.start) == {start}
-    assert mine.inside.notna().all() == judged
+    assert mine.agreement.notna().all() == judged
 
 
 def test_a_study_beside_no_published_numbers_shows_none(tmp_path):

@@ -5,9 +5,18 @@ import math
 import pandas as pd
 import pytest
 from conftest import ROOT
+from scipy.stats import t, ttest_ind_from_stats
 
 from oscillations.report.measurements import MEASUREMENTS
-from oscillations.report.tables.published import agreement_cells, coverage, notes, reproduced_text, shown, table_cells
+from oscillations.report.tables.published import (
+    AGREEMENTS,
+    agreement_cells,
+    coverage,
+    notes,
+    reproduced_text,
+    shown,
+    table_cells,
+)
 from oscillations.study import reading as studies
 
 
@@ -47,11 +56,11 @@ def measured(cells):
 
 
 CELLS = {
-    ("mlp5-scratch", "mlp5", "baseline", math.nan, 32, 32): (51, 52),  # published 51.43 +- 0.39
-    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 2, 2): (36, 38),  # 36.49 +- 0.51
-    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 3, 3): (40, 42),  # 48.48 +- 0.29
-    ("mlp5-lambda", "mlp5", "osciquant", 0.25, 3, 3): (45, 46),  # nothing published
-    ("resnet18-finetune", "resnet18", "qat", math.nan, 3, 8): (16.0, 17.0),  # 16.56 +- 4.32, only in Table 3
+    ("mlp5-scratch", "mlp5", "baseline", math.nan, 32, 32): (51, 51.5, 52),  # published 51.43 +- 0.39
+    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 2, 2): (36, 37, 38),  # 36.49 +- 0.51
+    ("mlp5-scratch", "mlp5", "osciquant", 1.0, 3, 3): (40, 41, 42),  # 48.48 +- 0.29
+    ("mlp5-lambda", "mlp5", "osciquant", 0.25, 3, 3): (45, 45.5, 46),  # nothing published
+    ("resnet18-finetune", "resnet18", "qat", math.nan, 3, 8): (16.0, 16.5, 17.0),  # 16.56 +- 4.32, only in Table 3
     ("vit-tiny-finetune", "vit-tiny", "osciquant", 1.0, 3, 3): (90.0,),  # 88.68 +- 1.08; Table 5: 90.29
 }
 
@@ -62,7 +71,7 @@ def test_agreement_holds_every_published_cell_once(loaded):
         "table1": 20, "table2": 20, "table3": 70, "table4": 14, "table5": 10
     }  # fmt: skip
     assert (agreement.n == 0).all()
-    assert agreement[["mean", "std", "difference", "inside"]].isna().all(axis=None)
+    assert agreement[["mean", "std", "difference", "agreement"]].isna().all(axis=None)
 
 
 def test_agreement_of_a_cell(loaded):
@@ -78,17 +87,34 @@ def test_agreement_of_a_cell(loaded):
         ("table3", "vit-tiny", "osciquant", 3),
         ("table5", "vit-tiny", "osciquant", 3),
     ]
-    inside = ran.loc[("table1", "mlp5", "osciquant", 2)]
-    assert (inside["mean"], inside["n"], inside.inside, inside.fitted) == (37, 2, True, False)
-    assert inside["std"] == pytest.approx(math.sqrt(2))
-    assert inside.difference == pytest.approx(0.51)
-    assert inside.runs == " ".join(f"results/x/runs/mlp5-scratch/osciquant-2/seed{seed}" for seed in (0, 1))
-    assert ran.inside[("table1", "mlp5", "osciquant", 3)] == False  # noqa: E712
+    near = ran.loc[("table1", "mlp5", "osciquant", 2)]
+    assert (near["mean"], near["n"], near.agreement, near.fitted) == (37, 3, "compatible", False)
+    assert (near["std"], near.difference, near.ratio) == pytest.approx((1, 0.51, 1))
+    for runs in (3, 5):
+        expected = ttest_ind_from_stats(37, 1, 3, 36.49, 0.51, runs, equal_var=False)
+        assert ((near[f"high_{runs}"] - near[f"low_{runs}"]) / 2) == pytest.approx(
+            0.51 / expected.statistic * t.ppf(0.975, welch_freedom(1 / 3, 0.51**2 / runs, runs))
+        )
+    assert near.runs == " ".join(f"results/x/runs/mlp5-scratch/osciquant-2/seed{seed}" for seed in range(3))
+    assert ran.agreement[("table1", "mlp5", "osciquant", 3)] == "different"
+    assert ran.agreement[("table3", "resnet18", "qat", 8)] == "chance"
     assert ran.fitted[("table1", "mlp5", "baseline", 32)]
-    lone = ran.loc[("table5", "vit-tiny", "osciquant", 3)]  # a single published run has no std to lie inside of
+    lone = ran.loc[("table5", "vit-tiny", "osciquant", 3)]  # a single published run has no spread, nor have ours
     assert (lone["mean"], lone["n"], lone["lambda"]) == (90, 1, 1.0)
     assert lone.difference == pytest.approx(-0.29)
-    assert pd.isna(lone.inside)
+    assert pd.isna(lone.agreement) and pd.isna(lone.low_5)
+
+
+def welch_freedom(ours, theirs, runs):
+    return (ours + theirs) ** 2 / (ours**2 / 2 + theirs**2 / (runs - 1))
+
+
+def test_an_agreement_that_depends_on_the_published_number_of_runs(loaded):
+    """3 published runs make the interval wide enough for 0, 5 do not."""
+    near = {("mlp5-scratch", "mlp5", "qat", math.nan, 3, 3): (53.4, 53.5, 53.6)}  # 50.53 +- 1.43
+    cell = agreement_cells(*loaded, measured(near)).query("n > 0").iloc[0]
+    assert cell.agreement == "depends"
+    assert cell.low_3 < 0 < cell.low_5
 
 
 def test_two_experiments_in_one_cell_stand_once_in_agreement(loaded):
@@ -105,25 +131,27 @@ def test_two_experiments_in_one_cell_stand_once_in_agreement(loaded):
 
 def test_coverage_counts(loaded):
     found = coverage(agreement_cells(*loaded, measured(CELLS))).set_index("table")
-    assert found.loc["table1"].to_dict() == {"published": 20, "run": 3, "inside": 1, "outside": 1, "fitted": 1}
-    assert found.loc["table2"].to_dict() == {"published": 20, "run": 1, "inside": 1, "outside": 0, "fitted": 0}
-    assert found.loc["table3"].to_dict() == {"published": 70, "run": 2, "inside": 2, "outside": 0, "fitted": 0}
-    assert found.loc["table4"].to_dict() == {"published": 14, "run": 0, "inside": 0, "outside": 0, "fitted": 0}
-    assert found.loc["table5"].to_dict() == {"published": 10, "run": 1, "inside": 0, "outside": 0, "fitted": 0}
-    assert found.loc["all"].to_dict() == {"published": 134, "run": 7, "inside": 4, "outside": 1, "fitted": 1}
+    kinds = ["published", "run", "compatible", "different", "depends", "chance", "fitted"]
+    assert list(found) == kinds
+    assert found.loc["table1"].tolist() == [20, 3, 1, 1, 0, 0, 1]
+    assert found.loc["table2"].tolist() == [20, 1, 0, 0, 0, 0, 0]
+    assert found.loc["table3"].tolist() == [70, 2, 0, 0, 0, 1, 0]
+    assert found.loc["table4"].tolist() == [14, 0, 0, 0, 0, 0, 0]
+    assert found.loc["table5"].tolist() == [10, 1, 0, 0, 0, 0, 0]
+    assert found.loc["all"].tolist() == [134, 7, 1, 1, 0, 1, 1]
 
 
 def test_a_miniature_is_never_judged(loaded):
     study, variants = loaded
     miniature = study.model_copy(update={"published": "miniature"})
     found = coverage(agreement_cells(miniature, variants, measured(CELLS))).set_index("table")
-    assert found.loc["all", ["run", "inside", "outside"]].tolist() == [7, 0, 0]
+    assert found.loc["all", ["run", "compatible", "different", "chance"]].tolist() == [7, 0, 0, 0]
 
 
 def test_fitted_cells_carry_a_mark(loaded):
     cells = table_cells(*loaded, "table1", measured(CELLS))
     marked = [reproduced_text(cell) for _, cell in cells.iterrows() if cell.fitted]
-    assert marked == ["51.50 ± 0.71 †"]
+    assert marked == ["51.50 ± 0.50 †"]
     assert any(note.startswith("† ") for note in notes(loaded[0], cells))
     assert not any("†" in note for note in notes(loaded[0], table_cells(*loaded, "table2", measured(CELLS))))
 
@@ -162,5 +190,5 @@ def test_a_study_beside_which_nothing_is_published_has_tables_and_no_agreement(l
     agreement = agreement_cells(study, variants, measured(cells))
     assert agreement.empty
     assert coverage(agreement).to_dict("records") == [
-        {"table": "all", "published": 0, "run": 0, "inside": 0, "outside": 0, "fitted": 0}
+        {"table": "all"} | dict.fromkeys(["published", "run", *AGREEMENTS, "fitted"], 0)
     ]

@@ -28,6 +28,11 @@ QuantizerT = TypeVar("QuantizerT", bound="WeightQuantizer")
 class MethodOptions(Strict):
     """What a study may say about a method; unknown options are refused."""
 
+    @property
+    def begins(self) -> float:
+        """Share of the training before which the method does only what it is built on."""
+        return 0.0
+
 
 class TargetOptions(MethodOptions):
     """Options of every method that trains for a bit width."""

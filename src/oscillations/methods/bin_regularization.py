@@ -21,6 +21,10 @@ class BinRegularizationOptions(LsqOptions):
     start: float = Field(0.25, ge=0, le=1, description="share of the training, with LSQ alone, before the regularizer")
     scale_gradient: bool = Field(True, description="whether the regularizer also moves the levels, through the scale")
 
+    @property
+    def begins(self) -> float:
+        return self.start
+
 
 def bin_shares(codes: Tensor, grid: Grid) -> Tensor:
     """1 / V for every weight, V the number of weights of its tensor with its code; 0 if it is the only one."""

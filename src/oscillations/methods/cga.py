@@ -25,6 +25,10 @@ class CgaOptions(StatsqOptions):
         0.005, ge=0, le=0.5, description="distance from a threshold, in steps, within which to move"
     )
 
+    @property
+    def begins(self) -> float:
+        return self.start
+
 
 def near_threshold(quantizer: WeightQuantizer, i: int, boundary: float) -> Tensor:
     """Whether each weight of tensor ``i`` lies within ``boundary`` steps of a threshold."""

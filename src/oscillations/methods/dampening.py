@@ -38,6 +38,10 @@ class DampeningOptions(NagelOptions):
         "kernel_mean", description="over a tensor; kernel_mean sums over output channels, means over the rest"
     )
 
+    @property
+    def begins(self) -> float:
+        return 0.0 if self.lambda_start else self.start
+
 
 def dampening_gradient(weight: Tensor, quantized: Tensor, scale: Tensor, grid: Grid, aggregation: str) -> Tensor:
     """Gradient of sum or mean of (q - clip(w, s n, s p))^2 with q held fixed: 2 (w - q), and 0 beyond the range."""

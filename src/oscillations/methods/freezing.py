@@ -41,6 +41,10 @@ class FreezingOptions(ThresholdOptions, NagelOptions):
         "threshold_start alone",
     )
 
+    @property
+    def begins(self) -> float:
+        return self.start
+
 
 class Freezes(Method["FreezingQuantizer"]):
     """The part of a method that watches the codes of every forward pass and freezes weights by their frequency."""

@@ -21,6 +21,10 @@ class GradientL1Options(QuantizedOptions):
     lambda_: Strength = Field(0.01, alias="lambda", description="strength of the regularizer")
     share: float = Field(0.25, ge=0, le=1, description="share of the training, at its end, with the regularizer on")
 
+    @property
+    def begins(self) -> float:
+        return 1 - self.share
+
 
 class GradientL1(Method):
     """Adds lambda times the sum of |dL/dw| over the quantized tensors, by differentiating the gradient."""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class OsciQuantFreezingOptions(ThresholdOptions, OsciQuantOptions):
     start: float = Field(0.75, ge=0, lt=1, description="share of the steps before anything freezes")
 
+    @property
+    def begins(self) -> float:
+        return self.start
+
 
 class OsciQuantFreezing(Freezes, OsciQuant["FreezingQuantizer"]):
     """From ``start`` on, a weight that oscillates more often than the threshold is set to its level and stays there.

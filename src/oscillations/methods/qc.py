@@ -23,6 +23,10 @@ class QcOptions(LsqOptions):
     start: float = Field(11 / 12, ge=0, le=1, description="share of the training before the correction")
     correction_lr: PositiveFloat = Field(1e-3, description="learning rate of the correction's Adam; constant")
 
+    @property
+    def begins(self) -> float:
+        return self.start
+
 
 def fold(scale: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Scales ``[C, 1, ...]`` of the levels and biases ``[C]`` that need no correction any more; the codes stay.

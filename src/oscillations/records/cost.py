@@ -68,10 +68,19 @@ def read_speeds(file: Path = COST) -> dict[tuple[str, str], Speed]:
 
 def epoch_seconds(recipe: Recipe, speed: Speed) -> float:
     """Seconds of one epoch: its training steps, and the validation at every evaluation bit."""
+    train, validation = _images(recipe)
+    steps = math.ceil(train / recipe.training.batch_size)
+    return steps * speed.step + validation * len(recipe.eval_bits) * speed.image
+
+
+def _images(recipe: Recipe) -> tuple[float, float]:
+    """Training and validation images of a recipe, where every class has equally many."""
     module = datasets.find(recipe.data)
     share = 1 if recipe.classes is None else len(recipe.classes) / len(module.CLASSES)
-    steps = math.ceil((module.TRAIN_IMAGES - recipe.validation) * share / recipe.training.batch_size)
-    return steps * speed.step + recipe.validation * share * len(recipe.eval_bits) * speed.image
+    train, validation = (module.TRAIN_IMAGES - recipe.validation) * share, recipe.validation * share
+    if (images := recipe.images) is None:
+        return train, validation
+    return min(train, images.train), min(validation, images.validation)
 
 
 def expected_epochs(variant: Variant, finished: Iterable[int], published: dict[tuple, float]) -> tuple[float, str]:

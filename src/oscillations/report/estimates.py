@@ -1,68 +1,79 @@
-"""Estimates over seeds and verdicts on them; the arithmetic is scipy's.
+"""Estimates over seeds and what they say of a statement; the arithmetic is scipy's.
 
-Verdicts are at the 5 % level, two-sided: an interval or a p value must exclude the opposite. Equivalence is two
-one-sided tests at that level, which is a 90 % interval inside the margin, and contradicted by one outside it.
+A *test* gives two p values: ``support``, of what speaks for the statement if it were false, and ``against``, of what
+speaks against it if it were true. Both are read at 5 %: a one-sided bound takes the two-sided p value, an equivalence
+two one-sided tests (TOST), each at that level. A claim of several comparisons is supported if each supports it
+(an intersection-union test, which needs no correction) and contradicted if one contradicts it after Holm's
+correction over all of them. A verdict that a margin decides must survive the uncertainty of the interval's own end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_RUN = "not run"
-FITTED = "fitted"  # rests on a number that a free choice was fitted to: counts for nothing
+NOT_JUDGED = "not judged"  # has run, and counts for nothing: a free choice was fitted to it, or all is chance
+DECIDED = (SUPPORTED, CONTRADICTED, INCONCLUSIVE)
 LEVEL = 0.05
-MINIMUM_RUNS = 3  # fewer decide nothing
-BOOTSTRAP_FROM = 8  # values from which on the bootstrap stands instead of Student's t
+MINIMUM_RUNS = 3  # fewer have no interval and decide nothing
+PUBLISHED_RUNS = (3, 5)  # the paper does not say how many seeds; what is assumed
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of n values: with an interval, or with a two-sided p value; NaN is what there is not."""
+    """A statistic of n values; NaN is what there is not.
+
+    ``low``, ``high``: 95 % interval. ``p``: two-sided p value of what has no interval. ``error``, ``freedom``: standard
+    error and degrees of freedom of a mean.
+    """
 
     n: int
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
+    error: float = math.nan
+    freedom: float = math.nan
 
 
-Judge = Callable[[Estimate], str]
-
-
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """Mean of independent (or paired-difference) values: t interval, from 8 values on BCa bootstrap, seeded."""
+def mean_interval(values: np.ndarray) -> Estimate:
+    """Mean of independent (or paired-difference) values with Student's interval, from three values on."""
     n = len(values)
-    mean = float(values.mean()) if n else math.nan
-    if n < 2:
-        return Estimate(n, mean)
-    if np.ptp(values) == 0:  # neither method has a width to find
-        return Estimate(n, mean, mean, mean)
-    if n < BOOTSTRAP_FROM:
-        low, high = stats.t.interval(confidence, n - 1, loc=mean, scale=stats.sem(values))
-    else:
-        found = stats.bootstrap((values,), np.mean, confidence_level=confidence, rng=0)
-        low, high = found.confidence_interval
-    return Estimate(n, mean, float(low), float(high))
+    value = float(values.mean()) if n else math.nan
+    if n < MINIMUM_RUNS:
+        return Estimate(n, value)
+    return student(n, value, float(values.std(ddof=1)) / math.sqrt(n), n - 1)
 
 
-def tost_interval(values: np.ndarray) -> Estimate:
-    """The interval whose lying inside +-margin is two one-sided tests at the 5 % level."""
-    return mean_interval(values, 1 - 2 * LEVEL)
+def student(n: int, value: float, error: float, freedom: float) -> Estimate:
+    """An estimate whose error is Student's with so many degrees of freedom."""
+    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error else 0.0
+    return Estimate(n, value, value - half, value + half, error=error, freedom=freedom)
 
 
-def std_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+def welch(n: int, value: float, parts: Sequence[tuple[float, int]]) -> Estimate:
+    """A sum or difference of means with (standard deviation, n) each, of unequal variances (Welch, Satterthwaite)."""
+    variances = [std**2 / count for std, count in parts]
+    total = sum(variances)
+    if not total > 0:
+        return Estimate(n, value)
+    freedom = total**2 / sum(variance**2 / (count - 1) for variance, (_, count) in zip(variances, parts))
+    return student(n, value, math.sqrt(total), freedom)
+
+
+def std_interval(values: np.ndarray) -> Estimate:
     """Standard deviation of normal values with its chi-square interval."""
     n = len(values)
-    if n < 2:
+    if n < MINIMUM_RUNS:
         return Estimate(n)
     std = float(values.std(ddof=1))
-    tails = stats.chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], n - 1)
+    tails = stats.chi2.ppf([1 - LEVEL / 2, LEVEL / 2], n - 1)
     low, high = std * np.sqrt((n - 1) / tails)
     return Estimate(n, std, float(low), float(high))
 
@@ -81,60 +92,179 @@ def trend(values: np.ndarray) -> Estimate:
     return Estimate(n, float(rho), p=float(min(1.0, 2 * min(rising.pvalue, falling.pvalue))))
 
 
-def sign_test(values: np.ndarray) -> Estimate:
-    """Share of values below zero, with the p value of its being one half; zero and NaN say nothing."""
-    signed = values[(values != 0) & ~np.isnan(values)]
-    if not len(signed):
-        return Estimate(len(values))
-    below_zero = int((signed < 0).sum())
-    return Estimate(len(signed), below_zero / len(signed), p=float(stats.binomtest(below_zero, len(signed)).pvalue))
+def variance_ratio(above: Sequence[np.ndarray], below: Sequence[np.ndarray]) -> Estimate:
+    """Ratio of variances, each pooled over groups with means of their own, with the F test's interval and p value.
 
-
-def above(estimate: Estimate, bound: float = 0.0) -> str:
-    """Verdict on "greater than ``bound``", by the interval."""
-    if estimate.low > bound:
-        return SUPPORTED
-    return CONTRADICTED if estimate.high < bound else INCONCLUSIVE
-
-
-def below(estimate: Estimate, bound: float) -> str:
-    """Verdict on "less than ``bound``", by the interval."""
-    if estimate.high < bound:
-        return SUPPORTED
-    return CONTRADICTED if estimate.low > bound else INCONCLUSIVE
-
-
-def within(estimate: Estimate, margin: float) -> str:
-    """Verdict on "within +-margin", by the interval of :func:`tost_interval`."""
-    if -margin < estimate.low and estimate.high < margin:
-        return SUPPORTED
-    return CONTRADICTED if estimate.low > margin or estimate.high < -margin else INCONCLUSIVE
-
-
-def significant(estimate: Estimate, neutral: float = 0.0) -> str:
-    """Verdict on "greater than ``neutral``", by the p value."""
-    if not estimate.p < LEVEL:
-        return INCONCLUSIVE
-    return SUPPORTED if estimate.value > neutral else CONTRADICTED
-
-
-def verdict(estimate: Estimate, judge: Judge, fitted: bool = False, diverged: int = 0) -> str:
-    """What ``judge`` says, where there are runs, enough of them, and none that a choice was fitted to."""
-    if estimate.n == 0 and not diverged:
-        return NOT_RUN
-    if fitted:
-        return FITTED
-    return INCONCLUSIVE if estimate.n < MINIMUM_RUNS else judge(estimate)
-
-
-def overall(verdicts: list[str]) -> str:
-    """A claim about several comparisons: one contradiction contradicts it, all must support it.
-
-    What has not run or counts for nothing is left out.
+    ``n``: the number of groups. Values of one seed on both sides make the test cautious.
     """
-    counted = [verdict for verdict in verdicts if verdict not in (NOT_RUN, FITTED)]
+    sums = [sum(float(((group - group.mean()) ** 2).sum()) for group in side) for side in (above, below)]
+    freedoms = [sum(len(group) - 1 for group in side) for side in (above, below)]
+    if min(freedoms) < MINIMUM_RUNS - 1 or not min(sums) > 0:
+        return Estimate(len(above))
+    ratio = (sums[0] / freedoms[0]) / (sums[1] / freedoms[1])
+    tails = stats.f.ppf([1 - LEVEL / 2, LEVEL / 2], *freedoms)
+    tail = min(stats.f.cdf(ratio, *freedoms), stats.f.sf(ratio, *freedoms))
+    return Estimate(len(above), ratio, ratio / float(tails[0]), ratio / float(tails[1]), p=float(min(1.0, 2 * tail)))
+
+
+# -- tests -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a test says. ``margin`` is a chosen bound; the verdict would be another with a bound at ``turns_at``."""
+
+    support: float
+    against: float
+    margin: float = math.nan
+    turns_at: float = math.nan
+    note: str = ""
+
+
+class Above:
+    """The statement "greater than ``bound``"; a bound other than 0 is chosen."""
+
+    sign = 1
+
+    def __init__(self, bound: float = 0.0):
+        self.bound = bound
+
+    def holds(self, value: float) -> bool:
+        """Whether a bare number agrees with the statement."""
+        return self.sign * (value - self.bound) > 0
+
+    def __call__(self, found: Estimate) -> Result:
+        below, above = _tails(found, self.bound)
+        support, against = (above, below) if self.sign > 0 else (below, above)
+        if not self.bound:
+            return Result(_doubled(support), _doubled(against))
+        ends = (found.low, found.high)
+        return Result(_doubled(support), _doubled(against), self.bound, _nearest(ends, self.bound))
+
+
+class Below(Above):
+    """The statement "less than ``bound``"."""
+
+    sign = -1
+
+
+class Within:
+    """The statement "within +-``margin``": two one-sided tests; contradicted by what lies outside."""
+
+    def __init__(self, margin: float):
+        self.margin = margin
+
+    def holds(self, value: float) -> bool:
+        return abs(value) < self.margin
+
+    def __call__(self, found: Estimate) -> Result:
+        not_lower, not_higher = _tails(found, -self.margin)[1], _tails(found, self.margin)[0]
+        lower, higher = _tails(found, -self.margin)[0], _tails(found, self.margin)[1]
+        half = float(stats.t.ppf(1 - LEVEL, found.freedom)) * found.error  # TOST is the 90 % interval's
+        reach = (abs(found.value) + half, max(abs(found.value) - (found.high - found.value), 0.0))
+        against = _doubled(min(lower, higher))
+        aside = not found.low <= 0 <= found.high and not math.isnan(found.low)
+        note = f"and {'above' if found.value > 0 else 'below'}" if aside and max(not_lower, not_higher) < LEVEL else ""
+        return Result(max(not_lower, not_higher), against, self.margin, _nearest(reach, self.margin), note)
+
+
+class ByP:
+    """The statement "greater (or, ``sign`` -1, less) than ``neutral``" by an estimate's own p value."""
+
+    def __init__(self, neutral: float = 0.0, sign: int = 1):
+        self.neutral, self.sign = neutral, sign
+
+    def holds(self, value: float) -> bool:
+        return self.sign * (value - self.neutral) > 0
+
+    def __call__(self, found: Estimate) -> Result:
+        p = 1.0 if math.isnan(found.p) else found.p
+        return Result(p, 1.0) if self.holds(found.value) else Result(1.0, p)
+
+
+class StdAbove:
+    """The statement "a standard deviation greater than ``bound``", of normal values."""
+
+    def __init__(self, bound: float):
+        self.bound = bound
+
+    def holds(self, value: float) -> bool:
+        return value > self.bound
+
+    def __call__(self, found: Estimate) -> Result:
+        scaled = (found.n - 1) * (found.value / self.bound) ** 2
+        tails = _doubled(stats.chi2.sf(scaled, found.n - 1)), _doubled(stats.chi2.cdf(scaled, found.n - 1))
+        return Result(*tails, self.bound, _nearest((found.low, found.high), self.bound))
+
+
+Test = Above | Within | ByP | StdAbove
+
+
+def _tails(found: Estimate, bound: float) -> tuple[float, float]:
+    """p values of "below the bound" and "above the bound", one-sided."""
+    if found.error == 0:
+        return float(found.value >= bound), float(found.value <= bound)
+    t = (found.value - bound) / found.error
+    return float(stats.t.cdf(t, found.freedom)), float(stats.t.sf(t, found.freedom))
+
+
+def _doubled(p: float) -> float:
+    return min(1.0, 2 * float(p))
+
+
+def _nearest(ends: Sequence[float], bound: float) -> float:
+    """Where the verdict turns: the end of the interval that is nearest to the bound."""
+    return min(ends, key=lambda end: abs(end - bound))
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm, 1979), in their order."""
+    corrected, highest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = highest
+    return corrected
+
+
+def too_near(found: Estimate, result: Result) -> bool:
+    """Whether a chosen margin decides by less than the interval's own end is known.
+
+    The half width of Student's interval has a relative error of about 1 / sqrt(2 * degrees of freedom); other intervals
+    rest on no estimated error.
+    """
+    uncertain = (found.high - found.low) / 2 / math.sqrt(2 * found.freedom)
+    return abs(result.turns_at - result.margin) < uncertain  # False for NaN: without a margin, or not Student's
+
+
+def decided(result: Result) -> bool:
+    """Whether a comparison would have a verdict if it stood alone."""
+    return result.support < LEVEL or result.against < LEVEL
+
+
+def verdicts(found: Sequence[tuple[Estimate, Result | None]]) -> list[str]:
+    """The verdict of every counted comparison of a claim; too few runs have no result."""
+    known = [result for _, result in found if result]
+    corrected = iter(holm([result.against for result in known]))
+    return [INCONCLUSIVE if result is None else _verdict(one, replace(result, against=next(corrected)))
+            for one, result in found]  # fmt: skip
+
+
+def _verdict(found: Estimate, result: Result) -> str:
+    if too_near(found, result):
+        return INCONCLUSIVE
+    if result.support < LEVEL:
+        return SUPPORTED
+    return CONTRADICTED if result.against < LEVEL else INCONCLUSIVE
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """A claim about several comparisons: one contradiction contradicts it, all that count must support it."""
+    counted = [verdict for verdict in verdicts if verdict in DECIDED]
     if not counted:
-        return NOT_RUN
+        return NOT_JUDGED if NOT_JUDGED in verdicts else NOT_RUN
     if CONTRADICTED in counted:
         return CONTRADICTED
     return SUPPORTED if all(verdict == SUPPORTED for verdict in counted) else INCONCLUSIVE

@@ -35,6 +35,7 @@ OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
     "epoch", "train_loss", "val_loss", "monitored", "val_acc_32", "val_acc_2", "val_acc_3", "val_acc_4", "weights",
     "max_over_std", "kurtosis", "iteration_nagel", "epoch_nagel", "near_threshold", "share_zero", "layer_shares",
+    "layer_shares_epoch",
 ]  # fmt: skip
 POSTTRAINING = [
     "study", "data", "experiment", "variant", "model", "start_method", "train_bits", "label", "method", "eval_bits",
@@ -214,55 +215,60 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
     ``near_threshold``, ``error`` and ``share_zero`` are averages over all quantized weights,
     ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
-    the layers, in their order.
+    the layers, in their order; ``layer_shares_epoch``: those of the epoch.
     """
-    frames = []
-    for plan in current(plans(variants)):
-        variant, run, record = plan.variant, plan.run, plan.result
-        for name in ("history.csv", "layers.csv"):
-            if not (run.folder / name).exists():
-                raise InputError(
-                    f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again"
-                )
-        history = pd.read_csv(run.folder / "history.csv")
-        layers = pd.read_csv(run.folder / "layers.csv")
-        frame = history[["epoch", "train_loss", "val_loss", "monitored"]].copy() if len(history) else history
-        method = variant.recipe.method
-        about = {
-            "experiment": variant.experiment,
-            "variant": variant.name,
-            "model": variant.recipe.model.name,
-            "method": method.name,
-            "train_bits": variant.recipe.bits,
-            "lambda": method.get("lambda"),
-            "lr": variant.recipe.training.lr,
-            "seed": run.seed,
-            "status": record["status"],
-            "steps_per_epoch": record["steps_per_epoch"],
-        }
-        for place, (key, value) in enumerate(about.items()):
-            frame.insert(place, key, value)
-        for column in history.filter(regex="^val_acc_"):
-            frame[column] = history[column]
-        if len(history):
-            for column, counts in history.filter(regex="^(iteration|epoch)_").items():
-                frame[column] = counts.diff().fillna(counts).astype(int)
-            for column in history.filter(regex="^frequency_"):
-                frame[column] = history[column]
-        if len(layers):
-            by_epoch = layers.groupby("epoch")
-            frame["weights"] = by_epoch.weights.sum().to_numpy()
-            for column in ("max_over_std", "kurtosis"):
-                frame[column] = by_epoch[column].mean().to_numpy()
-            for column in ("near_threshold", "error", "share_zero"):
-                if column in layers:
-                    weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
-                    frame[column] = weighted.to_numpy() / frame["weights"]
-            if "iteration_nagel" in layers:
-                frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
-        frames.append(frame)
+    frames = [_epochs(plan) for plan in current(plans(variants))]
     table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
     write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _epochs(plan: Plan) -> pd.DataFrame:
+    """Every epoch of one run. Raises InputError if its history is not there."""
+    variant, run = plan.variant, plan.run
+    for name in ("history.csv", "layers.csv"):
+        if not (run.folder / name).exists():
+            raise InputError(f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again")
+    history, layers = (pd.read_csv(run.folder / name) for name in ("history.csv", "layers.csv"))
+    method = variant.recipe.method
+    about = {
+        "experiment": variant.experiment,
+        "variant": variant.name,
+        "model": variant.recipe.model.name,
+        "method": method.name,
+        "train_bits": variant.recipe.bits,
+        "lambda": method.get("lambda"),
+        "lr": variant.recipe.training.lr,
+        "seed": run.seed,
+        "status": plan.result["status"],
+        "steps_per_epoch": plan.result["steps_per_epoch"],
+    }
+    if history.empty:
+        return pd.DataFrame(columns=[*about, *history])
+    frame = history[["epoch", "train_loss", "val_loss", "monitored", *history.filter(regex="^val_acc_")]].assign(
+        **about
+    )
+    counts = history.filter(regex="^(iteration|epoch)_")
+    frame[list(counts)] = counts.diff().fillna(counts).astype(int)
+    frame = frame.assign(**history.filter(regex="^frequency_"))
+    return _with_layers(frame[[*about, *frame.columns.drop(list(about))]], layers)
+
+
+def _with_layers(frame: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+    """Epochs with the means over layers, or over weights, of what is logged by layer."""
+    if layers.empty:
+        return frame
+    by_epoch = layers.groupby("epoch")
+    frame["weights"] = by_epoch.weights.sum().to_numpy()
+    for column in ("max_over_std", "kurtosis"):
+        frame[column] = by_epoch[column].mean().to_numpy()
+    for column in layers.columns.intersection(["near_threshold", "error", "share_zero"]):
+        weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
+        frame[column] = weighted.to_numpy() / frame["weights"]
+    if "iteration_nagel" in layers:
+        counts = layers.assign(own=layers.groupby("layer").iteration_nagel.diff().fillna(layers.iteration_nagel))
+        frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
+        frame["layer_shares_epoch"] = counts.groupby("epoch").own.agg(_shares).to_numpy()
+    return frame
 
 
 def _shares(counts: pd.Series) -> str:

@@ -14,7 +14,7 @@ from oscillations.core.files import write_text
 from oscillations.records import cost
 from oscillations.records.environment import mixed_versions
 from oscillations.records.plans import Plan, plans
-from oscillations.report.estimates import BOOTSTRAP_FROM, FITTED, LEVEL, MINIMUM_RUNS, NOT_RUN
+from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
 from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, start_label
 from oscillations.report.tables import comparison as methods
@@ -67,9 +67,9 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         coverage=_coverage(study),
         levels={
             "interval": round(100 * (1 - LEVEL)),
-            "margin": round(100 * (1 - 2 * LEVEL)),
-            "bootstrap": BOOTSTRAP_FROM,
+            "level": round(100 * LEVEL),
             "seeds": MINIMUM_RUNS,
+            "published": PUBLISHED_RUNS,
         },
         cells=_cells(study, measurements),
         norms=_norms(measurements),
@@ -162,14 +162,16 @@ def _width(study: Study, name: str) -> int:
 
 def _claims(study: Study) -> list[dict[str, Any]]:
     folder = results(study.study)
-    claims = pd.read_csv(folder / "claims.csv").fillna({"evidence": "", "reason": ""})
-    evidence = pd.read_csv(folder / "claims_evidence.csv").fillna({"runs": ""})
+    claims = pd.read_csv(folder / "claims.csv").fillna({"evidence": "", "reason": "", "scope": ""})
+    evidence = pd.read_csv(folder / "claims_evidence.csv")
+    evidence = evidence.fillna(dict.fromkeys(("runs", "note", "published_says"), ""))
     rows = []
     for claim in claims.to_dict("records"):
         comparisons = evidence[evidence.claim == claim["claim"]].to_dict("records")
         for comparison in comparisons:
             comparison["interval"] = _interval(comparison)
             comparison["links"] = _links(study, comparison["runs"])
+            comparison["published"] = _published(comparison)
         run = [row for row in comparisons if row["verdict"] != NOT_RUN]
         missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
         rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
@@ -177,9 +179,9 @@ def _claims(study: Study) -> list[dict[str, Any]]:
 
 
 def _summary(claim: dict[str, Any]) -> str:
-    """How many comparisons say what: ``3 of 4 support it; 1 fitted, 7 not run``."""
-    missing = claim["comparisons"] - claim["counted"] - claim["fitted"]
-    left_out = [f"{count} {what}" for count, what in ((claim["fitted"], FITTED), (missing, NOT_RUN)) if count]
+    """How many comparisons say what: ``3 of 4 support it; 1 not judged, 7 not run``."""
+    missing = claim["comparisons"] - claim["counted"] - claim["not_judged"]
+    left_out = [f"{count} {what}" for count, what in ((claim["not_judged"], NOT_JUDGED), (missing, NOT_RUN)) if count]
     said = [f"{claim['supported']} of {claim['counted']} support it"] if claim["counted"] else []
     return "; ".join([*said, *filter(None, [", ".join(left_out)])])
 
@@ -194,6 +196,15 @@ def _interval(row: dict[str, Any]) -> str:
     if pd.notna(row["p"]):
         return f"{text} (p = {row['p']:.2g})"
     return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def _published(row: dict[str, Any]) -> str:
+    """The published number, its interval if it has one, and what it says under the same test."""
+    if pd.isna(row["published"]):
+        return ""
+    low, high = row["published_low"], row["published_high"]
+    interval = "" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
+    return f"{row['published']:.2f}{interval}: {row['published_says']}"
 
 
 def _links(study: Study, runs: str) -> list[tuple[str, str]]:
@@ -233,9 +244,7 @@ def _color(cell: pd.Series) -> str:
     """Agreement of a cell with the published one; a miniature's and a fitted one are never judged."""
     if pd.isna(cell.n):
         return "missing"
-    if cell.fitted or pd.isna(cell.inside):
-        return "plain"
-    return "inside" if cell.inside else "outside"
+    return "plain" if cell.fitted or pd.isna(cell.agreement) else cell.agreement
 
 
 def _norms(measurements: pd.DataFrame) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import GenericAlias
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, TypeAdapter, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, TypeAdapter, WithJsonSchema, model_validator
 
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean
@@ -84,20 +84,45 @@ class ComparisonTable(Strict):
 COMPARISON_FIGURES = ("figure-comparison", "figure-heatmap")  # of every comparison
 
 
+SET_AFTER_RUNS: dict[str, JsonValue] = {"set_after_runs": True}  #: of margins that entered when runs had been seen
+
+
 class Claims(Strict):
     """Margins of the verdicts, in percentage points unless said otherwise."""
 
-    match_margin: PositiveFloat = Field(2.0, description="C2: OsciQuant matches QAT")
+    match_margin: PositiveFloat = Field(2.0, description="C2: OsciQuant matches QAT; C6: one width the other")
     near_baseline: PositiveFloat = Field(2.0, description="C4, C14: stays near the FP baseline")
+    near_full: PositiveFloat = Field(
+        5.0, description="C7: near full precision at 3 bits and more", json_schema_extra=SET_AFTER_RUNS
+    )
     chance_margin: PositiveFloat = Field(10.0, description="C5, C14: above chance by no more than this is near chance")
-    good_margin: PositiveFloat = Field(10.0, description="C6: good means no more than this below the FP baseline")
+    similar_ratio: float = Field(
+        1.25, gt=1, description="C8: counts that differ by no more than this factor are similar",
+        json_schema_extra=SET_AFTER_RUNS,
+    )  # fmt: skip
     flat_margin: PositiveFloat = Field(2.0, description="C9: flat in lambda")
     collapse: PositiveFloat = Field(10.0, description="C9, C15: a loss of more than this is a collapse")
-    unstable_std: PositiveFloat = Field(5.0, description="C6, C14: a larger standard deviation over seeds is unstable")
-    bound_margin: PositiveFloat = Field(
-        1.0, description="C11: another bit width exceeds the bound by no more than this"
+    unstable_std: PositiveFloat = Field(
+        5.0, description="C6, C14: a larger standard deviation over seeds is unstable", json_schema_extra=SET_AFTER_RUNS
     )
-    epoch_margin: PositiveFloat = Field(10.0, description="C12: OsciQuant and QAT need equally many epochs (in epochs)")
+    bound_margin: PositiveFloat = Field(
+        1.0, description="C11: another bit width exceeds the bound by no more than this; C18: as good as the best",
+        json_schema_extra=SET_AFTER_RUNS,
+    )  # fmt: skip
+    epoch_margin: PositiveFloat = Field(
+        10.0,
+        description="C12: OsciQuant and QAT need equally many epochs (in epochs)",
+        json_schema_extra=SET_AFTER_RUNS,
+    )
+    uniform_near: PositiveFloat = Field(
+        0.1, description="C13: share of uniform weights near a threshold; Gaussian ones of any width have no more",
+        json_schema_extra=SET_AFTER_RUNS,
+    )  # fmt: skip
+
+    def origin(self, margin: str) -> str:
+        """What a reader must know of a margin: that it was set after runs had been seen."""
+        extra = type(self).model_fields[margin].json_schema_extra
+        return "margin set after runs had been seen" if extra == SET_AFTER_RUNS else ""
 
 
 class Side(Strict):
@@ -125,17 +150,22 @@ class Tested(Contrast):
     text: str
     measure: Literal[
         "accuracy", "per_step", "per_epoch", "near_threshold", "max_over_std", "kurtosis", "share_zero",
-        "layer_distance",
+        "layer_distance", "layer_distance_last",
     ]  # fmt: skip
     than: Contrast | None = Field(None, description="contrast that is subtracted: a difference of differences")
-    to: str | None = Field(None, description="layer_distance: the variant whose spread over layers is compared with")
+    to: str | None = Field(
+        None,
+        description="layer_distance(_last): variant whose spread over layers (in the last epoch) is compared with",
+    )
     expect: Literal["above", "below", "within"]
     bound: float = Field(0.0, description="within: the margin of equivalence")
+    side: bool = Field(False, description="shown beside the comparisons that decide, and decides nothing")
+    set_after_runs: bool = Field(False, description="its statement or bound entered after its runs had been seen")
 
     @model_validator(mode="after")
     def _consistent(self) -> Tested:
-        if (self.measure == "layer_distance") != (self.to is not None):
-            raise ValueError("to: belongs to measure: layer_distance, and only to it")
+        if self.measure.startswith("layer_distance") != (self.to is not None):
+            raise ValueError("to: belongs to measure: layer_distance or layer_distance_last, and only to them")
         sides = [side for contrast in (self, self.than) if contrast for side in (contrast.of, contrast.minus) if side]
         if self.measure != "accuracy" and any(side.bits or side.bn != "keep" for side in sides):
             raise ValueError(f"bits, bn: belong to measure: accuracy, not to {self.measure}")

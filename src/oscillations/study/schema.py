@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, model_validator
 
-from oscillations import posttraining
+from oscillations import datasets, posttraining
 from oscillations.core.bits import LATENT
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
@@ -171,6 +171,11 @@ class Study(Strict):
     def judged(self) -> bool:
         """Whether its numbers are compared with the published ones."""
         return self.published in ("paper", "other-data")
+
+    @property
+    def near_chance(self) -> float:
+        """Accuracy, in percent, below which a network does little more than guess the study's classes."""
+        return 100 / len(datasets.find(self.data).CLASSES) + self.claims.chance_margin
 
     def dataset(self, experiment: str) -> str:
         own = self.experiments[experiment].data

@@ -6,21 +6,27 @@ verdict. ``claims.csv`` shows, per claim, the comparison that decided it; ``clai
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from oscillations.core.files import write_text
 from oscillations.report.claims import hypotheses, paper
 from oscillations.report.claims.evidence import Claim, Comparison, Evidence
-from oscillations.report.estimates import FITTED, NOT_RUN, SUPPORTED, Estimate
+from oscillations.report.estimates import DECIDED, NOT_JUDGED, PUBLISHED_RUNS, SUPPORTED, Estimate
 from oscillations.report.measurements import read_measurements, read_oscillations
 from oscillations.study.paths import results
 from oscillations.study.schema import Study
 
 ESTIMATE = ["n", "estimate", "low", "high", "p"]
 CLAIMS = [
-    "claim", "statement", "verdict", *ESTIMATE, "supported", "counted", "fitted", "comparisons", "evidence", "reason",
+    "claim", "statement", "verdict", "scope", *ESTIMATE, "supported", "counted", "not_judged", "comparisons",
+    "evidence", "reason",
 ]  # fmt: skip
-EVIDENCE = ["claim", "comparison", "verdict", *ESTIMATE, "runs"]
+EVIDENCE = [
+    "claim", "role", "subject", "comparison", "verdict", *ESTIMATE, "support", "against", "margin", "turns_at",
+    "published", "published_low", "published_high", "published_says", "note", "runs",
+]  # fmt: skip
 
 
 def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame) -> list[Claim]:
@@ -32,23 +38,25 @@ def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFram
 def write_claims(study: Study) -> None:
     """Write ``claims.csv`` and ``claims_evidence.csv``."""
     claims = evaluate(study, read_measurements(study.study), read_oscillations(study.study))
-    summary = pd.DataFrame([_summary(claim) for claim in claims], columns=CLAIMS)
+    summary = pd.DataFrame([_summary(study, claim) for claim in claims], columns=CLAIMS)
     rows = [_row(claim, comparison) for claim in claims for comparison in claim.comparisons]
     for name, table in (("claims.csv", summary), ("claims_evidence.csv", pd.DataFrame(rows, columns=EVIDENCE))):
         write_text(results(study.study) / name, table.round(6).to_csv(index=False, lineterminator="\n"))
 
 
-def _summary(claim: Claim) -> dict[str, object]:
+def _summary(study: Study, claim: Claim) -> dict[str, object]:
     deciding = claim.deciding()
-    verdicts = [comparison.verdict for comparison in claim.comparisons]
+    verdicts = [comparison.verdict for comparison in claim.main]
+    data = {"paper": "", "other-data": f"{study.data}: "}.get(study.published, f"{study.study}: ")
     return {
         "claim": claim.name,
         "statement": claim.statement,
         "verdict": claim.verdict,
+        "scope": claim.scope and data + claim.scope,
         **_numbers(deciding.estimate if deciding else Estimate(0)),
         "supported": verdicts.count(SUPPORTED),
-        "counted": sum(verdict not in (NOT_RUN, FITTED) for verdict in verdicts),
-        "fitted": verdicts.count(FITTED),
+        "counted": sum(verdict in DECIDED for verdict in verdicts),
+        "not_judged": verdicts.count(NOT_JUDGED),
         "comparisons": len(verdicts),
         "evidence": deciding.text if deciding else "",
         "reason": claim.reason,
@@ -56,8 +64,26 @@ def _summary(claim: Claim) -> dict[str, object]:
 
 
 def _row(claim: Claim, comparison: Comparison) -> dict[str, object]:
-    about: dict[str, object] = {"claim": claim.name, "comparison": comparison.text, "verdict": comparison.verdict}
-    return about | _numbers(comparison.estimate) | {"runs": " ".join(comparison.runs)}
+    result, published = comparison.result, comparison.published
+    found = published.estimate(PUBLISHED_RUNS[-1]) if published else Estimate(0)
+    return {
+        "claim": claim.name,
+        "role": "side" if comparison.side else "main",
+        "subject": comparison.subject,
+        "comparison": comparison.text,
+        "verdict": comparison.verdict,
+        **_numbers(comparison.estimate),
+        "support": result.support if result else math.nan,
+        "against": result.against if result else math.nan,
+        "margin": result.margin if result else math.nan,
+        "turns_at": result.turns_at if result else math.nan,
+        "published": found.value,
+        "published_low": found.low,
+        "published_high": found.high,
+        "published_says": comparison.published_says(),
+        "note": comparison.notes,
+        "runs": " ".join(comparison.runs),
+    }
 
 
 def _numbers(found: Estimate) -> dict[str, float]:

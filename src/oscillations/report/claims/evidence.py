@@ -4,45 +4,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from oscillations import datasets
 from oscillations.report.estimates import (
     CONTRADICTED,
+    DECIDED,
     INCONCLUSIVE,
+    MINIMUM_RUNS,
+    NOT_JUDGED,
+    NOT_RUN,
+    PUBLISHED_RUNS,
     SUPPORTED,
     Estimate,
-    Judge,
+    Result,
+    Test,
+    decided,
     mean_interval,
     overall,
-    verdict,
+    too_near,
+    verdicts,
+    welch,
 )
 from oscillations.report.measurements import with_all_columns
 from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
+from oscillations.study.report_schema import SweepPanels, figure_number
 from oscillations.study.schema import Study
 
+FITTED = "a free choice was fitted to a number of it"
 Measure = Callable[[pd.DataFrame], float]  # of one run's rows
 
 
 @dataclass(frozen=True)
+class Published:
+    """A published number, or what is computed of several: their sum of ``parts`` is a mean each, with its std.
+
+    Without parts nothing is published of its spread. The paper does not say how many seeds stand behind it.
+    """
+
+    value: float
+    parts: tuple[float, ...] = ()
+
+    def __sub__(self, other: Published) -> Published:
+        whole = bool(self.parts and other.parts)
+        return Published(self.value - other.value, (*self.parts, *other.parts) if whole else ())
+
+    def estimate(self, runs: int) -> Estimate:
+        """With the interval that the number would have, had it so many seeds."""
+        return welch(runs, self.value, [(std, runs) for std in self.parts])
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One number per seed (or one row of numbers), the runs behind each, and whether a choice was fitted to it."""
+    """One number per seed (or one row of numbers), the runs behind each, and what is published beside them.
+
+    ``fitted``: a choice was fitted to a number of it. ``diverged``: runs that ended without a number.
+    """
 
     values: pd.Series | pd.DataFrame
     runs: Mapping[Any, str] = field(default_factory=dict)
     fitted: bool = False
-    diverged: int = 0  # runs that ended without a number
+    diverged: int = 0
+    published: Published | None = None
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, column: str, fitted: bool = False) -> Sample:
+    def of(cls, rows: pd.DataFrame, column: str, fitted: bool = False, published: Published | None = None) -> Sample:
         """From rows with ``seed`` and ``run``, one per seed; a seed without a number has none."""
         diverged = int((rows.status == "diverged").sum()) if "status" in rows else 0
         rows = rows[rows[column].notna()].set_index("seed")
-        return cls(rows[column].astype(float), rows.run.to_dict(), fitted, diverged)
+        return cls(rows[column].astype(float), rows.run.to_dict(), fitted, diverged, published)
 
     @classmethod
     def none(cls) -> Sample:
@@ -51,17 +85,24 @@ class Sample:
 
     def __sub__(self, other: Sample) -> Sample:
         """Paired differences."""
-        return combine([self, other], lambda table: table[0] - table[1])
+        published = self.published - other.published if self.published and other.published else None
+        return replace(combine([self, other], lambda table: table[0] - table[1]), published=published)
 
 
 def combine(samples: Sequence[Sample], function: Callable[[pd.DataFrame], pd.Series | pd.DataFrame]) -> Sample:
-    """``function`` of a table with one column per sample (0, 1, ...) and the seeds that all samples have."""
+    """``function`` of a table with one column per sample (0, 1, ...) and the seeds that all samples have.
+
+    Of the published means, if there are any, it is the same function.
+    """
     if not samples:
         return Sample.none()
     table = pd.concat([sample.values for sample in samples], axis=1, join="inner", keys=range(len(samples)))
     runs = {seed: " ".join(sample.runs[seed] for sample in samples) for seed in table.index}
     diverged = sum(sample.diverged for sample in samples)
-    return Sample(function(table), runs, any(sample.fitted for sample in samples), diverged)
+    known = [sample.published.value for sample in samples if sample.published]
+    found = function(pd.DataFrame([known])) if len(known) == len(samples) else None
+    published = Published(float(found.iloc[0])) if isinstance(found, pd.Series) else None
+    return Sample(function(table), runs, any(sample.fitted for sample in samples), diverged, published)
 
 
 def side_by_side(samples: Sequence[Sample]) -> Sample:
@@ -83,12 +124,58 @@ def without_diverged_numbers(measurements: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tested statement of a claim."""
+    """One tested statement of a claim.
+
+    ``subject``: what it is about, a model in a setting say. ``side``: it is shown, and decides nothing. ``excluded``:
+    why it counts for nothing although it has run. ``limit``: why it cannot support. ``verdict`` stands only when the
+    claim has all its comparisons, for Holm's correction is over them.
+    """
 
     text: str
     estimate: Estimate
-    verdict: str
+    test: Test
     runs: list[str]
+    subject: str = ""
+    side: bool = False
+    excluded: str = ""
+    diverged: int = 0
+    published: Published | None = None
+    note: str = ""
+    limit: str = ""
+    verdict: str = NOT_RUN
+
+    @property
+    def result(self) -> Result | None:
+        """What the test says of the runs."""
+        return self.test(self.estimate) if self.estimate.n >= MINIMUM_RUNS and self._has_spread else None
+
+    @property
+    def _has_spread(self) -> bool:
+        return not (math.isnan(self.estimate.low) and math.isnan(self.estimate.p))
+
+    @property
+    def ran(self) -> bool:
+        return self.estimate.n > 0 or self.diverged > 0
+
+    @property
+    def notes(self) -> str:
+        """What a reader must know of it."""
+        result, found = self.result, [self.excluded, self.limit, self.note]
+        if result and not self.excluded:
+            found.append(result.note)
+            if decided(result) and too_near(self.estimate, result):
+                found.append(f"decided by less than its uncertainty: turns at {result.turns_at:.4g}")
+        return "; ".join(filter(None, found))
+
+    def published_says(self) -> str:
+        """Whether the published numbers hold by themselves, and what the same test says of them."""
+        if self.published is None:
+            return ""
+        says = "holds" if self.test.holds(self.published.value) else "fails"
+        found = self.published.estimate(PUBLISHED_RUNS[-1])
+        if math.isnan(found.error):
+            return says
+        return f"{says}; {verdicts([(found, self.test(found))])[0]} if n = {found.n}"
 
 
 @dataclass
@@ -97,27 +184,61 @@ class Claim:
 
     name: str
     statement: str
-    comparisons: list[Comparison] = field(default_factory=list)
     reason: str = ""
+    added: list[Comparison] = field(default_factory=list)
 
     def add(
-        self, text: str, sample: Sample, judge: Judge, measure: Callable[[np.ndarray], Estimate] = mean_interval
-    ) -> None:
-        """Judge what ``measure`` makes of the numbers of all seeds."""
+        self, text: str, sample: Sample, test: Test, measure: Callable[[np.ndarray], Estimate] = mean_interval, *,
+        subject: str = "", side: bool = False, excluded: str = "", note: str = "", limit: str = "",
+        published: Published | None = None,
+    ) -> None:  # fmt: skip
+        """Test what ``measure`` makes of the numbers of all seeds; ``published``: instead of the sample's."""
         estimate = measure(sample.values.to_numpy(dtype=float))
         runs = sorted({run for names in sample.runs.values() for run in names.split()})
         text += f" ({sample.diverged} runs diverged)" if sample.diverged else ""
-        found = verdict(estimate, judge, sample.fitted, sample.diverged)
-        self.comparisons.append(Comparison(text, estimate, found, runs))
+        excluded = FITTED if sample.fitted else excluded
+        beside = published or sample.published
+        self.added.append(
+            Comparison(text, estimate, test, runs, subject, side, excluded, sample.diverged, beside, note, limit)
+        )
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """All that were added, with their verdicts."""
+        counted = [one for one in self.added if one.ran and not one.excluded]
+        decided = iter(verdicts([(one.estimate, one.result) for one in counted]))
+        found = []
+        for one in self.added:
+            verdict = NOT_RUN if not one.ran else NOT_JUDGED if one.excluded else next(decided)
+            if one.limit and verdict == SUPPORTED:
+                verdict = INCONCLUSIVE
+            found.append(replace(one, verdict=verdict))
+        return found
+
+    @property
+    def main(self) -> list[Comparison]:
+        """Those that decide."""
+        return [one for one in self.comparisons if not one.side]
 
     @property
     def verdict(self) -> str:
-        return overall([comparison.verdict for comparison in self.comparisons])
+        return overall([one.verdict for one in self.main])
+
+    @property
+    def scope(self) -> str:
+        """What the verdict is about: ``MLP5 (scratch): 3 of 11 comparisons``."""
+        counted = [one for one in self.main if one.verdict in DECIDED]
+        if not counted:
+            return ""
+        subjects = ", ".join(filter(None, dict.fromkeys(one.subject for one in counted)))
+        text = f"{subjects}: " * bool(subjects) + f"{len(counted)} of {len(self.main)} comparisons"
+        own = any(one.published for one in self.main) and not any(one.published for one in counted)
+        return f"{text}, none with a published number" if own else text
 
     def deciding(self) -> Comparison | None:
         """The comparison to show: the first that contradicts, else that is open, else that supports."""
         for kind in (CONTRADICTED, INCONCLUSIVE, SUPPORTED):
-            for comparison in self.comparisons:
+            for comparison in self.main:
                 if comparison.verdict == kind:
                     return comparison
         return None
@@ -145,9 +266,14 @@ class Sweep:
     bits: int
     rows: pd.DataFrame
     fitted: Sequence[tuple[str, str, str, int]]  # as in the study
+    published: Mapping[float, float]  # mean accuracy by lambda
 
     def __str__(self) -> str:
-        return f"{MODEL_NAMES.get(self.model, self.model)}, {bits_label(self.bits)}"
+        return f"{self.subject}, {bits_label(self.bits)}"
+
+    @property
+    def subject(self) -> str:
+        return MODEL_NAMES.get(self.model, self.model)
 
     def osciquant(self, measure: Measure, low: float = 0.0, high: float = math.inf) -> dict[float, Sample]:
         """A number per run, by lambda in rising order."""
@@ -166,6 +292,7 @@ class Evidence:
     def __init__(self, study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame):
         """The tables of :mod:`oscillations.report.collect`."""
         self.study = study
+        self._published = read_published()
         tests = without_diverged_numbers(measurements)
         self.tests = tests[(tests.split == "test") & (tests.bn == "keep")]
         epochs = with_all_columns(oscillations)
@@ -173,14 +300,14 @@ class Evidence:
         run = f"results/{study.study}/runs/" + names[0] + "/" + names[1] + "/seed" + names[2]
         self.epochs = epochs.assign(run=run)
 
-    @property
-    def chance(self) -> float:
-        """Accuracy of guessing, in percent."""
-        return 100 / len(datasets.find(self.study.data).CLASSES)
+    def both_near_chance(self, *samples: Sample) -> str:
+        """Why a comparison says nothing: all its means are near chance; empty if they are not, or not there."""
+        means = [sample.values.mean() for sample in samples]
+        return "all near chance" if max(means, default=math.nan) < self.study.near_chance else ""
 
     def groups(self, *models: str) -> list[Group]:
         """All that tables 1 and 2 publish (of some models), with the study's experiments that have run."""
-        published = read_published()
+        published = self._published
         published = published[published.table.isin(["table1", "table2"])]
         main = self._experiments("table1", "table2")
         groups = []
@@ -210,7 +337,34 @@ class Evidence:
             (t.experiment == group.experiment) & (t.method == method)
             & (t.train_bits == train_bits) & (t.eval_bits == eval_bits)
         ]  # fmt: skip
-        return Sample.of(rows, column, (group.model, group.setting, method, eval_bits) in self.study.fitted)
+        fitted = (group.model, group.setting, method, eval_bits) in self.study.fitted
+        published = self.published(group.model, group.setting, method, train_bits, eval_bits, column)
+        return Sample.of(rows, column, fitted, published)
+
+    def published(
+        self, model: str, setting: str, method: str, train_bits: int, eval_bits: int, column: str = "accuracy"
+    ) -> Published | None:
+        """What tables 1 to 3 say: a mean accuracy with its spread, or a mean ``best_epoch`` without one."""
+        p = self._published
+        rows = p[
+            (p.model == model) & (p.setting == setting) & (p.method == method)
+            & (p.train_bits == train_bits) & (p.eval_bits == eval_bits) & p["lambda"].isna()
+        ]  # fmt: skip
+        values = (rows["mean"] if column == "accuracy" else rows.epochs).dropna()
+        if values.empty:
+            return None
+        stds = rows["std"].dropna() if column == "accuracy" else rows["std"].iloc[:0]
+        return Published(float(values.iloc[0]), tuple(stds.iloc[:1]))
+
+    def rate_searches(self) -> dict[tuple[str, int], pd.DataFrame]:
+        """Accuracy at the target of OsciQuant's runs behind every figure 5, by model and bits."""
+        found: dict[tuple[str, int], pd.DataFrame] = {}
+        for name, spec in self.study.figures.items():
+            if isinstance(spec, SweepPanels) and figure_number(name) == "figure5":
+                model = self.study.experiments[spec.experiments[0]].model["name"]
+                t = self.tests[self.tests.experiment.isin(spec.experiments) & (self.tests.method == "osciquant")]
+                found[model, spec.bits] = t[(t.train_bits == spec.bits) & (t.eval_bits == spec.bits)]
+        return found
 
     def history(self, group: Group, method: str, train_bits: int, measure: Measure) -> Sample:
         """A number per seed from its run's epochs."""
@@ -230,11 +384,13 @@ class Evidence:
                 variant = group.experiment + "/" + group.variant
                 first = variant.groupby([group.method, group["lambda"]], dropna=False).transform("first")
                 found.setdefault((model, bits), []).append(self._sweep(model, bits, group[variant == first]))
-        published = read_published()
+        published = self._published
         published = published[published.table.isin(tables)]
         keys: list[tuple[str, int]]
         keys = [*published[["model", "train_bits"]].drop_duplicates().itertuples(index=False, name=None), *found]
         return [sweep for key in dict.fromkeys(keys) for sweep in found.get(key, [self._sweep(*key, rows.iloc[:0])])]
 
     def _sweep(self, model: str, bits: int, rows: pd.DataFrame) -> Sweep:
-        return Sweep(model, bits, rows, self.study.fitted)
+        p = self._published
+        known = p[(p.model == model) & (p.setting == "sweep") & (p.train_bits == bits)]
+        return Sweep(model, bits, rows, self.study.fitted, dict(zip(known["lambda"], known["mean"])))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
 from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, without_diverged_numbers
 from oscillations.report.claims.measures import per_epoch, per_step
-from oscillations.report.estimates import Judge, above, below, mean_interval, tost_interval, within
+from oscillations.report.estimates import Above, Below, Test, Within
 from oscillations.report.measurements import read_measurements, read_oscillations
 from oscillations.study.paths import study_file
 from oscillations.study.reading import load
 from oscillations.study.report_schema import Contrast, Side, Tested
 from oscillations.study.schema import Study
 
-JUDGES = {"above": above, "below": below, "within": within}
-MEASURES = {"above": mean_interval, "below": mean_interval, "within": tost_interval}
+TESTS: dict[str, Callable[[float], Test]] = {"above": Above, "below": Below, "within": Within}
+AFTER_RUNS = "set after runs had been seen"
 
 
 def claims(study: Study) -> list[Claim]:
@@ -29,13 +31,10 @@ def claims(study: Study) -> list[Claim]:
             sample = runs.contrast(tested, tested)
             if tested.than is not None:
                 sample = sample - runs.contrast(tested.than, tested)
-            claim.add(tested.text, sample, _judge(tested), MEASURES[tested.expect])
+            note = AFTER_RUNS if tested.set_after_runs else ""
+            claim.add(tested.text, sample, TESTS[tested.expect](tested.bound), side=tested.side, note=note)
         found.append(claim)
     return found
-
-
-def _judge(tested: Tested) -> Judge:
-    return lambda estimate: JUDGES[tested.expect](estimate, tested.bound)
 
 
 class Runs:
@@ -78,16 +77,17 @@ class Runs:
             last = int(compared.groupby(["path", "seed"]).epoch.max().min()) if len(compared) else 0
             measure = per_step(last) if tested.measure == "per_step" else per_epoch(last)
             return per_run(mine, _percent(measure))
-        if tested.to is not None:  # layer_distance
-            samples = [self.layer_shares(path), self.layer_shares(tested.to)]
+        if tested.to is not None:  # layer_distance, whole or last
+            samples = [self.layer_shares(one, tested.measure) for one in (path, tested.to)]
             return combine(samples, lambda table: (table[0] - table[1]).map(np.abs).map(sum) / 2)
         return Sample.of(mine[mine.epoch == mine.best_epoch], tested.measure)
 
-    def layer_shares(self, path: str) -> Sample:
-        """How a run's oscillations are spread over its layers: shares that sum to 1, by seed."""
+    def layer_shares(self, path: str, measure: str) -> Sample:
+        """How a run's oscillations, of all epochs or of its last, are spread over its layers: shares by seed, sum 1."""
         mine = self.epochs[self.epochs.path == path]
         last = mine[mine.epoch == mine.groupby("seed").epoch.transform("max")].set_index("seed")
-        shares = last.layer_shares.map(lambda text: np.array([float(share) for share in text.split()]))
+        column = last.layer_shares if measure == "layer_distance" else last.layer_shares_epoch
+        shares = column.map(lambda text: np.array([float(share) for share in text.split()]))
         return Sample(shares, last.run.to_dict())
 
 

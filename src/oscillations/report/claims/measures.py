@@ -28,14 +28,32 @@ def own_accuracy(run: pd.DataFrame) -> float:
     return run.accuracy[run.eval_bits == run.train_bits].iloc[0]
 
 
-def gap_change(run: pd.DataFrame) -> float:
-    """How the gap from FP to 3- and 4-bit accuracy (but for the target) changes from first to last third of epochs."""
+def rise_elsewhere(run: pd.DataFrame) -> float:
+    """How the mean accuracy at 3, 4 and 8 bits (but for the target) changes from first to last third of epochs."""
     third = len(run) // 3
     if not third:
         return math.nan
-    others = [f"val_acc_{bits}" for bits in (3, 4) if bits != run.train_bits.iloc[0]]
-    gap = run.val_acc_32 - run[others].mean(axis=1, skipna=False)
-    return gap.iloc[-third:].mean() - gap.iloc[:third].mean()
+    others = _evaluated(run, (3, 4, 8))
+    accuracy = run[others].mean(axis=1, skipna=False)
+    return accuracy.iloc[-third:].mean() - accuracy.iloc[:third].mean()
+
+
+def later_elsewhere(near: float) -> Measure:
+    """By how many epochs 4 and 8 bits (but for the target) come within ``near`` points of their best later than it."""
+
+    def measure(run: pd.DataFrame) -> float:
+        def converged(column: str) -> float:
+            return run.epoch[run[column] >= run[column].max() - near].min()
+
+        others = [converged(column) for column in _evaluated(run, (4, 8))]
+        return sum(others) / len(others) - converged(f"val_acc_{run.train_bits.iloc[0]:.0f}") if others else math.nan
+
+    return measure
+
+
+def _evaluated(run: pd.DataFrame, widths: tuple[int, ...]) -> list[str]:
+    """The columns of validation accuracy at some widths, but for the target, as far as the study evaluates there."""
+    return [column for bits in widths if (column := f"val_acc_{bits}") in run and bits != run.train_bits.iloc[0]]
 
 
 def near_at_best(run: pd.DataFrame) -> float:

@@ -15,7 +15,7 @@ import pandas as pd
 from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.files import read_json
 from oscillations.records import cost
-from oscillations.report.estimates import BOOTSTRAP_FROM, mean_interval
+from oscillations.report.estimates import MINIMUM_RUNS, mean_interval
 from oscillations.report.measurements import (
     oscillation_shares,
     read_measurements,
@@ -34,7 +34,7 @@ OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, 
 COLUMNS = [
     "family", "method", "label", "variant", "start", "grid", "levels", "per_channel", "calibration", "planned", "n",
     "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std", "difference", "difference_low",
-    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "best_epoch", "steps", "step_cost",
+    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost",
     "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel"]  # only rows that share all of these are ranked
@@ -132,7 +132,17 @@ def _trained(
         logged = shares[(shares.path == variant.path) & shares.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
-        yield row | of_runs.mean().to_dict() | _cost(own) | {"step_cost": speed and speed.ratio_to_fp}
+        began = choice.options.begins * variant.recipe.training.epochs  # epochs before its own phase
+        kept = own[(own.bn == "keep") & (own.status == "done")].best_epoch
+        yield (
+            row
+            | of_runs.mean().to_dict()
+            | _cost(own)
+            | {
+                "step_cost": speed and speed.ratio_to_fp,
+                "early": int((kept <= began).sum()),
+            }
+        )
 
 
 def _posttrained(
@@ -231,8 +241,11 @@ def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Where a mean is the largest, and others are less, in one family on one grid; all its runs have a number."""
-    values = rows[column].where((rows.n == rows.planned) & rows[column].notna())
+    """Where a mean is the largest, and others are less, in one family on one grid; all its runs have a number.
+
+    Fewer than three runs rank nothing.
+    """
+    values = rows[column].where((rows.n == rows.planned) & (rows.n >= MINIMUM_RUNS) & rows[column].notna())
     groups = values.groupby([rows[key] for key in RANKING], dropna=False)
     return (values == groups.transform("max")) & (values > groups.transform("min"))
 
@@ -240,7 +253,7 @@ def best(rows: pd.DataFrame, column: str) -> pd.Series:
 def shown(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows as people read them: strings, the best of a ranking between ``**``; columns without numbers left out."""
     target = bits_label(spec.bits)
-    text = pd.DataFrame({"Family": rows.family, "Method": rows.label}, dtype=str)
+    text = pd.DataFrame({"Family": rows.family, "Method": [_name(row) for row in rows.itertuples()]}, dtype=str)
     text["Grid"] = [_grid_text(row) for row in rows.itertuples()]
     text["Scale"] = rows.calibration.astype(object).fillna("")
     text[target] = [_state(cell, row) for cell, row in zip(_means(rows, "accuracy"), rows.itertuples())]
@@ -257,6 +270,14 @@ def shown(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> pd.DataFra
     text["a step / FP step"] = [_number(value, 2) for value in rows.step_cost]
     text["seconds"] = [_number(value, 0 if value >= 10 else 1) for value in rows.seconds]
     return text[[header for header in text if header in ("Family", "Grid", "Scale") or text[header].any()]]
+
+
+def _name(row: Any) -> str:
+    """The label, and whether the method's own phase came too late for what was kept."""
+    if not row.early > 0:
+        return row.label
+    of = "" if row.early == row.n else f" in {row.early:.0f} of {row.n} runs"
+    return f"{row.label} (kept from before its own phase{of})"
 
 
 def _means(rows: pd.DataFrame, column: str) -> list[str]:
@@ -300,12 +321,12 @@ def notes(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
         "level), per channel where the method is. Post-training methods are done anew at every width; FP32 is the "
         "network they start from. − QAT: difference to the QAT of the same family (of per-channel methods to the "
         "per-channel QAT where there is one; post-training: of the family that its start belongs to), paired by "
-        f"seed, with Student's t interval, from n = {BOOTSTRAP_FROM} on the bootstrap's.",
+        f"seed, with Student's t interval; fewer than {MINIMUM_RUNS} seeds have none, and are not ranked.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
         "relative error of the network's answers on the calibration images; where no blocks are (MLP5), BRECQ is "
         "AdaRound. Where the best epoch lies before a "
-        "method's late phase (QC, CGA, freezing, dampening ...), the number is that of what it does before. Steps and "
+        "method's own phase (QC, CGA, freezing ...), the number is that of what it is built on. Steps and "
         "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
         "(benchmarks/results/cost.csv).",
     ]

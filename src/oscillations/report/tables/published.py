@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.core.files import write_text
+from oscillations.report.estimates import MINIMUM_RUNS, PUBLISHED_RUNS, welch
 from oscillations.report.measurements import read_measurements
 from oscillations.study.paths import PUBLISHED, results
 from oscillations.study.pretrained import IMAGENET_LABELS
@@ -29,6 +31,12 @@ TITLES = {
 SETTINGS = {"table1": "scratch", "table4": "sweep", "table5": "sweep"}  # the others: finetune
 FITTED_MARK = "†"
 FITTED_NOTE = f"{FITTED_MARK} A free choice was fitted to this published cell; it counts for no claim."
+COMPATIBLE, DIFFERENT, DEPENDS, CHANCE = AGREEMENTS = ("compatible", "different", "depends", "chance")
+AGREEMENT_NOTE = (
+    "The difference to the published mean has the 95 % interval of Welch's test, once as if the paper had run "
+    f"{PUBLISHED_RUNS[0]} seeds and once as if it had run {PUBLISHED_RUNS[1]}: it does not say."
+)
+COMPARED = ["difference", "ratio", *(f"{end}_{n}" for n in PUBLISHED_RUNS for end in ("low", "high")), "agreement"]
 FINE_TUNED = ("table2", "table3", "table5")
 METHOD_NAMES = {
     "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
@@ -76,46 +84,74 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     """One row per cell of a table: all published cells, then those of the study that have no published twin.
 
     Cells are matched on model, method, bits and, in sweeps, lambda. Outside sweeps lambda is a choice of the
-    study and stays out of the match, because the published tables name none. ``inside``: the mean lies in the
-    published mean +- 2 std; empty where either is missing, and where networks do not start as the paper's: from a
-    verified ImageNet checkpoint where it fine-tunes. ``fitted``: a free choice was fitted to the published cell.
-    ``missing``: what has not run, and why if the study says so.
+    study and stays out of the match, because the published tables name none. The columns of :func:`_compared` say how
+    they agree. ``fitted``: a free choice was fitted to the published cell. ``missing``: what has not run, and why if
+    the study says so.
     """
-    sweep = SETTINGS.get(table) == "sweep"
     published = read_published()
     published = published[(published.table == table) & (study.published != "none")].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
-    found = summarise(measurements).astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
-    found = found[found.experiment.isin(study.shown_in(table))]
-    if table != "table3":  # each model at the bits it was made for
-        own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
-        found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
-    if sweep:  # the main experiment's lambda is one point of the sweep
-        found = found[(found.method == "osciquant") & found.train_bits.isin(published.train_bits)]
-    found = found.assign(setting=SETTINGS.get(table, "finetune"))
-    if not sweep:
-        found["lambda"] = float("nan")
     # pandas matches NaN with NaN here, which is what a cell without lambda needs
     columns = [*CELL, "published_mean", "published_std", "published_epochs"]
-    merged = published[columns].merge(found.drop(columns=["lr"]), on=CELL, how="outer")
+    merged = published[columns].merge(_own_cells(study, table, measurements, published), on=CELL, how="outer")
     merged.insert(0, "table", table)
-    merged["difference"] = merged["mean"] - merged.published_mean
-    compared = merged.difference.notna() & merged.published_std.notna() & study.judged
-    compared &= merged.start.isin(_like_published(table))
-    merged["inside"] = (merged.difference.abs() <= 2 * merged.published_std).astype("boolean").where(compared)
+    merged = merged.join(pd.DataFrame([_compared(study, cell) for _, cell in merged.iterrows()], columns=COMPARED))
     cells = merged[["model", "setting", "method", "eval_bits"]].itertuples(index=False, name=None)
     merged["fitted"] = merged.published_mean.notna() & pd.Series([cell in study.fitted for cell in cells], dtype=bool)
     merged["missing"] = [
         _missing(study, variants, table, cell) if pd.isna(cell.n) else "" for _, cell in merged.iterrows()
     ]
+    return merged.loc[_order(merged, table)].reset_index(drop=True)
+
+
+def _own_cells(study: Study, table: str, measurements: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The study's cells that stand in a table."""
+    found = summarise(measurements).astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
+    found = found[found.experiment.isin(study.shown_in(table))]
+    if table != "table3":  # each model at the bits it was made for
+        own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
+        found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
+    if SETTINGS.get(table) == "sweep":  # the main experiment's lambda is one point of the sweep
+        found = found[(found.method == "osciquant") & found.train_bits.isin(published.train_bits)]
+    else:
+        found = found.assign(**{"lambda": float("nan")})
+    return found.assign(setting=SETTINGS.get(table, "finetune")).drop(columns=["lr"])
+
+
+def _compared(study: Study, cell: pd.Series) -> dict[str, Any]:
+    """How a cell agrees with the published one.
+
+    ``difference`` of the means, by itself and as a ``ratio`` to the published std; its 95 % interval (Welch) for each
+    assumed number of published runs, ``low_3`` say. ``agreement``: compatible where no interval excludes 0, different
+    where all do, depends where only some do, chance where both are near chance. Nothing is said of fewer than three
+    runs, and of networks that do not start as the paper's: from a verified ImageNet checkpoint where it fine-tunes.
+    """
+    found: dict[str, Any] = {"difference": cell["mean"] - cell.published_mean}
+    if study.judged and cell.published_std > 0:
+        found["ratio"] = found["difference"] / cell.published_std
+    if not (study.judged and cell.n >= MINIMUM_RUNS and cell.published_std > 0 and cell.start in _starts(cell.table)):
+        return found
+    intervals = []
+    for runs in PUBLISHED_RUNS:
+        parts = [(cell["std"], int(cell.n)), (cell.published_std, runs)]
+        intervals.append(welch(int(cell.n), found["difference"], parts))
+        found |= {f"low_{runs}": intervals[-1].low, f"high_{runs}": intervals[-1].high}
+    if max(cell["mean"], cell.published_mean) < study.near_chance:
+        return found | {"agreement": CHANCE}
+    apart = {not one.low <= 0 <= one.high for one in intervals}
+    return found | {"agreement": DEPENDS if len(apart) > 1 else DIFFERENT if apart.pop() else COMPATIBLE}
+
+
+def _order(merged: pd.DataFrame, table: str) -> pd.Index:
+    """The index in the order of the paper's tables."""
     order = {name: place for place, name in enumerate(METHOD_NAMES)}
     models = {name: place for place, name in enumerate(MODEL_NAMES)}
     keys = pd.DataFrame(
         {
             "own": merged.published_mean.isna(),
             "model": merged.model.map(models).fillna(len(models)),
-            "lambda": merged["lambda"].fillna(-1) if sweep else 0,
+            "lambda": merged["lambda"].fillna(-1) if SETTINGS.get(table) == "sweep" else 0,
             "train": merged.train_bits if table == "table3" else merged.eval_bits,
             "method": merged.method.map(order).fillna(len(order)),
             "eval": merged.eval_bits,
@@ -123,7 +159,7 @@ def table_cells(study: Study, variants: list[Variant], table: str, measurements:
     )
     keys.loc[merged.method.isin(["baseline", "ptq"]) & (table == "table3"), "train"] = 0
     keys.loc[merged.method == "baseline", ["train", "eval"]] = -1
-    return merged.loc[keys.sort_values(list(keys)).index].reset_index(drop=True)
+    return keys.sort_values(list(keys)).index
 
 
 def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series) -> str:
@@ -139,7 +175,7 @@ def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series)
     return "not in this study"
 
 
-def _like_published(table: str) -> frozenset[str]:
+def _starts(table: str) -> frozenset[str]:
     """The starts that the table's numbers may be compared with."""
     return IMAGENET_LABELS if table in FINE_TUNED else IMAGENET_LABELS | {""}
 
@@ -180,12 +216,18 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
         row["Reproduced"] = reproduced_text(cell)
         row["n"] = "" if pd.isna(cell.n) else str(int(cell.n))
         row["Difference"] = "" if pd.isna(cell.difference) else f"{cell.difference:+.2f}"
+        for runs in PUBLISHED_RUNS:
+            low, high = cell[f"low_{runs}"], cell[f"high_{runs}"]
+            row[f"95 % if n = {runs}"] = "" if pd.isna(low) else f"[{low:+.2f}, {high:+.2f}]"
+        row["/ published std"] = "" if pd.isna(cell.ratio) else f"{cell.ratio:+.1f}"
         if table in ("table1", "table2"):
             row["Epochs (published)"] = "" if pd.isna(cell.published_epochs) else f"{cell.published_epochs:.0f}"
             row["Epochs"] = "" if pd.isna(cell.epochs) else f"{cell.epochs:.1f}"
         rows.append(row)
     text = pd.DataFrame(rows)
+    intervals = [f"95 % if n = {runs}" for runs in PUBLISHED_RUNS]
     without = ["Published", "Difference", "Epochs (published)"] if cells.published_mean.isna().all() else []
+    without += [column for column in ("/ published std", *intervals) if not text[column].any()]
     return text.drop(columns=without, errors="ignore")
 
 
@@ -194,6 +236,8 @@ def notes(study: Study, cells: pd.DataFrame) -> list[str]:
     found = [study.note]
     if (cells.fitted & cells.n.notna()).any():
         found.append(FITTED_NOTE)
+    if cells.agreement.notna().any():
+        found.append(AGREEMENT_NOTE)
     empty = [name.split("/")[0] for name in cells.missing if "/" in name]
     found += [f"Not run: {name}, {study.not_run[name]}." for name in dict.fromkeys(empty) if name in study.not_run]
     return found
@@ -216,7 +260,7 @@ def _csv(table: pd.DataFrame) -> str:
 
 
 def agreement_cells(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
-    """Each published cell once, beside the study's: difference, and whether it lies in published mean +- 2 std.
+    """Each published cell once, beside the study's, and how they agree.
 
     Where two experiments fill one cell, the one that the study's table names first stands here.
     """
@@ -230,23 +274,16 @@ def agreement_cells(study: Study, variants: list[Variant], measurements: pd.Data
     cells = pd.concat(tables, ignore_index=True)
     cells["n"] = cells.n.fillna(0).astype(int)
     cells["relation"] = study.published
-    columns = ["published_mean", "published_std", "mean", "std", "n", "difference", "inside", "fitted", "relation"]
+    columns = ["published_mean", "published_std", "mean", "std", "n", *COMPARED, "fitted", "relation"]
     return cells[["table", *CELL, *columns, "missing", "runs", "start"]]
 
 
 def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
-    """By table and for all: published cells, those that have run, and how these lie; a fitted one is not judged."""
-    inside = agreement.inside.where(~agreement.fitted)
-    counted = pd.DataFrame(
-        {
-            "table": agreement.table,
-            "published": 1,
-            "run": agreement.n > 0,
-            "inside": inside.fillna(False),
-            "outside": (~inside).fillna(False),
-            "fitted": agreement.fitted & (agreement.n > 0),
-        }
-    )
+    """By table and for all: published cells, those that have run, and how these agree; a fitted one is not judged."""
+    said = agreement.agreement.where(~agreement.fitted)
+    counted = pd.DataFrame({"table": agreement.table, "published": 1, "run": agreement.n > 0})
+    counted = counted.assign(**{kind: said == kind for kind in AGREEMENTS})
+    counted["fitted"] = agreement.fitted & (agreement.n > 0)
     by_table = counted.groupby("table").sum().astype(int)
     by_table.loc["all"] = by_table.sum()
     return by_table.reset_index()
