@@ -2,18 +2,25 @@
 REQUIRED INPUTS: records, histories, evaluations and post-training results of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
-         posttraining.csv,reconstruction.csv,index.html,tables/}, figures/<study>/
+         posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,tables/}, figures/<study>/
 
 Nothing here but the toy experiment imports torch; every rule runs from what git holds.
 """
 
 RESULTS, FIGURES = f"results/{STUDY.study}", f"figures/{STUDY.study}"
 COMPARISONS = [f"comparison-{name}" for name in STUDY.comparisons]
-TABLES = [*STUDY.tables, *(["rate-search"] if STUDY.rate_searches else []), *COMPARISONS]
+TABLES = [
+    *STUDY.tables,
+    *(["rate-search"] if STUDY.rate_searches else []),
+    *COMPARISONS,
+    *(["gain"] if STUDY.gain else []),
+]
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
 COST = [str(paths.COST)] if paths.COST.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
-REFERENCE = [file for file in REFERENCE if Path(file).exists()]  # that study is not this one's to make
+COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for name in ("measurements", "posttraining")]
+# those studies are not this one's to make
+REFERENCE, COMPANIONS = ([file for file in files if Path(file).exists()] for files in (REFERENCE, COMPANIONS))
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
 
@@ -77,6 +84,7 @@ rule tables:
         rules.collect.output,
         rules.oscillations.output if COMPARISONS else [],
         COST if COMPARISONS else [],
+        COMPANIONS if STUDY.gain else [],
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),
@@ -87,7 +95,9 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=sources.code("report.tables.published", "report.tables.rate_search", "report.tables.comparison"),
+        code=sources.code(
+            "report.tables.published", "report.tables.rate_search", "report.tables.comparison", "report.tables.gain"
+        ),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -137,12 +147,33 @@ rule claims:
         "python -m oscillations claims --study {params.study} > {log} 2>&1"
 
 
+rule findings:
+    """What was found, in sentences."""
+    input:
+        rules.tables.output,
+        rules.claims.output,
+        COMPANIONS if STUDY.gain else [],
+    output:
+        expand(f"{RESULTS}/{{name}}", name=["findings.csv", "findings.md", "README.md"]),
+    log:
+        f"logs/{STUDY.study}/report/findings.log",
+    benchmark:
+        f"logs/{STUDY.study}/report/findings.tsv"
+    params:
+        code=sources.code("report.findings"),
+        choices=REPORT_PARAMS,
+        study=STUDY_FILE,
+    shell:
+        "python -m oscillations findings --study {params.study} > {log} 2>&1"
+
+
 rule site:
     """The page that shows all of it."""
     input:
         rules.tables.output,
         rules.figures.output,
         rules.claims.output,
+        rules.findings.output,
         "src/oscillations/report/template.html",
         "docs/choices.md",
         COST,

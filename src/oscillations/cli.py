@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     command(toy)
     for step in (collect, oscillations, tables, figures, claims, site, report):
         command(step)
+    command(findings).add_argument("--readme", type=Path, help="bring the sentences of this README up to date, instead")
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
     command(check, "narrow")
     certifying = commands.add_parser("certify", help=certify.__doc__, description=certify.__doc__)
@@ -199,8 +200,9 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the tables, published beside reproduced, agreement.csv, coverage.csv, searches and comparisons."""
+    """Write the tables, published beside reproduced: agreement.csv, coverage.csv, searches, comparisons, the gain."""
     from oscillations.report.tables.comparison import write_comparisons
+    from oscillations.report.tables.gain import write_gain
     from oscillations.report.tables.published import write_tables
     from oscillations.report.tables.rate_search import write_searches
 
@@ -208,6 +210,7 @@ def tables(options: argparse.Namespace) -> None:
     write_tables(study, variants)
     write_searches(study, variants)
     write_comparisons(study, variants)
+    write_gain(study)
 
 
 def figures(options: argparse.Namespace) -> None:
@@ -224,6 +227,13 @@ def claims(options: argparse.Namespace) -> None:
     module.write_claims(load(options.study)[0])
 
 
+def findings(options: argparse.Namespace) -> None:
+    """Write what was found, in sentences: findings.md and README.md of the study's results."""
+    from oscillations.report import findings as module
+
+    module.write_findings(load(options.study)[0], getattr(options, "readme", None))
+
+
 def site(options: argparse.Namespace) -> None:
     """Write results/<study>/index.html."""
     from oscillations.report import site as module
@@ -232,8 +242,8 @@ def site(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Everything people read, in order: collect, oscillations, tables, figures, claims, site."""
-    for step in (collect, oscillations, tables, figures, claims, site):
+    """Everything people read, in order: collect, oscillations, tables, figures, claims, findings, site."""
+    for step in (collect, oscillations, tables, figures, claims, findings, site):
         step(options)
 
 

@@ -18,7 +18,7 @@ from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_R
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
 from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, start_label
 from oscillations.report.tables import comparison as methods
-from oscillations.report.tables import rate_search
+from oscillations.report.tables import gain, rate_search
 from oscillations.report.tables.published import (
     METHOD_NAMES,
     MODEL_NAMES,
@@ -32,7 +32,7 @@ from oscillations.report.tables.published import (
 )
 from oscillations.study import paths
 from oscillations.study.paths import CHOICES, Run, results
-from oscillations.study.report_schema import figure_number
+from oscillations.study.report_schema import FIGURES, figure_number
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
@@ -62,6 +62,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
     page = environment.from_string(TEMPLATE.read_text()).render(
         study=study,
         relation=RELATION[study.published],
+        findings=_findings(study),
         claims=_claims(study),
         tables=[_table(study, variants, table, measurements) for table in study.tables],
         coverage=_coverage(study),
@@ -76,6 +77,7 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         statistics=_statistics(oscillations),
         compared=[_comparison(study, name) for name in study.comparisons],
         searches=_searches(study, variants, measurements),
+        gain=_gain(study),
         figures=_figures(study, dict(choices)["figure 4"]),
         method_figures=[_figure(study, name) for name in study.figure_names if not _of_paper(name)],
         figures_folder=f"../../figures/{study.study}",
@@ -106,12 +108,12 @@ def _figures(study: Study, figure4: Markup) -> list[dict[str, Any]]:
     figures = [_figure(study, name) for name in study.figure_names if _of_paper(name)]
     if not study.tables:
         return figures
-    place = sum(figure_number(figure["name"]) < "figure4" for figure in figures)
+    place = sum("figure1" <= figure_number(figure["name"]) < "figure4" for figure in figures)
     return [*figures[:place], {"name": "figure4", "title": title("figure4"), "caption": figure4}, *figures[place:]]
 
 
 def _of_paper(figure: str) -> bool:
-    return figure.startswith("figure") and not figure.startswith("figure-")
+    return figure_number(figure) in FIGURES or not figure.startswith("figure-")
 
 
 def _figure(study: Study, name: str) -> dict[str, Any]:
@@ -152,6 +154,20 @@ def _searches(study: Study, variants: list[Variant], measurements: pd.DataFrame)
         "rows": rate_search.shown(rows).to_dict("records"),
         "sentences": rate_search.sentences(rows),
     }
+
+
+def _findings(study: Study) -> list[dict[str, Any]]:
+    """The sentences, their anchors on this page."""
+    rows = pd.read_csv(results(study.study) / "findings.csv").to_dict("records")
+    return [{"text": _bold(row["text"]), "target": row["target"].removeprefix("index.html")} for row in rows]
+
+
+def _gain(study: Study) -> dict[str, Any] | None:
+    """What explains the gain over PTQ, as its table shows it."""
+    if study.gain is None:
+        return None
+    rows = gain.shown(study.gain, gain.read_gain(study))
+    return {"title": gain.title(study.gain), "rows": rows.to_dict("records"), "note": gain.notes(study)[1]}
 
 
 def _width(study: Study, name: str) -> int:

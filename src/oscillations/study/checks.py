@@ -12,7 +12,7 @@ from oscillations import datasets, methods, models, posttraining
 from oscillations.core.bits import LATENT
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
-from oscillations.study.report_schema import SweepPanels, WeightPanels
+from oscillations.study.report_schema import RatePanels, SweepPanels, WeightPanels
 from oscillations.study.schema import Experiment, PostTrainingEntry, Study
 from oscillations.study.variants import Variant, select
 
@@ -123,6 +123,9 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
         if isinstance(spec, SweepPanels):
             refuse_unknown(spec.experiments, study.experiments, f"{where}.experiments", "experiment")
             _check_sweep_panels(spec, variants, where)
+            continue
+        if isinstance(spec, RatePanels):
+            refuse_unknown([spec.experiment], study.experiments, f"{where}.experiment", "experiment")
             continue
         refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
         if isinstance(spec, WeightPanels):

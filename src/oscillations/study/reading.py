@@ -85,6 +85,12 @@ def load(path: Path) -> tuple[Study, list[Variant]]:
             raise InputError(f"{where}: {study.reference} is the study itself; leave reference out")
         known = {variant.path: variant for variant in _load(sibling(path, study.reference, where))[1]} | known
     checks.check_hypotheses(study, known, path)
+    if study.gain is not None:
+        for name in study.companions:
+            others = _load(sibling(path, name, f"{path}: companions"))[1]
+            known = {variant.path: variant for variant in others} | known
+        named = [study.gain.against, *(row.of for row in study.gain.rows)]
+        checks.refuse_unknown(named, known, f"{path}: gain", "variant")
     return study, variants
 
 

@@ -26,13 +26,21 @@ class SweepPanels(Strict):
     bits: Literal[2, 3, 4]
 
 
-FIGURES: dict[str, type[Panels] | type[SweepPanels]] = {  # the figures that show runs, and what each must be told
+class RatePanels(Strict):
+    experiment: str = Field(description="baseline, QAT and OsciQuant over learning rates")
+    bits: Literal[2, 3, 4]
+
+
+FIGURES: dict[
+    str, type[Panels] | type[SweepPanels] | type[RatePanels]
+] = {  # the figures that show runs, and what each must be told
     "figure2": WeightPanels,
     "figure3": Panels,
     "figure5": SweepPanels,
     "figure6": SweepPanels,
     "figure7": Panels,
     "figure8": Panels,
+    "figure-rates": RatePanels,
 }
 LABEL = r"(-[a-z0-9.]+)*$"
 
@@ -61,7 +69,7 @@ def _figure_specs(content: Any) -> Any:
 
 
 Figures = Annotated[
-    dict[str, WeightPanels | Panels | SweepPanels],
+    dict[str, WeightPanels | Panels | SweepPanels | RatePanels],
     BeforeValidator(_figure_specs),
     WithJsonSchema(
         {
@@ -123,6 +131,22 @@ class Claims(Strict):
         """What a reader must know of a margin: that it was set after runs had been seen."""
         extra = type(self).model_fields[margin].json_schema_extra
         return "margin set after runs had been seen" if extra == SET_AFTER_RUNS else ""
+
+
+class GainRow(Strict):
+    """One way to an accuracy at the table's width."""
+
+    text: str
+    of: str = Field(description="experiment/variant, of the study or its companions")
+    posttraining: str | None = Field(None, description="label of a post-training method that is applied to it")
+
+
+class Gain(Strict):
+    """What explains the gain over PTQ: ways to quantize one network, beside one that they are compared with."""
+
+    bits: Literal[2, 3, 4]
+    against: str = Field(description="experiment/variant that all rows are compared with")
+    rows: list[GainRow] = Field(min_length=1)
 
 
 class Side(Strict):

@@ -17,6 +17,7 @@ from oscillations.study.report_schema import (
     Claims,
     ComparisonTable,
     Figures,
+    Gain,
     Hypothesis,
     Published,
     WeightPanels,
@@ -121,6 +122,7 @@ class Study(Strict):
         description="how its numbers relate to the published ones; none: they are not set beside any"
     )
     reference: str | None = Field(None, description="study whose runs hypotheses may compare with")
+    companions: list[str] = Field([], description="studies whose runs stand in the table of the gain, too")
     data: str
     validation: PositiveInt = Field(description="training images held out")
     split_seed: Seed = 0
@@ -145,6 +147,7 @@ class Study(Strict):
     posttraining: dict[Name, PostTrainingEntry] = Field({}, description="methods applied to finished runs")
     toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")
     hypotheses: dict[ShortName, Hypothesis] = Field({}, description="by a short name, H1 say")
+    gain: Gain | None = Field(None, description="table of what explains the gain over PTQ")
     fitted: list[Published] = Field(
         [], description="published cells (model, setting, method, eval_bits) that a free choice was fitted to"
     )
@@ -204,4 +207,5 @@ class Study(Strict):
         compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
         own = [f"figure-reconstruction-{name}" for name, entry in self.posttraining.items() if entry.reconstructs]
         own += ["figure-aoq-toy"] if self.toy_regression else []
-        return ["figure1", *sorted(self.figures, key=figure_number), "figureA1", "figureA5", *compared, *own]
+        numbered = sorted(self.figures, key=lambda name: (name.startswith("figure-"), figure_number(name)))
+        return ["figure1", *numbered, "figureA1", "figureA5", *compared, *own]

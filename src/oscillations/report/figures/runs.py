@@ -22,7 +22,8 @@ from oscillations.core.files import replacing
 from oscillations.engine.recipe import Recipe
 from oscillations.report.figures.comparison import heatmap, scatter
 from oscillations.report.figures.exact import figure1, figure_a1, figure_a5
-from oscillations.report.figures.palette import BITS, BLACK, BLUE, GREEN, GREY, METHODS, PURPLE, VERMILION
+from oscillations.report.figures.palette import BITS, BLACK, BLUE, GREY, METHODS, PURPLE, VERMILION
+from oscillations.report.figures.searches import figure5, figure6, figure_rates
 from oscillations.report.measurements import (
     oscillation_shares,
     read_measurements,
@@ -30,9 +31,9 @@ from oscillations.report.measurements import (
     read_posttraining,
 )
 from oscillations.report.tables.comparison import read_comparison
-from oscillations.report.tables.published import METHOD_NAMES, MODEL_NAMES, bits_label, read_published
+from oscillations.report.tables.published import METHOD_NAMES, MODEL_NAMES, bits_label
 from oscillations.study import paths
-from oscillations.study.report_schema import Panels, SweepPanels, WeightPanels, figure_number
+from oscillations.study.report_schema import Panels, WeightPanels, figure_number
 from oscillations.study.schema import PostTrainingEntry, Study
 from oscillations.study.variants import Variant
 
@@ -58,6 +59,9 @@ CAPTIONS = {
     "figure-aoq": "AOQ's toy experiment: 10,000 weights of -2, -1, 0 or 1 are to be found from 2,000 examples. "
     "Left: where weights end, and how many of these are right (full colour). Right: how many in all. Mean over "
     "seeds; bars and points: single seeds.",
+    "figure-rates": "What a learning rate gives: test accuracy at the width trained for, of QAT and of OsciQuant at "
+    "every λ, beside 3-bit PTQ of the baseline of the same rate. Points: mean over seeds, bars: standard deviation; "
+    "dotted: published.",
     "figure-reconstruction": "Relative reconstruction loss of the network's units along its depth, on the calibration "
     "images, after post-training quantization. Line: mean over seeds, band: their range. Rises are what MRECG calls "
     "oscillation; circles join units that were reconstructed together.",
@@ -84,6 +88,7 @@ def write_figures(study: Study, variants: list[Variant]) -> None:
         "figure6": figure6,
         "figure7": figure7,
         "figure8": figure8,
+        "figure-rates": figure_rates,
     }
     of_comparisons = {"figure-comparison": scatter, "figure-heatmap": heatmap}
     for name in study.figure_names:
@@ -247,75 +252,6 @@ def figure3(spec: Panels, study: Study, recipes: Recipes) -> Figure | None:
         row[0].set_ylim(bottom=0)
     model = model_name(recipes[spec.panels[0]])
     figure.suptitle(f"Share of the {weights:,} weights of {model} that oscillate (change back)", fontsize="medium")
-    sns.despine(figure)
-    return figure
-
-
-def _sweep(spec: SweepPanels, study: Study) -> pd.DataFrame:
-    """Test accuracy of OsciQuant at the sweep's bit width, one row per run."""
-    tests = read_measurements(study.study)
-    return tests[
-        tests.experiment.isin(spec.experiments) & (tests.split == "test") & (tests.bn == "keep")
-        & (tests.method == "osciquant") & (tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)
-        & (tests.status == "done")
-    ]  # fmt: skip
-
-
-def _sweep_title(spec: SweepPanels, tests: pd.DataFrame) -> str:
-    seeds = tests.groupby(["lr", "lambda"]).seed.nunique()
-    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    model = MODEL_NAMES.get(tests.iloc[0].model, tests.iloc[0].model)
-    return f"OsciQuant, {model}, {bits_label(spec.bits)}, n = {n}"
-
-
-def figure5(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
-    tests = _sweep(spec, study)
-    tests = tests[tests["lambda"] > 0]
-    if tests.empty:
-        return None
-    planned = [
-        recipe
-        for path, recipe in recipes.items()
-        if path.split("/")[0] in spec.experiments
-        and (recipe.method.name, recipe.method.get("bits")) == ("osciquant", spec.bits)
-    ]
-    rates = sorted({recipe.training.lr for recipe in planned}, reverse=True)
-    lambdas = sorted({recipe.method.get("lambda") for recipe in planned} - {0})
-    wide = tests.pivot_table(index="lr", columns="lambda", values="accuracy").reindex(index=rates, columns=lambdas)
-    size = (0.62 * len(lambdas) + 2.2, 0.42 * len(rates) + 1.2)
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.set_facecolor("#e4e4e4")
-    sns.heatmap(wide, annot=True, fmt=".1f", cmap="viridis", ax=axes, cbar_kws={"label": "accuracy (%)"})
-    axes.set(xlabel="λ", ylabel="learning rate", xticklabels=[f"{lam:g}" for lam in lambdas])
-    axes.set_yticklabels([f"{rate:g}" for rate in rates], rotation=0)
-    axes.set_title(_sweep_title(spec, tests), fontsize="medium")
-    return figure
-
-
-def figure6(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
-    tests = _sweep(spec, study)
-    if tests.empty:
-        return None
-    figure, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
-    for color, (rate, group) in zip((METHODS["osciquant"], BLUE, GREEN, PURPLE), tests.groupby("lr")):
-        accuracy = group.groupby("lambda").accuracy.agg(["mean", "std"])
-        axes.errorbar(
-            accuracy.index, accuracy["mean"], accuracy["std"], fmt="o-", capsize=3, color=color,
-            label=f"learning rate {rate:g}",
-        )  # fmt: skip
-    published = read_published()
-    published = published[
-        (published.setting == "sweep") & (published.model == tests.iloc[0].model) & (published.eval_bits == spec.bits)
-    ]
-    if study.judged and len(published):
-        table = published.table.iloc[0].removeprefix("table")
-        axes.errorbar(
-            published["lambda"], published["mean"], published["std"], fmt="D", mfc="white", color=BLACK, capsize=3,
-            label=f"published (Table {table})",
-        )  # fmt: skip
-    axes.set(xlabel="λ", ylabel="accuracy (%)")
-    axes.set_title(_sweep_title(spec, tests), fontsize="medium")
-    figure.legend(loc="outside right center", frameon=False)
     sns.despine(figure)
     return figure
 

@@ -1,0 +1,286 @@
+"""What was found: five to eight sentences, each with its numbers, n, interval, scope and a link, made from files.
+
+``findings.csv`` holds them, ``findings.md`` and ``README.md`` of the study's results show them, and so does its page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from oscillations.core.bits import LATENT
+from oscillations.core.errors import InputError
+from oscillations.core.files import write_text
+from oscillations.report.estimates import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    MINIMUM_RUNS,
+    NOT_JUDGED,
+    NOT_RUN,
+    SUPPORTED,
+)
+from oscillations.report.figures.searches import PTQ_BITS
+from oscillations.report.measurements import read_measurements
+from oscillations.report.tables import comparison, gain
+from oscillations.report.tables.published import (
+    DIFFERENT,
+    METHOD_NAMES,
+    MODEL_NAMES,
+    bits_label,
+    read_published,
+)
+from oscillations.study.paths import results
+from oscillations.study.report_schema import Gain, RatePanels
+from oscillations.study.schema import Study
+
+MOST = 8  # sentences
+BEGIN, END = "<!-- findings -->\n", "<!-- end of findings -->\n"  # the part of a README that is made by code
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence and where its numbers stand: a file or an anchor of the page, in the study's results."""
+
+    text: str
+    target: str
+
+    def markdown(self, folder: str = "") -> str:
+        return f"- {self.text} [→]({folder}{self.target})"
+
+
+def findings(study: Study) -> list[Finding]:
+    """The study's sentences, the most general first. Raises InputError if its tables or claims are not there."""
+    folder = results(study.study)
+    for name in ("claims.csv", "claims_evidence.csv", "agreement.csv", "coverage.csv"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder / name}: not there; python -m oscillations report --study {study.study} makes it"
+            )
+    claims = pd.read_csv(folder / "claims.csv").fillna({"scope": "", "evidence": ""})
+    evidence = pd.read_csv(folder / "claims_evidence.csv")
+    return list(islice(_all(study, claims, evidence), MOST))
+
+
+def _all(study: Study, claims: pd.DataFrame, evidence: pd.DataFrame) -> Iterator[Finding]:
+    tests = read_measurements(study.study)
+    tests = tests[(tests.split == "test") & (tests.bn == "keep") & (tests.status == "done")]
+    if study.judged and len(tests):
+        yield from _agreement(study)
+    yield from _verdicts(study, claims)
+    if study.gain is not None:
+        yield from _gain(study, study.gain)
+    yield from _as_written(study, tests)
+    yield from _cross_bit(evidence)
+    for name, spec in study.figures.items():
+        if isinstance(spec, RatePanels) and study.judged:
+            yield from _rates(name, spec, tests)
+    for name in study.comparisons:
+        yield from _compared(study, name)
+    yield from _decided(study, claims)
+
+
+def _number(value: float, low: float, high: float, n: float, sign: str = "+") -> str:
+    """``-9.76 [-11.02, -8.50], n = 5``; without an interval where there is none."""
+    digits = 2 if abs(value) >= 0.1 else 3
+    interval = "" if pd.isna(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return f"{value:{sign}.{digits}f}{interval}, n = {int(n)}"
+
+
+def _agreement(study: Study) -> Iterator[Finding]:
+    """How many published cells have run and agree, and the largest of the differences."""
+    folder = results(study.study)
+    count = pd.read_csv(folder / "coverage.csv").set_index("table").loc["all"]
+    cells = pd.read_csv(folder / "agreement.csv")
+    models = ", ".join(MODEL_NAMES.get(model, model) for model in cells[cells.n > 0].model.unique())
+    yield Finding(
+        f"**{count.run} of {count.published} published cells have run** ({models}; data {study.data}): "
+        f"{count.compatible} compatible with the published mean, {count.different} different, {count.depends} that "
+        f"depend on how many seeds the paper had, {count.chance} chance on both sides, {count.fitted} fitted and not "
+        "judged.",
+        "agreement.csv",
+    )
+    apart = cells[(cells.agreement == DIFFERENT) & ~cells.fitted]
+    apart = apart.loc[apart.difference.abs().sort_values(ascending=False).index]
+    said = [
+        f"{METHOD_NAMES[cell.method]}, {MODEL_NAMES.get(cell.model, cell.model)}, {bits_label(cell.eval_bits)}: "
+        f"{cell.mean:.2f} against {cell.published_mean:.2f}, "
+        f"{_number(cell.difference, cell.low_5, cell.high_5, cell.n)}"
+        for cell in apart.itertuples()
+    ]
+    if said:
+        yield Finding(
+            f"**What does not reproduce**: {'; '.join(said)} (interval as if the paper had run 5 seeds).",
+            "agreement.csv",
+        )
+
+
+def _verdicts(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
+    """All claims by verdict."""
+    if claims.empty:
+        return
+    kinds = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_JUDGED, NOT_RUN)
+    by_kind = {kind: ", ".join(claims[claims.verdict == kind].claim) for kind in kinds}
+    said = "; ".join(f"{kind}: {names}" for kind, names in by_kind.items() if names)
+    what = "claims of the paper" if study.tables else "hypotheses"
+    yield Finding(f"**Of {len(claims)} {what}**: {said}.", "index.html#claims")
+
+
+def _gain(study: Study, spec: Gain) -> Iterator[Finding]:
+    """What reaches the accuracy of the method in question, and by how much it is short of, or above, it."""
+    rows = gain.read_gain(study)
+    rows = rows[rows.n >= MINIMUM_RUNS].set_index("text")
+    mine = rows[rows.of == spec.against]
+    others = rows[(rows.of != spec.against) & rows.low.notna()]
+    reaching = others[others.high > 0]
+    if mine.empty or others.empty:
+        return
+    said = [
+        f"{text} {row.accuracy:.2f} ({_number(row.difference, row.low, row.high, row.pairs)})"
+        for text, row in reaching.iterrows()
+    ]
+    below = ", ".join(f"{text} {row.accuracy:.2f}" for text, row in others[others.high <= 0].iterrows())
+    yield Finding(
+        f"**What explains the gain over PTQ** at {bits_label(spec.bits)}: {mine.index[0]} has "
+        f"{mine.accuracy.iloc[0]:.2f} (n = {int(mine.n.iloc[0])}); not significantly below it are {'; '.join(said)}. "
+        f"Below it: {below}.",
+        f"tables/{gain.NAME}.md",
+    )
+
+
+def _as_written(study: Study, tests: pd.DataFrame) -> Iterator[Finding]:
+    """The regularizer as the text of the paper writes it."""
+    for (experiment, variant), runs in tests[tests.preset == "paper_text"].groupby(["experiment", "variant"]):
+        at = runs.groupby("eval_bits").accuracy.agg(["mean", "count"])
+        bits = int(runs.train_bits.iloc[0])
+        if bits in at.index and LATENT in at.index and study.tables:
+            yield Finding(
+                f"**Eq. 23 as the text writes it** ({experiment}/{variant}, λ = {runs['lambda'].iloc[0]:g}): "
+                f"{at['mean'][bits]:.2f} at {bits_label(bits)}, {at['mean'][LATENT]:.2f} at FP32 "
+                f"(n = {at['count'][bits]}); the released code's form is what is compared above.",
+                "index.html#variants",
+            )
+
+
+def _cross_bit(evidence: pd.DataFrame) -> Iterator[Finding]:
+    """C17 by trained width: the difference to QAT as latent weights, and the widths at which it is certain."""
+    mine = evidence[(evidence.claim == "C17") & (evidence.n >= MINIMUM_RUNS) & (evidence.verdict != NOT_JUDGED)]
+    if mine.empty:
+        return
+    split = mine.comparison.str.extract(r"(?P<trained>.*, trained [^,]*), at (?P<at>[^:]*):")
+    said = []
+    for trained, rows in mine.join(split).groupby("trained", sort=False):
+        certain = rows[(rows.low > 0) | (rows.high < 0)]
+        shown = ", ".join(f"{row.at} {_number(row.estimate, row.low, row.high, row.n)}" for row in certain.itertuples())
+        said.append(f"{trained}: {shown or 'nothing certain'}")
+    yield Finding(f"**Away from the training width, OsciQuant - QAT**: {'; '.join(said)}.", "index.html#C17")
+
+
+def _rates(name: str, spec: RatePanels, tests: pd.DataFrame) -> Iterator[Finding]:
+    """How near one learning rate and lambda come to two published cells: OsciQuant at the width, and PTQ at 3 bits."""
+    mine = tests[tests.experiment == spec.experiment]
+    if mine.empty:
+        return
+    published = read_published()
+    published = published[(published.model == mine.iloc[0].model) & (published.setting == "scratch")]
+    target = {
+        method: published[(published.method == method) & (published.eval_bits == bits)]["mean"].iloc[0]
+        for method, bits in (("osciquant", spec.bits), ("ptq", PTQ_BITS))
+    }
+    osci = mine[(mine.method == "osciquant") & (mine.eval_bits == spec.bits)].groupby(["lr", "lambda"]).accuracy.mean()
+    ptq = mine[(mine.method == "ptq") & (mine.eval_bits == PTQ_BITS)].groupby("lr").accuracy.mean()
+    both = osci.rename("osci").reset_index().merge(ptq.rename("ptq").reset_index(), on="lr")
+    if both.empty:
+        return
+    off = np.maximum((both.osci - target["osciquant"]).abs(), (both.ptq - target["ptq"]).abs())
+    near, n = both.loc[off.idxmin()], mine.groupby("variant").seed.nunique().min()
+    best = both.loc[both.osci.idxmax()]
+    yield Finding(
+        f"**{bits_label(spec.bits).capitalize()} over the learning rate**: OsciQuant ranges from {both.osci.min():.2f} "
+        f"to {best.osci:.2f} (at {best.lr:g}, λ = {best['lambda']:g}; published {target['osciquant']:.2f}), where "
+        f"{bits_label(PTQ_BITS)} PTQ of the baseline of that rate has {best.ptq:.2f} (published {target['ptq']:.2f}). "
+        f"The nearest that one rate and λ come to both, {near.lr:g} and {near['lambda']:g}, is {near.osci:.2f} and "
+        f"{near.ptq:.2f} (n = {n}).",
+        f"index.html#{name}",
+    )
+
+
+def _compared(study: Study, name: str) -> Iterator[Finding]:
+    """The best of every ranking of a comparison, or that there are too few runs for one."""
+    rows = comparison.read_comparison(study, name)
+    ran = rows[rows.n > 0]
+    if ran.empty:
+        return
+    title = comparison.title(study, study.comparisons[name])
+    target = f"index.html#{comparison.compared_name(name)}"
+    best = ran[comparison.best(ran, "accuracy")]
+    few = int((ran.n < MINIMUM_RUNS).sum())
+    said = [
+        f"{row.family}: {row.label} {row.accuracy:.2f} ± {row.accuracy_std:.2f} (n = {row.n})"
+        for row in best.itertuples()
+    ]
+    ranked = f"highest means on one grid, {'; '.join(said)}. " if said else ""
+    rest = f"{few} of {len(ran)} rows have fewer than {MINIMUM_RUNS} seeds: no interval, no ranking." if few else ""
+    yield Finding(f"**{title}**: {ranked}{rest}".strip(), target)
+
+
+def _decided(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
+    """Each contradicted claim, then, of hypotheses, each supported one, with the comparison that decided it."""
+    kinds = (CONTRADICTED,) if study.tables else (CONTRADICTED, SUPPORTED)
+    for kind in kinds:
+        for claim in claims[claims.verdict == kind].itertuples():
+            numbers = _number(claim.estimate, claim.low, claim.high, claim.n)
+            yield Finding(
+                f"**{claim.claim} {kind}** ({claim.scope}): {claim.statement} Deciding: {claim.evidence}: {numbers}.",
+                f"index.html#{claim.claim}",
+            )
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+def write_findings(study: Study, readme: Path | None = None) -> None:
+    """Write ``findings.csv``, ``findings.md`` and ``README.md``; or only what code makes of another ``readme``."""
+    found = findings(study)
+    folder = results(study.study)
+    if readme is not None:
+        write_text(readme, with_findings(readme.read_text(), study, found))
+        return
+    table = pd.DataFrame([vars(one) for one in found], columns=["text", "target"])
+    write_text(folder / "findings.csv", table.to_csv(index=False, lineterminator="\n"))
+    bullets = "\n".join(one.markdown() for one in found) or "Nothing has run."
+    write_text(folder / "findings.md", f"# What was found: {study.title}\n\n{study.note}\n\n{bullets}\n")
+    write_text(folder / "README.md", _readme(study, bullets))
+
+
+def _readme(study: Study, bullets: str) -> str:
+    """What a forge shows of the folder."""
+    folder, figures = results(study.study), f"../../figures/{study.study}"
+    tables = sorted((folder / "tables").glob("*.md"))
+    lines = [f"# {study.title}", study.note, "## What was found", bullets]
+    lines += ["## Tables", "\n".join(f"- [{_heading(file)}](tables/{file.name})" for file in tables)] if tables else []
+    lines += [
+        "## More",
+        "`index.html` shows all of it and opens from disk; [claims.csv](claims.csv) has the verdicts, "
+        "[claims_evidence.csv](claims_evidence.csv) every comparison, [measurements.csv](measurements.csv) every "
+        f"accuracy, `runs/` every run, [the figures]({figures}) stand apart.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _heading(table: Path) -> str:
+    return table.read_text().splitlines()[0].removeprefix("### ")
+
+
+def with_findings(text: str, study: Study, found: list[Finding]) -> str:
+    """A README with the sentences between its two marks. Raises InputError if they are not there."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise InputError(f"the README needs one line {BEGIN.strip()} and one {END.strip()}")
+    folder = f"{results(study.study).as_posix()}/"
+    bullets = "\n".join(one.markdown(folder) for one in found)
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}{bullets}\n{END}", text, flags=re.DOTALL)

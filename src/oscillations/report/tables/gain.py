@@ -1,0 +1,115 @@
+"""What explains the gain over PTQ: several ways to quantize one network, in one table.
+
+Rows come from the study and its companions; a row that stands in two is taken from the first that has run it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from oscillations.core.bits import LATENT
+from oscillations.report.estimates import MINIMUM_RUNS, mean_interval
+from oscillations.report.measurements import read_measurements, read_posttraining
+from oscillations.report.tables.published import bits_label, plus_minus, write_formats
+from oscillations.study.paths import results
+from oscillations.study.report_schema import Gain, GainRow
+from oscillations.study.schema import Study
+
+NAME = "gain"
+COLUMNS = ["text", "of", "study", "n", "accuracy", "std", "fp", "difference", "low", "high", "pairs", "runs"]
+
+
+def title(gain: Gain) -> str:
+    return f"What explains the gain over PTQ at {bits_label(gain.bits)}"
+
+
+def gain_rows(study: Study, gain: Gain) -> pd.DataFrame:
+    """One row per way: accuracy at the table's width and of the latent weights, difference paired by seed."""
+    against = _trained(study.study, gain.against, gain.bits).set_index("seed").accuracy
+    return pd.DataFrame([_row(row, *_first(study, row, gain.bits), against) for row in gain.rows], columns=COLUMNS)
+
+
+def read_gain(study: Study) -> pd.DataFrame:
+    """The rows that :func:`write_gain` wrote."""
+    return pd.read_csv(results(study.study) / "tables" / f"{NAME}.csv").fillna({"study": "", "runs": ""})
+
+
+def _first(study: Study, row: GainRow, bits: int) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """The first study that has run a row, with its runs at the width and as latent weights."""
+    nothing = pd.DataFrame(columns=["seed", "accuracy", "run"])
+    for name in (study.study, *study.companions):
+        runs = _trained(name, row.of, bits) if row.posttraining is None else _posttrained(name, row, bits)
+        if len(runs):
+            return name, runs, _trained(name, row.of, LATENT)
+    return "", nothing, nothing
+
+
+def _trained(study: str, path: str, bits: int) -> pd.DataFrame:
+    tests = read_measurements(study)
+    tests = tests[(tests.split == "test") & (tests.bn == "keep") & (tests.status == "done") & (tests.eval_bits == bits)]
+    return tests[tests.experiment + "/" + tests.variant == path]
+
+
+def _posttrained(study: str, row: GainRow, bits: int) -> pd.DataFrame:
+    made, _ = read_posttraining(study)
+    made = made[(made.label == row.posttraining) & (made.eval_bits == bits) & (made.bn == "keep")]
+    return made[(made.status == "done") & (made.experiment + "/" + made.variant == row.of)]
+
+
+def _row(row: GainRow, study: str, runs: pd.DataFrame, latent: pd.DataFrame, against: pd.Series) -> dict[str, Any]:
+    differences = (runs.set_index("seed").accuracy - against).dropna().to_numpy(dtype=float)
+    paired = mean_interval(differences)
+    return {
+        "text": row.text,
+        "of": row.of,
+        "study": study,
+        "n": len(runs),
+        "accuracy": runs.accuracy.mean(),
+        "std": runs.accuracy.std(ddof=1),
+        "fp": latent[latent.seed.isin(runs.seed)].accuracy.mean(),
+        "difference": paired.value if differences.any() else float("nan"),  # the row compared with has none
+        "low": paired.low,
+        "high": paired.high,
+        "pairs": paired.n,
+        "runs": " ".join(sorted(runs.run)),
+    }
+
+
+def shown(gain: Gain, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows as people read them, in the study's order."""
+    against = next((row.text for row in gain.rows if row.of == gain.against and not row.posttraining), gain.against)
+    return pd.DataFrame(
+        {
+            "What is done": rows.text,
+            bits_label(gain.bits): [plus_minus(row.accuracy, row.std) or "not run" for row in rows.itertuples()],
+            bits_label(LATENT): [plus_minus(value, float("nan")) for value in rows.fp],
+            f"− {against} [95 %]": [_difference(row) for row in rows.itertuples()],
+            "n": rows.n.astype(str),
+            "Study": rows.study,
+        }
+    )
+
+
+def _difference(row: Any) -> str:
+    if pd.isna(row.difference):
+        return ""
+    interval = "" if pd.isna(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{row.difference:+.2f}{interval}"
+
+
+def notes(study: Study) -> list[str]:
+    return [
+        study.note,
+        "Test accuracy in percent, mean ± standard deviation over n seeds. Differences are paired by the seeds that "
+        f"both have; fewer than {MINIMUM_RUNS} have no interval.",
+    ]
+
+
+def write_gain(study: Study) -> None:
+    """Write ``tables/gain.{csv,md,tex}``, if the study has that table."""
+    if study.gain is not None:
+        rows = gain_rows(study, study.gain)
+        path = results(study.study) / "tables" / NAME
+        write_formats(path, title(study.gain), notes(study), rows, shown(study.gain, rows))
