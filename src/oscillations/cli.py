@@ -77,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     certifying.add_argument(
         "--new-version", action="append", default=[], metavar="PART", help="part whose numbers are meant to change"
     )
+    accepting = command(accept)
+    accepting.set_defaults(study=study_file("paper-jpeg"))
+    accepting.add_argument("--results", type=Path, required=True, help="folder of the runs: their results/<study>")
+    accepting.add_argument("--seeds", type=numbers, default=[], help="of these runs, comma-separated; else all")
+    accepting.add_argument("--reference-seeds", type=numbers, default=[], help="of the reference's, likewise")
     schema_parser = command(schema)
     schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
@@ -87,6 +92,10 @@ def positive(value: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return number
+
+
+def numbers(value: str) -> list[int]:
+    return [int(number) for number in value.split(",")]
 
 
 def study_file(value: str) -> Path:
@@ -267,6 +276,14 @@ def check(options: argparse.Namespace) -> None:
     runs, every = (sum(len(variant.seeds) for variant in some) for some in (chosen, variants))
     rest = f" of {every}, as the study wants it or the command says (--only all)" if runs < every else ""
     print(f"{options.study}: valid; {len(chosen)} training jobs, {runs} runs{rest}")
+
+
+def accept(options: argparse.Namespace) -> int:
+    """Are the runs in a folder, made elsewhere, statistically the study's? Exits 0: same, 1: differs, 3: undecided."""
+    from oscillations.report import acceptance as module
+
+    answer = module.accept(load(options.study)[0].study, options.results, options.seeds, options.reference_seeds)
+    return {module.SAME: 0, module.DIFFERS: 1, module.UNDECIDED: 3}[answer]
 
 
 def schema(options: argparse.Namespace) -> None:
