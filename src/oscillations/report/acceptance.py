@@ -37,12 +37,11 @@ from oscillations.core.files import read_json
 from oscillations.records.environment import COMPUTING
 from oscillations.records.identity import changed_keys, meaning
 from oscillations.records.numerics import version_of
+from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, holm
 from oscillations.study.paths import results
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
-LEVEL = 0.05
 REFERENCE_RUNS = 5  # of a variant for which a reference is claimed
-MINIMUM_RUNS = 3  # fewer decide nothing
 SPREADS, LEAST = 3.0, 1.0  # the margin: standard deviations of a reference run; at least a point, an epoch
 DRAWS = 2000  # for the error rates: a share of 5 % has a standard error of half a point
 ROUNDING = 1e-9  # points and epochs
@@ -90,8 +89,9 @@ def compare(reference: Runs, theirs: Runs) -> Comparison:
     constant = error < ROUNDING  # all runs are equal: nothing is left to chance
     t = np.abs(difference) / np.where(constant, 1, error)
     p = np.where(constant, np.abs(difference) < ROUNDING, 2 * stats.t.sf(t, freedom))
+    corrected = holm(p.reshape(*p.shape[:-2], -1)).reshape(p.shape)  # all tests of one command
     half = error * stats.t.isf(LEVEL, freedom)
-    return Comparison(difference, difference - half, difference + half, margin(single), holm(p))
+    return Comparison(difference, difference - half, difference + half, margin(single), corrected)
 
 
 def _student(reference: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -105,16 +105,6 @@ def _student(reference: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, ...
 def margin(variance: np.ndarray) -> np.ndarray:
     """How far two means may lie apart and still be the same, from the variance of one reference run."""
     return np.maximum(SPREADS * np.sqrt(variance), LEAST)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's corrected p values; the last two dimensions are the tests of one command."""
-    flat = p.reshape(*p.shape[:-2], -1)
-    order = flat.argsort(-1)
-    stepped = np.take_along_axis(flat, order, -1) * np.arange(flat.shape[-1], 0, -1)
-    corrected = np.empty_like(flat)
-    np.put_along_axis(corrected, order, np.minimum(np.maximum.accumulate(stepped, -1), 1), -1)
-    return corrected.reshape(p.shape)
 
 
 def overall(answers: np.ndarray) -> np.ndarray:

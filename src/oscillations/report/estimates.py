@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
@@ -220,12 +221,13 @@ def _nearest(ends: Sequence[float], bound: float) -> float:
 # -- verdicts ----------------------------------------------------------------------------------------------
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm, 1979), in their order."""
-    corrected, highest = [0.0] * len(values), 0.0
-    for rank, place in enumerate(sorted(range(len(values)), key=lambda place: values[place])):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[place]))
-        corrected[place] = highest
+def holm(values: ArrayLike) -> np.ndarray:
+    """p values corrected for their number along the last dimension (Holm, 1979), in their order."""
+    p = np.asarray(values, dtype=float)
+    order = p.argsort(-1)
+    stepped = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.minimum(np.maximum.accumulate(stepped, -1), 1), -1)
     return corrected
 
 
@@ -247,7 +249,7 @@ def decided(result: Result) -> bool:
 def verdicts(found: Sequence[tuple[Estimate, Result | None]]) -> list[str]:
     """The verdict of every counted comparison of a claim; too few runs have no result."""
     known = [result for _, result in found if result]
-    corrected = iter(holm([result.against for result in known]))
+    corrected = iter(holm([result.against for result in known]).tolist())
     return [INCONCLUSIVE if result is None else _verdict(one, replace(result, against=next(corrected)))
             for one, result in found]  # fmt: skip
 
