@@ -181,9 +181,8 @@ def _width(study: Study, name: str) -> int:
 
 def _claims(study: Study) -> list[dict[str, Any]]:
     folder = results(study.study)
-    claims = pd.read_csv(folder / "claims.csv").fillna({"evidence": "", "reason": "", "scope": ""})
-    evidence = pd.read_csv(folder / "claims_evidence.csv")
-    evidence = evidence.fillna(dict.fromkeys(("runs", "note", "published_says"), ""))
+    claims = _read_text(folder / "claims.csv", "evidence", "reason", "scope")
+    evidence = _read_text(folder / "claims_evidence.csv", "runs", "note", "published_says")
     rows = []
     for claim in claims.to_dict("records"):
         comparisons = evidence[evidence.claim == claim["claim"]].to_dict("records")
@@ -195,6 +194,11 @@ def _claims(study: Study) -> list[dict[str, Any]]:
         missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
         rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
     return rows
+
+
+def _read_text(file: Path, *texts: str) -> pd.DataFrame:
+    """A table some of whose columns are texts, empty where there is none."""
+    return pd.read_csv(file, dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def _summary(claim: dict[str, Any]) -> str:
