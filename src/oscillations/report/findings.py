@@ -26,7 +26,7 @@ from oscillations.report.estimates import (
     SUPPORTED,
 )
 from oscillations.report.figures.searches import PTQ_BITS
-from oscillations.report.measurements import read_measurements
+from oscillations.report.measurements import read_measurements, read_table
 from oscillations.report.tables import comparison, gain
 from oscillations.report.tables.published import (
     DIFFERENT,
@@ -62,7 +62,7 @@ def findings(study: Study) -> list[Finding]:
             raise InputError(
                 f"{folder / name}: not there; python -m oscillations report --study {study.study} makes it"
             )
-    claims = pd.read_csv(folder / "claims.csv").fillna({"scope": "", "evidence": ""})
+    claims = read_table(folder / "claims.csv", "scope", "evidence")
     evidence = pd.read_csv(folder / "claims_evidence.csv")
     return list(islice(_all(study, claims, evidence), MOST))
 

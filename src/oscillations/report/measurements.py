@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -46,12 +47,17 @@ RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
 SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
+def read_table(file: Path, *texts: str) -> pd.DataFrame:
+    """A table some of whose columns are texts, empty where there is none."""
+    return pd.read_csv(file, dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
+
+
 def read_measurements(study: str) -> pd.DataFrame:
     """Every measurement of a study; none of one that has not run."""
     file = measurements_file(study)
     if not file.exists():
         return pd.DataFrame(columns=MEASUREMENTS)
-    return pd.read_csv(file, dtype={"start": str}).fillna({"start": ""})
+    return read_table(file, "start")
 
 
 def read_oscillations(study: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from oscillations.records.environment import unlike
 from oscillations.records.plans import Plan, plans
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
-from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, start_label
+from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, read_table, start_label
 from oscillations.report.tables import comparison as methods
 from oscillations.report.tables import gain, rate_search
 from oscillations.report.tables.published import (
@@ -181,8 +181,8 @@ def _width(study: Study, name: str) -> int:
 
 def _claims(study: Study) -> list[dict[str, Any]]:
     folder = results(study.study)
-    claims = _read_text(folder / "claims.csv", "evidence", "reason", "scope")
-    evidence = _read_text(folder / "claims_evidence.csv", "runs", "note", "published_says")
+    claims = read_table(folder / "claims.csv", "evidence", "reason", "scope")
+    evidence = read_table(folder / "claims_evidence.csv", "runs", "note", "published_says")
     rows = []
     for claim in claims.to_dict("records"):
         comparisons = evidence[evidence.claim == claim["claim"]].to_dict("records")
@@ -194,11 +194,6 @@ def _claims(study: Study) -> list[dict[str, Any]]:
         missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
         rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
     return rows
-
-
-def _read_text(file: Path, *texts: str) -> pd.DataFrame:
-    """A table some of whose columns are texts, empty where there is none."""
-    return pd.read_csv(file, dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def _summary(claim: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval
-from oscillations.report.measurements import read_measurements, read_posttraining
+from oscillations.report.measurements import read_measurements, read_posttraining, read_table
 from oscillations.report.tables.published import bits_label, plus_minus, write_formats
 from oscillations.study.paths import results
 from oscillations.study.report_schema import Gain, GainRow
@@ -33,7 +33,7 @@ def gain_rows(study: Study, gain: Gain) -> pd.DataFrame:
 
 def read_gain(study: Study) -> pd.DataFrame:
     """The rows that :func:`write_gain` wrote."""
-    return pd.read_csv(results(study.study) / "tables" / f"{NAME}.csv").fillna({"study": "", "runs": ""})
+    return read_table(results(study.study) / "tables" / f"{NAME}.csv", "study", "runs")
 
 
 def _first(study: Study, row: GainRow, bits: int) -> tuple[str, pd.DataFrame, pd.DataFrame]:
