@@ -178,7 +178,7 @@ def test_a_diverged_run_leaves_its_variant_undecided(tmp_path, capsys):
 
     assert accept(measurements(tmp_path, diverged)) == 3
     printed = capsys.readouterr().out
-    assert "1 of your runs diverged" in printed
+    assert "1 of your runs have no numbers (diverged)" in printed
     assert [key[0] for key, answer in rows(printed).items() if answer == UNDECIDED] == ["mlp5-scratch/baseline"] * 2
 
 

@@ -93,9 +93,9 @@ def test_a_gain_names_variants_that_exist(study):
 CLAIMS = pd.DataFrame(
     [
         {"claim": "C1", "statement": "Good.", "verdict": "supported", "scope": "MLP5: 1 of 2 comparisons", "n": 3,
-         "estimate": 5.0, "low": 4.0, "high": 6.0, "evidence": "a > b"},
+         "estimate": 5.0, "low": 4.0, "high": 6.0, "evidence": "a > b", "counted": 1, "comparisons": 2},
         {"claim": "C2", "statement": "Bad.", "verdict": "contradicted", "scope": "MLP5: 2 of 2 comparisons", "n": 4,
-         "estimate": -5.0, "low": -6.0, "high": -4.0, "evidence": "c > d"},
+         "estimate": -5.0, "low": -6.0, "high": -4.0, "evidence": "c > d", "counted": 2, "comparisons": 2},
     ]
 )  # fmt: skip
 
@@ -116,15 +116,20 @@ def reported(study):
 
 def test_sentences_hold_their_numbers_scope_and_link(reported):
     found = {one.target: one.text for one in findings.findings(reported)}
-    assert found["index.html#claims"] == "**Of 2 claims of the paper**: supported: C1; contradicted: C2."
+    assert found["index.html#claims"] == (
+        "**Of 2 claims of the paper** (in brackets: the comparisons that have run): supported: C1 (1 of 2); contradicted: "
+        "C2 (2 of 2)."
+    )
     assert found["index.html#C2"].startswith(
         "**C2 contradicted** (MLP5: 2 of 2 comparisons): Bad. Deciding: c > d: -5.00"
     )
     assert found["index.html#C2"].endswith("[-6.00, -4.00], n = 4.")
     explained = found["tables/gain.md"]
-    assert "OsciQuant has 49.00 (n = 3)" in explained
-    assert "QAT 50.00 (+1.00 [-1.48, +3.48], n = 3)" in explained
-    assert explained.endswith("Below it: PTQ 21.00.")
+    assert explained == (
+        "**Other ways to OsciQuant's 3-bit accuracy** (49.00, n = 3; differences, paired by seed): above it nothing. Not "
+        "told apart: least squares +0.00 [-2.48, +2.48], n = 3; QAT +1.00 [-1.48, +3.48], n = 3. Below it: PTQ -28.00 "
+        "[-28.00, -28.00], n = 3."
+    )
 
 
 def test_findings_stand_in_the_folder_and_between_the_marks_of_a_readme(reported):
@@ -134,10 +139,10 @@ def test_findings_stand_in_the_folder_and_between_the_marks_of_a_readme(reported
     assert bullets.count("\n- ") + 1 == len(pd.read_csv(folder / "findings.csv"))
     assert bullets.strip() in (folder / "README.md").read_text()
     readme = Path("README.md")
-    readme.write_text(f"# Before\n\n{findings.BEGIN}old\n{findings.END}\nafter\n")
+    readme.write_text(f"# Before\n\n{findings.BEGIN}stale\n{findings.END}\nafter\n")
     findings.write_findings(reported, readme)
     text = readme.read_text()
-    assert "old" not in text and text.startswith("# Before\n") and text.endswith("\nafter\n")
+    assert "stale" not in text and text.startswith("# Before\n") and text.endswith("\nafter\n")
     assert "(results/tiny/index.html#claims)" in text
     findings.write_findings(reported, readme)
     assert readme.read_text() == text

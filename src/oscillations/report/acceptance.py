@@ -188,12 +188,16 @@ def read_runs(folder: Path, seeds: Collection[int] = ()) -> pd.DataFrame:
     if not file.exists():
         raise InputError(f"{file}: missing; python -m oscillations collect, where the runs were made, writes it")
     try:
-        table = pd.read_csv(file, usecols=COLUMNS).astype(dict.fromkeys(MEASURES, float))
+        types = dict.fromkeys(MEASURES, float) | dict.fromkeys(["experiment", "variant"], str) | {"seed": int}
+        table = pd.read_csv(file, usecols=COLUMNS).astype(types)
     except ValueError as error:
         raise InputError(f"{file}: not what python -m oscillations collect writes: {error}") from None
     runs = table[(table.split == "test") & (table.bn == "keep") & (table.eval_bits == table.train_bits)]
-    runs = runs.assign(path=runs.experiment + "/" + runs.variant).drop_duplicates(["path", "seed"])
-    runs.loc[runs.status != "done", MEASURES] = np.nan
+    runs = runs.assign(path=runs.experiment + "/" + runs.variant).drop_duplicates()
+    if (twice := runs.duplicated(["path", "seed"])).any():
+        one = runs[twice].iloc[0]
+        raise InputError(f"{file}: {one.path}/seed{one.seed} stands twice, with different numbers")
+    runs.loc[(runs.status != "done") | ~np.isfinite(runs[MEASURES]).all(axis=1), MEASURES] = np.nan
     if absent := sorted(set(seeds) - set(runs.seed)):
         raise InputError(f"{file}: no run has seed {absent[0]}; {did_you_mean(absent[0], sorted(set(runs.seed)))}")
     return runs[runs.seed.isin(seeds)] if seeds else runs
@@ -246,8 +250,17 @@ def answer_table(reference: Runs, theirs: Runs, tested: Runs) -> pd.DataFrame:
 def notes(study: str, table: pd.DataFrame, folder: Path, theirs: pd.DataFrame) -> list[str]:
     """Diverged runs, runs equal to the reference's, and what records say of recipes, data and versions."""
     found = []
+    absent = sum(
+        testable(runs, REFERENCE_RUNS) for path, runs in by_variant(table).items() if path not in set(theirs.path)
+    )
+    if absent:
+        found.append(f"{absent} variants of the reference are not among your runs: nothing is said of them")
+    recipes = table.drop_duplicates("path").set_index("path")[[*RECIPE, "lambda"]].astype(object).fillna("")
+    own = theirs.set_index("path")[[*RECIPE, "lambda"]].astype(object).fillna("")
+    differing = own != recipes.loc[own.index]
+    found += [f"{key} is not the reference's in {n} of your runs' rows" for key, n in differing.sum().items() if n]
     if diverged := int(theirs.accuracy.isna().sum()):
-        found.append(f"{diverged} of your runs diverged; their variants are undecided")
+        found.append(f"{diverged} of your runs have no numbers (diverged); their variants are undecided")
     if equal := len(theirs.merge(table[["path", "seed", *MEASURES]])):
         found.append(f"{equal} of your {len(theirs)} runs equal the reference's of the same seed in every digit")
     first = table.drop_duplicates("path").set_index("path").seed

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_RUN = "not run"
@@ -93,19 +94,35 @@ def trend(values: np.ndarray) -> Estimate:
     return Estimate(n, float(rho), p=float(min(1.0, 2 * min(rising.pvalue, falling.pvalue))))
 
 
-def variance_ratio(above: Sequence[np.ndarray], below: Sequence[np.ndarray]) -> Estimate:
-    """Ratio of variances, each pooled over groups with means of their own, with the F test's interval and p value.
+def spread(values: Sequence[float] | np.ndarray | pd.Series) -> float:
+    """Sample standard deviation; NaN for fewer than three values, as there is no interval."""
+    values = np.asarray(values, dtype=float)
+    return float(values.std(ddof=1)) if len(values) >= MINIMUM_RUNS else math.nan
 
-    ``n``: the number of groups. Values of one seed on both sides make the test cautious.
+
+def variance_ratio(above: Sequence[np.ndarray], below: Sequence[np.ndarray]) -> Estimate:
+    """Geometric mean over groups of the ratio of two variances, with interval and p value; n: values on a side.
+
+    Every group counts alike, however large its variances. The logarithm of a variance of normal values has mean
+    digamma(f / 2) - log(f / 2) about its truth and variance trigamma(f / 2), at f degrees of freedom; the mean over
+    groups is taken as normal. Values of one seed on both sides make the test cautious.
     """
-    sums = [sum(float(((group - group.mean()) ** 2).sum()) for group in side) for side in (above, below)]
-    freedoms = [sum(len(group) - 1 for group in side) for side in (above, below)]
-    if min(freedoms) < MINIMUM_RUNS - 1 or not min(sums) > 0:
-        return Estimate(len(above))
-    ratio = (sums[0] / freedoms[0]) / (sums[1] / freedoms[1])
-    tails = stats.f.ppf([1 - LEVEL / 2, LEVEL / 2], *freedoms)
-    tail = min(stats.f.cdf(ratio, *freedoms), stats.f.sf(ratio, *freedoms))
-    return Estimate(len(above), ratio, ratio / float(tails[0]), ratio / float(tails[1]), p=float(min(1.0, 2 * tail)))
+    n = sum(len(group) for group in above)
+    if n < MINIMUM_RUNS or any(len(group) < MINIMUM_RUNS or not np.ptp(group) > 0 for group in (*above, *below)):
+        return Estimate(n)
+    logs, variance = [], 0.0
+    for pair in zip(above, below):
+        one, other = (math.log(group.var(ddof=1)) - _log_bias(len(group) - 1) for group in pair)
+        logs.append(one - other)
+        variance += sum(float(special.polygamma(1, (len(group) - 1) / 2)) for group in pair)
+    mean, error = float(np.mean(logs)), math.sqrt(variance) / len(logs)
+    half = float(stats.norm.ppf(1 - LEVEL / 2)) * error
+    low, value, high = (math.exp(mean + step) for step in (-half, 0, half))
+    return Estimate(n, value, low, high, p=2 * float(stats.norm.sf(abs(mean) / error)))
+
+
+def _log_bias(freedom: int) -> float:
+    return float(special.digamma(freedom / 2)) - math.log(freedom / 2)
 
 
 # -- tests -------------------------------------------------------------------------------------------------
@@ -137,10 +154,8 @@ class Above:
     def __call__(self, found: Estimate) -> Result:
         below, above = _tails(found, self.bound)
         support, against = (above, below) if self.sign > 0 else (below, above)
-        if not self.bound:
-            return Result(_doubled(support), _doubled(against))
-        ends = (found.low, found.high)
-        return Result(_doubled(support), _doubled(against), self.bound, _nearest(ends, self.bound))
+        chosen = (self.bound, _end(found, self.bound)) if self.bound else ()
+        return Result(_doubled(support), _doubled(against), *chosen)
 
 
 class Below(Above):
@@ -149,24 +164,39 @@ class Below(Above):
     sign = -1
 
 
-class Within:
-    """The statement "within +-``margin``": two one-sided tests; contradicted by what lies outside."""
+class Between:
+    """The statement "between ``low`` and ``high``": two one-sided tests; contradicted by what lies outside."""
 
-    def __init__(self, margin: float):
-        self.margin = margin
+    def __init__(self, low: float, high: float):
+        self.low, self.high = low, high
 
     def holds(self, value: float) -> bool:
-        return abs(value) < self.margin
+        return self.low < value < self.high
 
     def __call__(self, found: Estimate) -> Result:
-        not_lower, not_higher = _tails(found, -self.margin)[1], _tails(found, self.margin)[0]
-        lower, higher = _tails(found, -self.margin)[0], _tails(found, self.margin)[1]
+        (below_low, above_low), (below_high, above_high) = (_tails(found, bound) for bound in (self.low, self.high))
+        support, against = max(above_low, below_high), _doubled(min(below_low, above_high))
+        near = min((self.low, self.high), key=lambda bound: abs(found.value - bound))
+        outwards = 1 if near == self.high else -1
         half = float(stats.t.ppf(1 - LEVEL, found.freedom)) * found.error  # TOST is the 90 % interval's
-        reach = (abs(found.value) + half, max(abs(found.value) - (found.high - found.value), 0.0))
-        against = _doubled(min(lower, higher))
-        aside = not found.low <= 0 <= found.high and not math.isnan(found.low)
-        note = f"and {'above' if found.value > 0 else 'below'}" if aside and max(not_lower, not_higher) < LEVEL else ""
-        return Result(max(not_lower, not_higher), against, self.margin, _nearest(reach, self.margin), note)
+        inside, outside = found.value + outwards * half, found.value - outwards * (found.high - found.value)
+        turns_at = inside if self.holds(found.value) else outside
+        return Result(support, against, near, turns_at, self.note(found) if support < LEVEL else "")
+
+    def note(self, found: Estimate) -> str:
+        """What more is certain of what lies between."""
+        return ""
+
+
+class Within(Between):
+    """The statement "within +-``margin``"."""
+
+    def __init__(self, margin: float):
+        super().__init__(-margin, margin)
+
+    def note(self, found: Estimate) -> str:
+        side = "above" if found.low > 0 else "below" if found.high < 0 else ""
+        return f"within the margin, and {side}" if side else ""
 
 
 class ByP:
@@ -195,10 +225,10 @@ class StdAbove:
     def __call__(self, found: Estimate) -> Result:
         scaled = (found.n - 1) * (found.value / self.bound) ** 2
         tails = _doubled(stats.chi2.sf(scaled, found.n - 1)), _doubled(stats.chi2.cdf(scaled, found.n - 1))
-        return Result(*tails, self.bound, _nearest((found.low, found.high), self.bound))
+        return Result(*tails, self.bound, _end(found, self.bound))
 
 
-Test = Above | Within | ByP | StdAbove
+Test = Above | Between | ByP | StdAbove
 
 
 def _tails(found: Estimate, bound: float) -> tuple[float, float]:
@@ -213,9 +243,9 @@ def _doubled(p: float) -> float:
     return min(1.0, 2 * float(p))
 
 
-def _nearest(ends: Sequence[float], bound: float) -> float:
-    """Where the verdict turns: the end of the interval that is nearest to the bound."""
-    return min(ends, key=lambda end: abs(end - bound))
+def _end(found: Estimate, bound: float) -> float:
+    """The end of the interval that faces the bound: with a bound beyond it the verdict would be another."""
+    return found.low if found.value > bound else found.high
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------
@@ -237,7 +267,7 @@ def too_near(found: Estimate, result: Result) -> bool:
     The half width of Student's interval has a relative error of about 1 / sqrt(2 * degrees of freedom); other intervals
     rest on no estimated error.
     """
-    uncertain = (found.high - found.low) / 2 / math.sqrt(2 * found.freedom)
+    uncertain = abs(result.turns_at - found.value) / math.sqrt(2 * found.freedom)
     return abs(result.turns_at - result.margin) < uncertain  # False for NaN: without a margin, or not Student's
 
 

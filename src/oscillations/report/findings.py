@@ -24,15 +24,18 @@ from oscillations.report.estimates import (
     NOT_JUDGED,
     NOT_RUN,
     SUPPORTED,
+    spread,
 )
 from oscillations.report.figures.searches import PTQ_BITS
 from oscillations.report.measurements import read_measurements, read_table
 from oscillations.report.tables import comparison, gain
 from oscillations.report.tables.published import (
+    AGREEMENTS,
     DIFFERENT,
     METHOD_NAMES,
     MODEL_NAMES,
     bits_label,
+    plus_minus,
     read_published,
 )
 from oscillations.study.paths import results
@@ -87,7 +90,7 @@ def _all(study: Study, claims: pd.DataFrame, evidence: pd.DataFrame) -> Iterator
 
 def _number(value: float, low: float, high: float, n: float, sign: str = "+") -> str:
     """``-9.76 [-11.02, -8.50], n = 5``; without an interval where there is none."""
-    digits = 2 if abs(value) >= 0.1 else 3
+    digits = 2 if np.nanmax(np.abs([value, low, high])) >= 0.1 else 3
     interval = "" if pd.isna(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
     return f"{value:{sign}.{digits}f}{interval}, n = {int(n)}"
 
@@ -97,12 +100,13 @@ def _agreement(study: Study) -> Iterator[Finding]:
     folder = results(study.study)
     count = pd.read_csv(folder / "coverage.csv").set_index("table").loc["all"]
     cells = pd.read_csv(folder / "agreement.csv")
+    few = int(count.run - count[[*AGREEMENTS, "fitted"]].sum())
     models = ", ".join(MODEL_NAMES.get(model, model) for model in cells[cells.n > 0].model.unique())
     yield Finding(
         f"**{count.run} of {count.published} published cells have run** ({models}; data {study.data}): "
         f"{count.compatible} compatible with the published mean, {count.different} different, {count.depends} that "
         f"depend on how many seeds the paper had, {count.chance} chance on both sides, {count.fitted} fitted and not "
-        "judged.",
+        f"judged{f', {few} with too few runs' if few else ''}.",
         "agreement.csv",
     )
     apart = cells[(cells.agreement == DIFFERENT) & ~cells.fitted]
@@ -121,34 +125,43 @@ def _agreement(study: Study) -> Iterator[Finding]:
 
 
 def _verdicts(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
-    """All claims by verdict."""
+    """All claims by verdict, each with the comparisons that count, of all it has."""
     if claims.empty:
         return
+
+    def named(kind: str) -> str:
+        mine = claims[claims.verdict == kind].itertuples()
+        return ", ".join(
+            f"{one.claim} ({one.counted} of {one.comparisons})" if one.counted else one.claim for one in mine
+        )
+
     kinds = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_JUDGED, NOT_RUN)
-    by_kind = {kind: ", ".join(claims[claims.verdict == kind].claim) for kind in kinds}
-    said = "; ".join(f"{kind}: {names}" for kind, names in by_kind.items() if names)
+    said = "; ".join(f"{kind}: {names}" for kind in kinds if (names := named(kind)))
     what = "claims of the paper" if study.tables else "hypotheses"
-    yield Finding(f"**Of {len(claims)} {what}**: {said}.", "index.html#claims")
+    yield Finding(
+        f"**Of {len(claims)} {what}** (in brackets: the comparisons that have run): {said}.", "index.html#claims"
+    )
 
 
 def _gain(study: Study, spec: Gain) -> Iterator[Finding]:
-    """What reaches the accuracy of the method in question, and by how much it is short of, or above, it."""
+    """What does as well as the method in question: differences, paired by seed, that an interval tells from 0."""
     rows = gain.read_gain(study)
-    rows = rows[rows.n >= MINIMUM_RUNS].set_index("text")
-    mine = rows[rows.of == spec.against]
-    others = rows[(rows.of != spec.against) & rows.low.notna()]
-    reaching = others[others.high > 0]
-    if mine.empty or others.empty:
+    mine, ran = rows[(rows.of == spec.against) & rows.difference.isna()], rows[rows.low.notna()]
+    if mine.empty or ran.empty:
         return
-    said = [
-        f"{text} {row.accuracy:.2f} ({_number(row.difference, row.low, row.high, row.pairs)})"
-        for text, row in reaching.iterrows()
-    ]
-    below = ", ".join(f"{text} {row.accuracy:.2f}" for text, row in others[others.high <= 0].iterrows())
+
+    def listed(chosen: pd.Series) -> str:
+        said = [
+            f"{row.text} {_number(row.difference, row.low, row.high, row.pairs)}" for row in ran[chosen].itertuples()
+        ]
+        return "; ".join(said) or "nothing"
+
+    missing = ", ".join(rows[rows.n == 0].text)
     yield Finding(
-        f"**What explains the gain over PTQ** at {bits_label(spec.bits)}: {mine.index[0]} has "
-        f"{mine.accuracy.iloc[0]:.2f} (n = {int(mine.n.iloc[0])}); not significantly below it are {'; '.join(said)}. "
-        f"Below it: {below}.",
+        f"**Other ways to {mine.text.iloc[0]}'s {bits_label(spec.bits)} accuracy** ({mine.accuracy.iloc[0]:.2f}, "
+        f"n = {int(mine.n.iloc[0])}; differences, paired by seed): above it {listed(ran.low > 0)}. Not told apart: "
+        f"{listed((ran.low <= 0) & (ran.high >= 0))}. Below it: {listed(ran.high < 0)}."
+        + (f" Not run: {missing}." if missing else ""),
         f"tables/{gain.NAME}.md",
     )
 
@@ -159,26 +172,28 @@ def _as_written(study: Study, tests: pd.DataFrame) -> Iterator[Finding]:
         at = runs.groupby("eval_bits").accuracy.agg(["mean", "count"])
         bits = int(runs.train_bits.iloc[0])
         if bits in at.index and LATENT in at.index and study.tables:
+            low = at["mean"][[bits, LATENT]].max() < study.near_chance
             yield Finding(
                 f"**Eq. 23 as the text writes it** ({experiment}/{variant}, λ = {runs['lambda'].iloc[0]:g}): "
                 f"{at['mean'][bits]:.2f} at {bits_label(bits)}, {at['mean'][LATENT]:.2f} at FP32 "
-                f"(n = {at['count'][bits]}); the released code's form is what is compared above.",
+                f"(n = {at['count'][bits]}){', both near chance' if low else ''}. All other numbers are of the "
+                "released code's form.",
                 "index.html#variants",
             )
 
 
 def _cross_bit(evidence: pd.DataFrame) -> Iterator[Finding]:
-    """C17 by trained width: the difference to QAT as latent weights, and the widths at which it is certain."""
-    mine = evidence[(evidence.claim == "C17") & (evidence.n >= MINIMUM_RUNS) & (evidence.verdict != NOT_JUDGED)]
-    if mine.empty:
-        return
-    split = mine.comparison.str.extract(r"(?P<trained>.*, trained [^,]*), at (?P<at>[^:]*):")
-    said = []
-    for trained, rows in mine.join(split).groupby("trained", sort=False):
-        certain = rows[(rows.low > 0) | (rows.high < 0)]
-        shown = ", ".join(f"{row.at} {_number(row.estimate, row.low, row.high, row.n)}" for row in certain.itertuples())
-        said.append(f"{trained}: {shown or 'nothing certain'}")
-    yield Finding(f"**Away from the training width, OsciQuant - QAT**: {'; '.join(said)}.", "index.html#C17")
+    """C17: the difference to QAT as latent weights, for every trained width; all others stand with the claim."""
+    latent = evidence.comparison.str.contains(f", at {bits_label(LATENT)}:", regex=False)
+    mine = evidence[(evidence.claim == "C17") & latent & (evidence.n >= MINIMUM_RUNS)]
+    if len(mine):
+        said = [
+            f"{row.comparison.split(', at ')[0]}: {_number(row.estimate, row.low, row.high, row.n)} ({row.verdict})"
+            for row in mine.itertuples()
+        ]
+        yield Finding(
+            f"**Away from the training width**, OsciQuant - QAT at FP32: {'; '.join(said)}.", "index.html#C17"
+        )
 
 
 def _rates(name: str, spec: RatePanels, tests: pd.DataFrame) -> Iterator[Finding]:
@@ -188,45 +203,49 @@ def _rates(name: str, spec: RatePanels, tests: pd.DataFrame) -> Iterator[Finding
         return
     published = read_published()
     published = published[(published.model == mine.iloc[0].model) & (published.setting == "scratch")]
-    target = {
-        method: published[(published.method == method) & (published.eval_bits == bits)]["mean"].iloc[0]
-        for method, bits in (("osciquant", spec.bits), ("ptq", PTQ_BITS))
-    }
-    osci = mine[(mine.method == "osciquant") & (mine.eval_bits == spec.bits)].groupby(["lr", "lambda"]).accuracy.mean()
+    cells = published.drop_duplicates(["method", "eval_bits"]).set_index(["method", "eval_bits"])["mean"]
+    wanted = {"osciquant": ("osciquant", spec.bits), "ptq": ("ptq", PTQ_BITS)}
+    if not set(wanted.values()) <= set(cells.index):
+        return
+    target = {method: cells[cell] for method, cell in wanted.items()}
+    osci = mine[(mine.method == "osciquant") & (mine.eval_bits == spec.bits)].groupby(["lr", "lambda"]).accuracy
     ptq = mine[(mine.method == "ptq") & (mine.eval_bits == PTQ_BITS)].groupby("lr").accuracy.mean()
-    both = osci.rename("osci").reset_index().merge(ptq.rename("ptq").reset_index(), on="lr")
+    both = osci.agg(osci="mean", std=spread).reset_index().merge(ptq.rename("ptq").reset_index(), on="lr")
     if both.empty:
         return
     off = np.maximum((both.osci - target["osciquant"]).abs(), (both.ptq - target["ptq"]).abs())
-    near, n = both.loc[off.idxmin()], mine.groupby("variant").seed.nunique().min()
-    best = both.loc[both.osci.idxmax()]
+    near, high, low = (both.loc[place] for place in (off.idxmin(), both.osci.idxmax(), both.osci.idxmin()))
+
+    def said(cell: pd.Series) -> str:
+        return f"{plus_minus(cell.osci, cell['std'])} and {cell.ptq:.2f} at {cell.lr:g}, λ = {cell['lambda']:g}"
+
     yield Finding(
-        f"**{bits_label(spec.bits).capitalize()} over the learning rate**: OsciQuant ranges from {both.osci.min():.2f} "
-        f"to {best.osci:.2f} (at {best.lr:g}, λ = {best['lambda']:g}; published {target['osciquant']:.2f}), where "
-        f"{bits_label(PTQ_BITS)} PTQ of the baseline of that rate has {best.ptq:.2f} (published {target['ptq']:.2f}). "
-        f"The nearest that one rate and λ come to both, {near.lr:g} and {near['lambda']:g}, is {near.osci:.2f} and "
-        f"{near.ptq:.2f} (n = {n}).",
+        f"**{bits_label(spec.bits).capitalize()} over the learning rate**: OsciQuant, and {bits_label(PTQ_BITS)} PTQ "
+        f"of the baseline of that rate (published {target['osciquant']:.2f} and {target['ptq']:.2f}): of {len(both)} "
+        f"rates and strengths the lowest {said(low)}, the highest {said(high)}; nearest to both published, "
+        f"{off.min():.1f} points from one: {said(near)} (n = {mine.groupby('variant').seed.nunique().min()}).",
         f"index.html#{name}",
     )
 
 
 def _compared(study: Study, name: str) -> Iterator[Finding]:
-    """The best of every ranking of a comparison, or that there are too few runs for one."""
+    """The best of every ranking of a comparison, or that there are too few runs for one.
+
+    What was kept from before its own phase is no result of a method; rows of one mean are named together.
+    """
     rows = comparison.read_comparison(study, name)
     ran = rows[rows.n > 0]
     if ran.empty:
         return
-    title = comparison.title(study, study.comparisons[name])
-    target = f"index.html#{comparison.compared_name(name)}"
-    best = ran[comparison.best(ran, "accuracy")]
+    best = ran[comparison.best(ran, "accuracy") & ~(ran.early > 0)]
+    alike = best.groupby(["family", "accuracy"], sort=False).agg(label=("label", " = ".join), n=("n", "first"))
+    said = [f"{family}: {row.label} {accuracy:.2f} (n = {row.n})" for (family, accuracy), row in alike.iterrows()]
     few = int((ran.n < MINIMUM_RUNS).sum())
-    said = [
-        f"{row.family}: {row.label} {row.accuracy:.2f} ± {row.accuracy_std:.2f} (n = {row.n})"
-        for row in best.itertuples()
-    ]
-    ranked = f"highest means on one grid, {'; '.join(said)}. " if said else ""
     rest = f"{few} of {len(ran)} rows have fewer than {MINIMUM_RUNS} seeds: no interval, no ranking." if few else ""
-    yield Finding(f"**{title}**: {ranked}{rest}".strip(), target)
+    ranked = f"highest mean among those with enough seeds, by family and grid: {'; '.join(said)}. " if said else ""
+    title, target = comparison.title(study, study.comparisons[name]), f"index.html#{comparison.compared_name(name)}"
+    if ranked or rest:
+        yield Finding(f"**{title}**: {ranked}{rest}".strip(), target)
 
 
 def _decided(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:

@@ -12,11 +12,12 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.records import cost, numerics
 from oscillations.records.environment import unlike
 from oscillations.records.plans import Plan, plans
-from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS
+from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS, spread
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
 from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, read_table, start_label
 from oscillations.report.tables import comparison as methods
@@ -53,6 +54,7 @@ def anchor(experiment: str, variant: str) -> str:
 
 def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
+    _refuse_if_missing(study)
     measurements, oscillations = read_measurements(study.study), read_oscillations(study.study)
     choices = open_choices(CHOICES.read_text())
     found = plans(variants)
@@ -93,6 +95,15 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         anchor=anchor,
     )
     write_text(results(study.study) / "index.html", page)
+
+
+def _refuse_if_missing(study: Study) -> None:
+    """Raise InputError if a step before the page has not been done."""
+    folder, pictures = results(study.study), paths.figures(study.study)
+    files = [folder / name for name in ("claims.csv", "coverage.csv", "findings.csv")]
+    for file in [*files, *(pictures / f"{name}.png" for name in study.figure_names)]:
+        if not file.exists():
+            raise InputError(f"{file}: not there; python -m oscillations report --study {study.study} makes it")
 
 
 def open_choices(text: str) -> list[tuple[str, Markup]]:
@@ -191,7 +202,11 @@ def _claims(study: Study) -> list[dict[str, Any]]:
             comparison["links"] = _links(study, comparison["runs"])
             comparison["published"] = _published(comparison)
         run = [row for row in comparisons if row["verdict"] != NOT_RUN]
-        missing = [row["comparison"] for row in comparisons if row["verdict"] == NOT_RUN]
+        missing = [
+            row["comparison"] + (f" (published {row['published']})" if row["published"] else "")
+            for row in comparisons
+            if row["verdict"] == NOT_RUN
+        ]
         rows.append(claim | {"interval": _interval(claim), "summary": _summary(claim), "rows": run, "missing": missing})
     return rows
 
@@ -292,7 +307,7 @@ def _statistics(oscillations: pd.DataFrame) -> list[dict[str, str]]:
     for (experiment, variant), group in last_epochs(oscillations).groupby(["experiment", "variant"], sort=False):
 
         def text(column: str, digits: int = 2, group: pd.DataFrame = group) -> str:
-            return plus_minus(group[column].mean(), group[column].std(ddof=1), digits)
+            return plus_minus(group[column].mean(), spread(group[column]), digits)
 
         rows.append(
             {

@@ -21,7 +21,7 @@ from oscillations.study.schema import Study
 ESTIMATE = ["n", "estimate", "low", "high", "p"]
 CLAIMS = [
     "claim", "statement", "verdict", "scope", *ESTIMATE, "supported", "counted", "not_judged", "comparisons",
-    "evidence", "reason",
+    "evidence", "reason", "after_runs",
 ]  # fmt: skip
 EVIDENCE = [
     "claim", "role", "subject", "comparison", "verdict", *ESTIMATE, "support", "against", "margin", "turns_at",
@@ -30,9 +30,14 @@ EVIDENCE = [
 
 
 def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame) -> list[Claim]:
-    """The paper's claims, if the study holds any of its tables, and the study's own hypotheses."""
+    """The paper's claims, if the study holds any of its tables, and the study's own hypotheses.
+
+    A hypothesis with the name of a claim stands in its place.
+    """
     evidence = Evidence(study, measurements, oscillations)
-    return (paper.claims(evidence) if study.tables else []) + hypotheses.claims(study)
+    own = {claim.name: claim for claim in hypotheses.claims(study)}
+    published = paper.claims(evidence) if study.tables else []
+    return [own.pop(claim.name, claim) for claim in published] + list(own.values())
 
 
 def write_claims(study: Study) -> None:
@@ -60,6 +65,7 @@ def _summary(study: Study, claim: Claim) -> dict[str, object]:
         "comparisons": len(verdicts),
         "evidence": deciding.text if deciding else "",
         "reason": claim.reason,
+        "after_runs": claim.after_runs,
     }
 
 

@@ -127,8 +127,8 @@ class Comparison:
     """One tested statement of a claim.
 
     ``subject``: what it is about, a model in a setting say. ``side``: it is shown, and decides nothing. ``excluded``:
-    why it counts for nothing although it has run. ``limit``: why it cannot support. ``verdict`` stands only when the
-    claim has all its comparisons, for Holm's correction is over them.
+    why it counts for nothing although it has run. ``limits``: why it cannot have some verdicts. ``verdict`` stands only
+    when the claim has all its comparisons, for Holm's correction is over them.
     """
 
     text: str
@@ -141,7 +141,7 @@ class Comparison:
     diverged: int = 0
     published: Published | None = None
     note: str = ""
-    limit: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
     verdict: str = NOT_RUN
 
     @property
@@ -160,7 +160,7 @@ class Comparison:
     @property
     def notes(self) -> str:
         """What a reader must know of it."""
-        result, found = self.result, [self.excluded, self.limit, self.note]
+        result, found = self.result, [self.excluded, *self.limits.values(), self.note]
         if result and not self.excluded:
             found.append(result.note)
             if decided(result) and too_near(self.estimate, result):
@@ -171,6 +171,8 @@ class Comparison:
         """Whether the published numbers hold by themselves, and what the same test says of them."""
         if self.published is None:
             return ""
+        if self.excluded and not self.ran:
+            return self.excluded
         says = "holds" if self.test.holds(self.published.value) else "fails"
         found = self.published.estimate(PUBLISHED_RUNS[-1])
         if math.isnan(found.error):
@@ -180,17 +182,21 @@ class Comparison:
 
 @dataclass
 class Claim:
-    """A statement with the comparisons that decide it; ``reason`` says why there is none."""
+    """A statement with the comparisons that decide it.
+
+    ``reason`` says why there is none; ``after_runs``: what is tested was chosen when runs had been seen.
+    """
 
     name: str
     statement: str
     reason: str = ""
+    after_runs: bool = False
     added: list[Comparison] = field(default_factory=list)
 
     def add(
         self, text: str, sample: Sample, test: Test, measure: Callable[[np.ndarray], Estimate] = mean_interval, *,
-        subject: str = "", side: bool = False, excluded: str = "", note: str = "", limit: str = "",
-        published: Published | None = None,
+        subject: str = "", side: bool = False, excluded: str = "", note: str = "",
+        limits: Mapping[str, str] | None = None, published: Published | None = None,
     ) -> None:  # fmt: skip
         """Test what ``measure`` makes of the numbers of all seeds; ``published``: instead of the sample's."""
         estimate = measure(sample.values.to_numpy(dtype=float))
@@ -199,21 +205,21 @@ class Claim:
         excluded = FITTED if sample.fitted else excluded
         beside = published or sample.published
         self.added.append(
-            Comparison(text, estimate, test, runs, subject, side, excluded, sample.diverged, beside, note, limit)
+            Comparison(text, estimate, test, runs, subject, side, excluded, sample.diverged, beside, note, limits or {})
         )
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """All that were added, with their verdicts."""
-        counted = [one for one in self.added if one.ran and not one.excluded]
-        decided = iter(verdicts([(one.estimate, one.result) for one in counted]))
-        found = []
-        for one in self.added:
-            verdict = NOT_RUN if not one.ran else NOT_JUDGED if one.excluded else next(decided)
-            if one.limit and verdict == SUPPORTED:
-                verdict = INCONCLUSIVE
-            found.append(replace(one, verdict=verdict))
-        return found
+        decided: dict[int, str] = {}
+        for side in (False, True):  # Holm's correction is over what decides
+            counted = [one for one in self.added if one.ran and not one.excluded and one.side == side]
+            said = verdicts([(one.estimate, one.result) for one in counted])
+            decided |= {
+                id(one): INCONCLUSIVE if verdict in one.limits else verdict for one, verdict in zip(counted, said)
+            }
+        ran = {True: NOT_JUDGED, False: NOT_RUN}
+        return [replace(one, verdict=decided.get(id(one), ran[one.ran])) for one in self.added]
 
     @property
     def main(self) -> list[Comparison]:
@@ -236,12 +242,15 @@ class Claim:
         return f"{text}, none with a published number" if own else text
 
     def deciding(self) -> Comparison | None:
-        """The comparison to show: the first that contradicts, else that is open, else that supports."""
+        """The comparison to show: what contradicts most clearly, else the first that is open, else that supports."""
         for kind in (CONTRADICTED, INCONCLUSIVE, SUPPORTED):
-            for comparison in self.main:
-                if comparison.verdict == kind:
-                    return comparison
+            if found := [one for one in self.main if one.verdict == kind]:
+                return min(found, key=_against) if kind == CONTRADICTED else found[0]
         return None
+
+
+def _against(comparison: Comparison) -> float:
+    return comparison.result.against if comparison.result else math.nan
 
 
 @dataclass(frozen=True)
@@ -301,9 +310,11 @@ class Evidence:
         self.epochs = epochs.assign(run=run)
 
     def both_near_chance(self, *samples: Sample) -> str:
-        """Why a comparison says nothing: all its means are near chance; empty if they are not, or not there."""
+        """Why a comparison says nothing: all its means, or if it has not run the published, are near chance."""
         means = [sample.values.mean() for sample in samples]
-        return "all near chance" if max(means, default=math.nan) < self.study.near_chance else ""
+        if all(map(math.isnan, means)):
+            means = [sample.published.value for sample in samples if sample.published]
+        return "all near chance" if means and all(mean < self.study.near_chance for mean in means) else ""
 
     def groups(self, *models: str) -> list[Group]:
         """All that tables 1 and 2 publish (of some models), with the study's experiments that have run."""

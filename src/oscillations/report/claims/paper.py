@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from oscillations.core.bits import LATENT
@@ -24,7 +23,7 @@ from oscillations.report.claims.measures import (
     per_step,
     rise_elsewhere,
 )
-from oscillations.report.estimates import Above, Below, ByP, StdAbove, Within
+from oscillations.report.estimates import Above, Below, Between, ByP, StdAbove, Within
 from oscillations.report.tables.published import bits_label, read_published
 
 FLAT = (0.25, 1.75)  # the range of lambda in the paper's Table 4
@@ -61,24 +60,22 @@ def _c2(evidence: Evidence) -> Claim:
             text, both = f"{group}, {bits_label(bits)}: |OsciQuant - QAT| < {margin:g}", osci - qat
             claim.add(text, both, Within(margin), subject=str(group))
             pairs.append((osci, qat, both))
-    counted = [(osci, qat) for osci, qat, both in pairs if len(both.values) >= stats.MINIMUM_RUNS and not both.fitted]
-    _add_spreads(claim, [osci for osci, _ in counted], [qat for _, qat in counted], pairs)
+    _add_spreads(claim, pairs)
     return claim
 
 
-def _add_spreads(
-    claim: Claim, osci: list[Sample], qat: list[Sample], cells: list[tuple[Sample, Sample, Sample]]
-) -> None:
-    """OsciQuant's variance over seeds is smaller than QAT's, both pooled over cells."""
-    ratio = stats.variance_ratio(*([cell.values.to_numpy() for cell in side] for side in (osci, qat)))
-    known = [(a.published, b.published) for a, b, _ in cells if a.published and b.published]
-    sums = [sum(sum(std**2 for std in one.parts) for one in side) for side in zip(*known)]
-    runs = dict(enumerate(name for cell in [*osci, *qat] for name in cell.runs.values()))
-    pooled = Sample(pd.Series([ratio.value] * ratio.n, dtype=float), runs, published=Published(sums[0] / sums[1]))
-    text = "variance over seeds, pooled over models and bits: OsciQuant / QAT < 1"
-    claim.add(
-        text, pooled, ByP(1.0, -1), lambda _: ratio, subject="", note=f"pooled over {ratio.n} cells" * bool(ratio.n)
+def _add_spreads(claim: Claim, cells: list[tuple[Sample, Sample, Sample]]) -> None:
+    """OsciQuant's variance over seeds is smaller than QAT's, over all cells that count (or, if none has run, all)."""
+    ran = [cell for cell in cells if len(cell[2].values) >= stats.MINIMUM_RUNS and not cell[2].fitted]
+    ratio = stats.variance_ratio(
+        [cell[0].values.to_numpy() for cell in ran], [cell[1].values.to_numpy() for cell in ran]
     )
+    known = [(a.published, b.published) for a, b, _ in ran or cells if a.published and b.published]
+    logs = [2 * math.log(a.parts[0] / b.parts[0]) for a, b in known]
+    published = Published(math.exp(sum(logs) / len(logs))) if logs else None
+    runs = dict(enumerate(name for _, _, both in ran for name in both.runs.values()))
+    text = f"variance over seeds, geometric mean over {len(ran) or 'all'} cells: OsciQuant / QAT < 1"
+    claim.add(text, Sample(pd.Series(dtype=float), runs), ByP(1.0, -1), lambda _: ratio, published=published)
 
 
 def _c3(evidence: Evidence) -> Claim:
@@ -116,8 +113,8 @@ def _c5(evidence: Evidence) -> Claim:
     bound = evidence.study.near_chance
     claim = Claim(
         "C5",
-        "QAT trained at ternary, and ResNet's at 3 bits, is near chance at every other bit width; ViT's at 3 bits is "
-        "not at 4 bits and more.",
+        "ResNet's and ViT's QAT trained at ternary, and ResNet's at 3 bits, is near chance at every other bit width; "
+        "ViT's at 3 bits is not at 4 bits and more.",
     )
     for group in evidence.groups("resnet18", "vit-tiny"):
         for trained in (2, 3) if group.model == "resnet18" else (2,):
@@ -138,11 +135,12 @@ def _others(trained: int) -> list[int]:
 
 
 def _c6(evidence: Evidence) -> Claim:
-    margin = evidence.study.claims.match_margin
+    margin, note = evidence.study.claims.cross_margin, evidence.study.claims.origin("cross_margin")
     claim = Claim(
         "C6",
         f"OsciQuant trained at 3 or 4 bits is good at both: at the other width no worse, by {margin:g} points, than "
         "what was trained for it; ViT trained at 4 bits is unstable at 3.",
+        after_runs=True,
     )
     for group in evidence.groups():
         for trained, other in ((3, 4), (4, 3)):
@@ -151,7 +149,7 @@ def _c6(evidence: Evidence) -> Claim:
                 continue
             crossed, own = (evidence.accuracy(group, "osciquant", bits, other) for bits in (trained, other))
             text = f"{_crossed(group, trained, other)}: OsciQuant - the one trained there > -{margin:g}"
-            claim.add(text, crossed - own, Above(-margin), subject=str(group))
+            claim.add(text, crossed - own, Above(-margin), subject=str(group), note=note)
     return claim
 
 
@@ -168,7 +166,9 @@ def _add_unstable(claim: Claim, evidence: Evidence, group: Group, trained: int, 
 
 def _c7(evidence: Evidence) -> Claim:
     margins = evidence.study.claims
-    claim = Claim("C7", "ResNet OsciQuant trained at ternary is near full precision at 3 bits and more.")
+    claim = Claim(
+        "C7", "ResNet OsciQuant trained at ternary is near full precision at 3 bits and more.", after_runs=True
+    )
     for group in evidence.groups("resnet18"):
         for bits in (LATENT, 8, 4, 3):
             _add_near_baseline(claim, evidence, group, 2, bits, margins.near_full, margins.origin("near_full"))
@@ -185,7 +185,8 @@ def _c8(evidence: Evidence) -> Claim:
     """
     claim = Claim(
         "C8",
-        "Oscillations grow with lambda; for some lambda they are as frequent as QAT's; QAT has more than lambda 0.",
+        "Oscillations grow with lambda; at some tested lambda they are as many as QAT's; QAT has more than lambda 0.",
+        after_runs=True,
     )
     for sweep in evidence.sweeps(evidence.epochs, "table4", "table5"):
         shared = sweep.rows.groupby("run").epoch.max().min()
@@ -194,24 +195,29 @@ def _c8(evidence: Evidence) -> Claim:
             _add_trend(claim, sweep, f"count {name}", counts)
             zero = counts.pop(0.0, Sample.none())
             claim.add(f"{sweep}: QAT - lambda 0, {name}, > 0", qat - zero, Above(), subject=sweep.subject)
-            _add_similar(claim, evidence, sweep, name, counts, qat)
+            _add_similar(claim, evidence, sweep, name, counts, qat, zero)
     return claim
 
 
 def _add_similar(
-    claim: Claim, evidence: Evidence, sweep: Sweep, name: str, counts: dict[float, Sample], qat: Sample
+    claim: Claim, evidence: Evidence, sweep: Sweep, name: str, counts: dict[float, Sample], qat: Sample, zero: Sample
 ) -> None:
-    """The tested lambda whose count is nearest to QAT's differs from it by no more than a factor."""
+    """The tested lambda whose count is nearest to QAT's differs from it by no more than a factor.
+
+    Where the smallest tested lambda has more than QAT and lambda 0 less, one between them may be the one.
+    """
     factor = evidence.study.claims.similar_ratio
-    ratios = {lam: combine([count, qat], _log_ratio) for lam, count in counts.items()}
-    lam, nearest = min(ratios.items(), key=lambda item: abs(item[1].values.mean()), default=("the best", Sample.none()))
-    text = f"{sweep}: lambda {lam} has QAT's count {name}: |log ratio| < log {factor:g} = {math.log(factor):.3f}"
+    ratios = {lam: combine([count, qat], lambda table: table[0] / table[1]) for lam, count in counts.items()}
+    off = {lam: abs(math.log(ratio.values.mean())) for lam, ratio in ratios.items() if len(ratio.values)}
+    lam = min(off, key=off.__getitem__, default=None)
+    nearest = Sample.none() if lam is None else ratios[lam]
+    limits = {}
+    if lam == min(ratios, default=None) and zero.values.mean() < qat.values.mean() and nearest.values.mean() > 1:
+        limits = {stats.CONTRADICTED: f"lambda 0 has fewer: one below {lam:g} has not been tested"}
+    at = "the nearest lambda" if lam is None else f"lambda {lam:g}"
+    text = f"{sweep}: count {name} at {at} / QAT's between 1 / {factor:g} and {factor:g}"
     note = evidence.study.claims.origin("similar_ratio")
-    claim.add(text, nearest, Within(math.log(factor)), subject=sweep.subject, note=note)
-
-
-def _log_ratio(table: pd.DataFrame) -> pd.Series:
-    return np.log(table[0] / table[1])
+    claim.add(text, nearest, Between(1 / factor, factor), subject=sweep.subject, note=note, limits=limits)
 
 
 def _add_trend(claim: Claim, sweep: Sweep, what: str, by_lambda: dict[float, Sample]) -> None:
@@ -239,10 +245,18 @@ def _c9(evidence: Evidence) -> Claim:
             samples = list(found.values()) if len(found) > 1 else []
             shown = f" in ({', '.join(f'{lam:g}' for lam in found)})" if found else ""
             missing = len(set(wanted) - set(found))
+            limits = (
+                {stats.SUPPORTED: f"{missing} of the paper's {len(wanted)} lambdas have not run"} if missing else {}
+            )
+            means = [sample.values.mean() for sample in samples]
+            if samples and max(means) - min(means) < margin:
+                limits[stats.CONTRADICTED] = (
+                    f"the range of the means, {max(means) - min(means):.2f}, is within the margin"
+                )
             claim.add(
                 f"{sweep}: range over lambda{shown} < {margin:g}", combine(samples, _range), Below(margin),
                 subject=sweep.subject, published=_published_range(sweep),
-                limit=f"{missing} of the paper's {len(wanted)} lambdas have not run" if missing else "",
+                limits=limits,
             )  # fmt: skip
     for sweep in evidence.sweeps(evidence.tests, "table5"):
         if sweep.bits == 3:
@@ -265,7 +279,10 @@ def _published_range(sweep: Sweep) -> Published | None:
 
 def _c10(evidence: Evidence) -> Claim:
     claim = Claim(
-        "C10", "OsciQuant's accuracy at other bit widths than the target (8 among them) rises in later epochs."
+        "C10",
+        "OsciQuant's accuracy at other bit widths than the target (8 among them) rises in later epochs, and more than "
+        "QAT's.",
+        after_runs=True,
     )
     for group in evidence.groups():
         for trained in (2, 3, 4):
@@ -275,7 +292,7 @@ def _c10(evidence: Evidence) -> Claim:
                 f"{group}, trained {bits_label(trained)}: mean at the other widths, last third of epochs - first third"
             )
             claim.add(f"{text} > 0", found, Above(), subject=str(group))
-            claim.add(f"{text}, OsciQuant - QAT > 0", found - qat, Above(), subject=str(group), side=True)
+            claim.add(f"{text}, OsciQuant - QAT > 0", found - qat, Above(), subject=str(group))
     return claim
 
 
@@ -329,9 +346,8 @@ def _c13(evidence: Evidence) -> Claim:
         _add_trend(claim, sweep, "share near a threshold", near)
         claim.add(f"{sweep}: share near a threshold, QAT - lambda 0 > 0", qat - zero, Above(), subject=subject)
         uniform = f"{bound:g}, that of uniform weights"
-        claim.add(
-            f"{sweep}: share near a threshold under QAT > {uniform}", qat, Above(bound), note=note, subject=subject
-        )
+        text = f"{sweep}: share near a threshold under QAT > {uniform}"
+        claim.add(text, qat, Above(bound), note=note, subject=subject, side=True)
         claim.add(
             f"{sweep}: share near a threshold under lambda 0 < {uniform}",
             zero,
@@ -378,14 +394,16 @@ def _c16(evidence: Evidence) -> Claim:
 
 
 def _c17(evidence: Evidence) -> Claim:
-    claim = Claim("C17", "Away from the width it is trained for, OsciQuant is more accurate than QAT.")
+    """The text claims it of ternary and 3 bits; what was trained at 4 bits stands beside."""
+    statement = "Trained at ternary or 3 bits, OsciQuant is more accurate than QAT at every other width."
+    claim = Claim("C17", statement, after_runs=True)
     for group in evidence.groups():
         for trained in (2, 3, 4):
             for bits in _others(trained):
                 osci, qat = (evidence.accuracy(group, method, trained, bits) for method in ("osciquant", "qat"))
                 text = f"{_crossed(group, trained, bits)}: OsciQuant - QAT > 0"
-                excluded = evidence.both_near_chance(osci, qat)
-                claim.add(text, osci - qat, Above(), subject=str(group), excluded=excluded)
+                excluded, side = evidence.both_near_chance(osci, qat), trained == 4
+                claim.add(text, osci - qat, Above(), subject=str(group), excluded=excluded, side=side)
     return claim
 
 
@@ -396,6 +414,7 @@ def _c18(evidence: Evidence) -> Claim:
         "C18",
         f"QAT converges (within {margins.bound_margin:g} points of its best) at its target first, later at 4 and 8 "
         "bits.",
+        after_runs=True,
     )
     for group in evidence.groups():
         for trained in (2, 3, 4):
@@ -407,22 +426,21 @@ def _c18(evidence: Evidence) -> Claim:
 
 
 def _c19(evidence: Evidence) -> Claim:
-    """The rate with the best mean over lambda, against the second best at every lambda."""
-    claim = Claim("C19", "One learning rate is best over the range of lambda.")
+    """The rate with the best mean over lambda, against every other at every lambda; it is chosen on the same runs."""
+    claim = Claim("C19", "One learning rate is best over the range of lambda.", after_runs=True)
     for (model, bits), rows in evidence.rate_searches().items():
         cells = rows[rows["lambda"] > 0].pivot_table(index="lr", columns="lambda", values="accuracy")
         cells = cells.dropna(axis=1)
         group = Group("", model, "sweep")
         if len(cells) < 2 or cells.shape[1] < 2:
-            claim.add(
-                f"{group}, {bits_label(bits)}: best rate - next best, at every lambda > 0", Sample.none(), Above()
-            )
+            text = f"{group}, {bits_label(bits)}: best rate - any other, at every lambda > 0"
+            claim.add(text, Sample.none(), Above())
             continue
         best = cells.mean(axis=1).idxmax()
         for lam in cells:
-            second = cells[lam].drop(best).idxmax()
             mine = rows[rows["lambda"] == lam]
-            sides = [Sample.of(mine[mine.lr == rate], "accuracy") for rate in (best, second)]
-            text = f"{group}, {bits_label(bits)}, lambda {lam:g}: learning rate {best:g} - {second:g} > 0"
-            claim.add(text, sides[0] - sides[1], Above(), subject=str(group))
+            for other in cells.index.drop(best):
+                sides = [Sample.of(mine[mine.lr == rate], "accuracy") for rate in (best, other)]
+                text = f"{group}, {bits_label(bits)}, lambda {lam:g}: learning rate {best:g} - {other:g} > 0"
+                claim.add(text, sides[0] - sides[1], Above(), subject=str(group))
     return claim

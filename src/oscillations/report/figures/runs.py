@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from oscillations.core.bits import LATENT, largest_code
 from oscillations.core.files import replacing
 from oscillations.engine.recipe import Recipe
+from oscillations.report.estimates import MINIMUM_RUNS
 from oscillations.report.figures.comparison import heatmap, scatter
 from oscillations.report.figures.exact import figure1, figure_a1, figure_a5
 from oscillations.report.figures.palette import BITS, BLACK, BLUE, GREY, METHODS, PURPLE, VERMILION
@@ -221,7 +222,8 @@ def _band(axes: Axes, table: pd.DataFrame, column: str, **style: Any) -> None:
     by_epoch = table[table.epoch <= table.groupby("seed").epoch.max().min()].groupby("epoch")[column]
     mean = by_epoch.mean()
     (line,) = axes.plot(mean.index, mean, **style)
-    axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=line.get_color(), alpha=0.18, lw=0)
+    if table.seed.nunique() >= MINIMUM_RUNS:
+        axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=line.get_color(), alpha=0.18, lw=0)
 
 
 def _epochs(spec: Panels, study: Study) -> dict[str, pd.DataFrame] | None:
@@ -368,7 +370,8 @@ def _depth(axes: Axes, runs: pd.DataFrame, color: Any, ls: str) -> None:
     by_place = runs.groupby("place")
     mean = by_place.loss.mean()
     axes.plot(mean.index, mean, color=color, ls=ls, lw=1.3)
-    axes.fill_between(mean.index, by_place.loss.min(), by_place.loss.max(), color=color, alpha=0.18, lw=0)
+    if runs.seed.nunique() >= MINIMUM_RUNS:
+        axes.fill_between(mean.index, by_place.loss.min(), by_place.loss.max(), color=color, alpha=0.18, lw=0)
     first = runs[runs.seed == runs.seed.min()].set_index("place").group
     together = first.index[first.duplicated(keep=False)]
     axes.plot(together, mean[together], "o", color=color, ms=3.5)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from oscillations.core.bits import LATENT
 from oscillations.engine.recipe import Recipe
+from oscillations.report.estimates import spread
 from oscillations.report.figures.palette import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE
 from oscillations.report.measurements import read_measurements
 from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
@@ -67,7 +68,7 @@ def figure6(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
         return None
     figure, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
     for color, (rate, group) in zip((METHODS["osciquant"], BLUE, GREEN, PURPLE), tests.groupby("lr")):
-        accuracy = group.groupby("lambda").accuracy.agg(["mean", "std"])
+        accuracy = group.groupby("lambda").accuracy.agg(mean="mean", std=spread)
         axes.errorbar(
             accuracy.index, accuracy["mean"], accuracy["std"], fmt="o-", capsize=3, color=color,
             label=f"learning rate {rate:g}",
@@ -120,8 +121,6 @@ def figure_rates(spec: RatePanels, study: Study, recipes: Recipes) -> Figure | N
 
 
 def _over_rates(axes: Axes, runs: pd.DataFrame, color: str, label: str) -> None:
-    accuracy = runs.groupby("lr").accuracy.agg(["mean", "std"])
+    accuracy = runs.groupby("lr").accuracy.agg(mean="mean", std=spread)
     if len(accuracy):
-        axes.errorbar(
-            accuracy.index, accuracy["mean"], accuracy["std"].fillna(0), fmt="o-", capsize=3, color=color, label=label
-        )
+        axes.errorbar(accuracy.index, accuracy["mean"], accuracy["std"], fmt="o-", capsize=3, color=color, label=label)

@@ -15,7 +15,7 @@ import pandas as pd
 from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.files import read_json
 from oscillations.records import cost
-from oscillations.report.estimates import MINIMUM_RUNS, mean_interval
+from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
 from oscillations.report.measurements import (
     oscillation_shares,
     read_measurements,
@@ -182,7 +182,7 @@ def _posttrained(
 
 
 def _mean(column: str, values: pd.Series) -> dict[str, float]:
-    return {column: values.mean(), f"{column}_std": values.std(ddof=1)}
+    return {column: values.mean(), f"{column}_std": spread(values)}
 
 
 def _accuracies(own: pd.DataFrame) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from oscillations.core.bits import LATENT
-from oscillations.report.estimates import MINIMUM_RUNS, mean_interval
+from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
 from oscillations.report.measurements import read_measurements, read_posttraining, read_table
 from oscillations.report.tables.published import bits_label, plus_minus, write_formats
 from oscillations.study.paths import results
@@ -28,7 +28,12 @@ def title(gain: Gain) -> str:
 def gain_rows(study: Study, gain: Gain) -> pd.DataFrame:
     """One row per way: accuracy at the table's width and of the latent weights, difference paired by seed."""
     against = _trained(study.study, gain.against, gain.bits).set_index("seed").accuracy
-    return pd.DataFrame([_row(row, *_first(study, row, gain.bits), against) for row in gain.rows], columns=COLUMNS)
+    rows = [_row(row, *_first(study, row, gain.bits), against, _is_against(gain, row)) for row in gain.rows]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _is_against(gain: Gain, row: GainRow) -> bool:
+    return row.of == gain.against and not row.posttraining
 
 
 def read_gain(study: Study) -> pd.DataFrame:
@@ -58,18 +63,20 @@ def _posttrained(study: str, row: GainRow, bits: int) -> pd.DataFrame:
     return made[(made.status == "done") & (made.experiment + "/" + made.variant == row.of)]
 
 
-def _row(row: GainRow, study: str, runs: pd.DataFrame, latent: pd.DataFrame, against: pd.Series) -> dict[str, Any]:
+def _row(
+    row: GainRow, study: str, runs: pd.DataFrame, latent: pd.DataFrame, against: pd.Series, compared: bool
+) -> dict[str, Any]:
     differences = (runs.set_index("seed").accuracy - against).dropna().to_numpy(dtype=float)
-    paired = mean_interval(differences)
+    paired = mean_interval(differences[: 0 if compared else None])  # a row has no difference to itself
     return {
         "text": row.text,
         "of": row.of,
         "study": study,
         "n": len(runs),
         "accuracy": runs.accuracy.mean(),
-        "std": runs.accuracy.std(ddof=1),
+        "std": spread(runs.accuracy),
         "fp": latent[latent.seed.isin(runs.seed)].accuracy.mean(),
-        "difference": paired.value if differences.any() else float("nan"),  # the row compared with has none
+        "difference": paired.value,
         "low": paired.low,
         "high": paired.high,
         "pairs": paired.n,
@@ -79,7 +86,7 @@ def _row(row: GainRow, study: str, runs: pd.DataFrame, latent: pd.DataFrame, aga
 
 def shown(gain: Gain, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows as people read them, in the study's order."""
-    against = next((row.text for row in gain.rows if row.of == gain.against and not row.posttraining), gain.against)
+    against = next((row.text for row in gain.rows if _is_against(gain, row)), gain.against)
     return pd.DataFrame(
         {
             "What is done": rows.text,

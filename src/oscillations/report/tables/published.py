@@ -13,7 +13,7 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.core.files import write_text
-from oscillations.report.estimates import MINIMUM_RUNS, PUBLISHED_RUNS, welch
+from oscillations.report.estimates import MINIMUM_RUNS, PUBLISHED_RUNS, spread, welch
 from oscillations.report.measurements import read_measurements
 from oscillations.study.paths import PUBLISHED, results
 from oscillations.study.pretrained import IMAGENET_LABELS
@@ -57,7 +57,7 @@ def read_published() -> pd.DataFrame:
 
 
 def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
-    """Mean, sample standard deviation and n over seeds of every cell on the test split.
+    """Mean, sample standard deviation (of three runs or more) and n over seeds of every cell on the test split.
 
     A diverged run never enters a mean; it is counted in ``diverged``.
     """
@@ -65,12 +65,12 @@ def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     keys = ["experiment", "variant", *CELL, "lr", "start"]
     rows = []
     for key, group in tests.groupby(keys, dropna=False, sort=False):
-        done = group[group.status == "done"]
+        done = group[(group.status == "done") & group.accuracy.notna()]
         rows.append(
             dict(zip(keys, key))
             | {
                 "mean": done.accuracy.mean(),
-                "std": done.accuracy.std(ddof=1),
+                "std": spread(done.accuracy),
                 "n": len(done),
                 "diverged": len(group) - len(done),
                 "epochs": done.best_epoch.mean(),
@@ -113,7 +113,8 @@ def _own_cells(study: Study, table: str, measurements: pd.DataFrame, published: 
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
     if SETTINGS.get(table) == "sweep":  # the main experiment's lambda is one point of the sweep
-        found = found[(found.method == "osciquant") & found.train_bits.isin(published.train_bits)]
+        widths = published.train_bits if len(published) else found.train_bits
+        found = found[(found.method == "osciquant") & found.train_bits.isin(widths)]
     else:
         found = found.assign(**{"lambda": float("nan")})
     return found.assign(setting=SETTINGS.get(table, "finetune")).drop(columns=["lr"])
@@ -227,7 +228,7 @@ def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
     text = pd.DataFrame(rows)
     intervals = [f"95 % if n = {runs}" for runs in PUBLISHED_RUNS]
     without = ["Published", "Difference", "Epochs (published)"] if cells.published_mean.isna().all() else []
-    without += [column for column in ("/ published std", *intervals) if not text[column].any()]
+    without += [column for column in ("/ published std", *intervals) if column not in text or not text[column].any()]
     return text.drop(columns=without, errors="ignore")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from oscillations import datasets
 from oscillations.core.bits import LATENT
 from oscillations.engine.recipe import Recipe
+from oscillations.report.estimates import MINIMUM_RUNS
 from oscillations.report.measurements import read_measurements
 from oscillations.report.tables.published import MODEL_NAMES, read_published, summarise, write_formats
 from oscillations.study.paths import results
@@ -39,7 +40,8 @@ def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) 
     ``fp32``, ``ptq_2``, ``ptq_3`` and ``ptq_4`` are test accuracies in percent, ``epoch`` the best epoch, all means
     over seeds. ``score`` is the mean over :data:`SCORED` of |difference| / tolerance, where the tolerance is the
     published standard deviation but at least 1 point for accuracies, and 20 % of the published epoch for the epoch:
-    1 means within tolerance on average. ``rank`` 1 fits best; ``chosen`` is the main experiment's own choice.
+    1 means within tolerance on average. ``rank`` 1 fits best, of three seeds or more; ``chosen`` is the main
+    experiment's own choice.
     """
     found = summarise(measurements)
     groups = []
@@ -63,7 +65,8 @@ def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) 
                 | {"chosen": _choice(recipe) == _choice(own)}
             )
         group = pd.DataFrame(rows)
-        group["rank"] = group.score.rank(method="min").astype("Int64")
+        enough = group.score.where(group.n >= MINIMUM_RUNS)
+        group["rank"] = enough.rank(method="min").astype("Int64")
         head = _about(main, "", own) | {"train_images": None, "validation": None, "lr": None} | published
         groups.append(pd.concat([pd.DataFrame([head]).astype(object), group.astype(object)], ignore_index=True))
     return pd.concat(groups, ignore_index=True)[
@@ -121,20 +124,25 @@ def verdict(group: pd.DataFrame) -> str:
     """What the rows of one main experiment say, as a sentence."""
     head, rows = group.iloc[0], group.iloc[1:]
     name = f"{MODEL_NAMES.get(head.model, head.model)} ({head.setting})"
-    ranked = rows[rows.score.notna()].sort_values("rank")
+    ranked = rows[rows.score.notna()].sort_values("score", key=lambda scores: scores.astype(float))
     if ranked.empty:
         return f"{name}: none of the {len(rows)} learning rates and splits has run."
     best, own = ranked.iloc[0], ranked[ranked.chosen.astype(bool)]
     text = (
         f"{name}: of {len(ranked)} learning rates and splits that ran (of {len(rows)}), {best.lr:g} with "
-        f"{_split(best)} images fits the published baseline best (score {best.score:.2f})"
+        f"{_split(best)} images has the lowest score, {best.score:.2f}{_few(ranked)}"
     )
-    if len(own) and own.iloc[0]["rank"] == 1:
+    if len(own) and own.index[0] == ranked.index[0]:
         return f"{text}; it is this study's choice."
     if len(own):
         row = own.iloc[0]
-        return f"{text}; this study's choice, {row.lr:g} with {_split(row)}, is number {row['rank']} ({row.score:.2f})."
+        return f"{text}; this study's choice, {row.lr:g} with {_split(row)}, has {row.score:.2f}."
     return f"{text}; this study's own choice is not among them."
+
+
+def _few(rows: pd.DataFrame) -> str:
+    few = int((rows.n < MINIMUM_RUNS).sum())
+    return f" ({few} of them with fewer than {MINIMUM_RUNS} seeds, which rank nothing)" if few else ""
 
 
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
@@ -163,4 +171,5 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
                 "Choice": "this study" if row.chosen is True else "",
             }
         )
-    return pd.DataFrame(lines)
+    text = pd.DataFrame(lines)
+    return text if text.Rank.any() else text.drop(columns="Rank")
