@@ -243,3 +243,15 @@ def test_what_has_no_reference_is_refused(tmp_path, capsys):
     assert main(["accept", "--study", "quick", "--results", str(folder)]) == 2  # two seeds are no reference
     assert accept(measurements(tmp_path), "--seeds", "17") == 2
     assert "no run has seed 17" in capsys.readouterr().err
+
+
+def test_later_seeds_of_the_reference_do_not_differ_and_a_wrong_lambda_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    folder = ROOT / "results/paper-jpeg"
+    assert acceptance.accept("paper-jpeg", folder, range(5, 10), range(5)) != DIFFERS
+    table = pd.read_csv(folder / "measurements.csv")
+    wrong = table[(table.experiment == "mlp5-lambda") & (table.variant == "osciquant-3bit-lambda0.25")]
+    wrong = wrong.assign(experiment="mlp5-scratch", variant="osciquant-3bit")
+    wrong.to_csv(tmp_path / "measurements.csv", index=False)
+    assert acceptance.accept("paper-jpeg", tmp_path) == DIFFERS
+    assert "lambda is not the reference's" in capsys.readouterr().out

@@ -4,8 +4,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
+from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from oscillations.cli import main
 from oscillations.report import findings
@@ -48,6 +51,45 @@ def test_the_readme_holds_what_was_found(project):
     text = (ROOT / "README.md").read_text()
     study = load(ROOT / "params/paper-jpeg.yaml")[0]
     assert findings.with_findings(text, study, findings.findings(study)) == text
+
+
+def compared():
+    """(start of the comparison's text, two sides as method, trained bits and evaluated bits, bound, both-sided margin)."""
+    name = {32: "FP32", 2: "ternary", 3: "3-bit", 4: "4-bit", 8: "8-bit"}
+    for trained in (2, 3, 4):
+        for bits in {32, 8, 4, 3, 2} - {trained}:
+            text = f"MLP5 (scratch), trained {name[trained]}, at {name[bits]}: OsciQuant - QAT"
+            yield "C17", text, ("osciquant", trained, bits), ("qat", trained, bits), 0.0, None
+        text = f"MLP5 (scratch), {name[trained]}: OsciQuant - PTQ"
+        yield "C1", text, ("osciquant", trained, trained), ("ptq", 32, trained), 0.0, None
+    yield "C3", "MLP5 (scratch), ternary: QAT", ("qat", 2, 2), ("osciquant", 2, 2), 0.0, None
+    for bits, other in ((3, 4), (4, 3)):
+        yield "C2", f"MLP5 (scratch), {name[bits]}: |Osci", ("osciquant", bits, bits), ("qat", bits, bits), 0.0, 2.0
+        text = f"MLP5 (scratch), trained {name[bits]}, at {name[other]}: OsciQuant - the one"
+        yield "C6", text, ("osciquant", bits, other), ("osciquant", other, other), -2.0, None
+
+
+@pytest.mark.parametrize("claim, text, one, other, bound, margin", list(compared()))
+def test_twenty_committed_comparisons_by_another_route(claim, text, one, other, bound, margin):
+    """From measurements.csv, by statsmodels: mean, interval and both p values of the comparisons of MLP5."""
+    table = pd.read_csv(ROOT / "results/paper-jpeg/measurements.csv")
+    table = table[(table.experiment == "mlp5-scratch") & (table.split == "test") & (table.bn == "keep")]
+    sides = [
+        table[(table.method == method) & (table.train_bits == trained) & (table.eval_bits == bits)].set_index("seed")
+        for method, trained, bits in (one, other)
+    ]
+    differences = (sides[0].accuracy - sides[1].accuracy).dropna()
+    evidence = pd.read_csv(ROOT / "results/paper-jpeg/claims_evidence.csv")
+    (row,) = evidence[(evidence.claim == claim) & evidence.comparison.str.startswith(text)].itertuples()
+    found = DescrStatsW(differences)
+    assert (row.n, row.estimate) == (len(differences), pytest.approx(found.mean, abs=2e-6))
+    assert (row.low, row.high) == pytest.approx(found.tconfint_mean(0.05), abs=2e-6)
+    greater, less = (found.ttest_mean(bound, way)[1] for way in ("larger", "smaller"))
+    if margin is None:
+        assert (row.support, row.against) == pytest.approx((min(1, 2 * greater), min(1, 2 * less)), abs=2e-6)
+    else:
+        nothing = np.zeros(len(differences))
+        assert row.support == pytest.approx(ttost_paired(differences, nothing, -margin, margin)[0], abs=2e-6)
 
 
 def test_the_comparison_knows_another_number_and_another_word():

@@ -384,7 +384,7 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
         for run in variant.runs():
             record = records.get(run)
             folder = f"runs/{run.name}"
-            empty = dict.fromkeys(("best", "best_epoch", "epochs", "wall", "where", "tree"), "")
+            empty = dict.fromkeys(("best", "best_epoch", "epochs", "wall", "where", "tree", "arithmetic"), "")
             seed = empty | {"seed": run.seed, "folder": folder, "state": stale.get(run) or "not run"}
             if record:
                 seed |= {
@@ -395,6 +395,7 @@ def _runs(variants: list[Variant], records: dict[Run, dict], stale: dict[Run, st
                     "wall": f"{record['timing']['wall_s']:.0f}",
                     "where": _where(record),
                     "tree": _tree(record),
+                    "arithmetic": _versions(record),
                 }
             seeds.append(seed)
         model = MODEL_NAMES.get(variant.recipe.model.name, variant.recipe.model.name)
@@ -424,6 +425,14 @@ def _tree(record: dict[str, Any]) -> str:
     git = record["environment"]["git"]
     commit = git.get("commit", "no repository")[: numerics.LENGTH // 2]
     return f"{commit}, with uncommitted changes" if git.get("dirty") else commit
+
+
+def _versions(record: dict[str, Any]) -> str:
+    """The versions that made a run, and whether it stands by certification: another source computes them, too."""
+    made = record["arithmetic"]
+    sources = [numerics.ledger().get(part, {}).get(str(version), []) for part, version in made.items()]
+    text = ", ".join(f"{part} {version}" for part, version in made.items())
+    return f"{text} (certified)" if any(len(known) > 1 for known in sources) else text
 
 
 def _arithmetic(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
