@@ -684,3 +684,10 @@ def test_the_deciding_comparison_is_the_worst():
     assert (mild.verdict, mild.deciding().text) == ("inconclusive", "open")
     aside = Claim("X", "made up", added=[claim.added[0], replace(claim.added[2], side=True)])
     assert (aside.verdict, aside.scope) == ("supported", "1 of 1 comparisons")
+
+
+def test_a_hypothesis_stands_in_the_place_of_the_claim_it_decides():
+    reduced = studies.load(ROOT / "params/reduced.yaml")[0]
+    claims = found(reduced)
+    assert list(claims) == CLAIMS
+    assert len(claims["C16"].comparisons) == 3 and not claims["C16"].reason

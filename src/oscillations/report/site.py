@@ -222,7 +222,8 @@ def _summary(claim: dict[str, Any]) -> str:
 def _interval(row: dict[str, Any]) -> str:
     if pd.isna(row["estimate"]):
         return ""
-    digits = 2 if abs(row["estimate"]) >= 0.1 else 5
+    largest = max(abs(row[end]) for end in ("estimate", "low", "high") if pd.notna(row[end]))
+    digits = 2 if largest >= 0.2 else 5
     text = f"{row['estimate']:.{digits}f}"
     if row["n"] < MINIMUM_RUNS:
         return text

@@ -105,6 +105,11 @@ def combine(samples: Sequence[Sample], function: Callable[[pd.DataFrame], pd.Ser
     return Sample(function(table), runs, any(sample.fitted for sample in samples), diverged, published)
 
 
+def span(table: pd.DataFrame) -> pd.Series:
+    """The range over the columns of each row."""
+    return table.max(axis=1) - table.min(axis=1)
+
+
 def side_by_side(samples: Sequence[Sample]) -> Sample:
     """A row per seed and a column per sample, as :func:`stats.trend` wants them."""
     return combine(samples, lambda table: table) if samples else Sample(pd.DataFrame())

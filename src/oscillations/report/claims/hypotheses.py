@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, without_diverged_numbers
+from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, span, without_diverged_numbers
 from oscillations.report.claims.measures import per_epoch, per_step
 from oscillations.report.estimates import Above, Below, Test, Within
 from oscillations.report.measurements import read_measurements, read_oscillations
@@ -61,7 +61,7 @@ class Runs:
     def side(self, side: Side, tested: Tested) -> Sample:
         """A variant's number, or the range over several variants."""
         samples = [self.measured(path, side, tested) for path in side.variants]
-        return samples[0] if len(samples) == 1 else combine(samples, _range)
+        return samples[0] if len(samples) == 1 else combine(samples, span)
 
     def measured(self, path: str, side: Side, tested: Tested) -> Sample:
         """What one variant measured, by seed."""
@@ -89,10 +89,6 @@ class Runs:
         column = last.layer_shares if measure == "layer_distance" else last.layer_shares_epoch
         shares = column.map(lambda text: np.array([float(share) for share in text.split()]))
         return Sample(shares, last.run.to_dict())
-
-
-def _range(table: pd.DataFrame) -> pd.Series:
-    return table.max(axis=1) - table.min(axis=1)
 
 
 def _percent(measure: Measure) -> Measure:

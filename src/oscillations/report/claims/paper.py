@@ -13,7 +13,17 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.report import estimates as stats
-from oscillations.report.claims.evidence import Claim, Evidence, Group, Published, Sample, Sweep, combine, side_by_side
+from oscillations.report.claims.evidence import (
+    Claim,
+    Evidence,
+    Group,
+    Published,
+    Sample,
+    Sweep,
+    combine,
+    side_by_side,
+    span,
+)
 from oscillations.report.claims.measures import (
     deepest_recovered,
     later_elsewhere,
@@ -254,7 +264,7 @@ def _c9(evidence: Evidence) -> Claim:
                     f"the range of the means, {max(means) - min(means):.2f}, is within the margin"
                 )
             claim.add(
-                f"{sweep}: range over lambda{shown} < {margin:g}", combine(samples, _range), Below(margin),
+                f"{sweep}: range over lambda{shown} < {margin:g}", combine(samples, span), Below(margin),
                 subject=sweep.subject, published=_published_range(sweep),
                 limits=limits,
             )  # fmt: skip
@@ -266,10 +276,6 @@ def _c9(evidence: Evidence) -> Claim:
             text = f"{sweep}: lambda {lam} minus the mean over [{FLAT[0]:g}, {FLAT[1]:g}] < -{collapse:g}"
             claim.add(text, lowest - usual, Below(-collapse), subject=sweep.subject)
     return claim
-
-
-def _range(table: pd.DataFrame) -> pd.Series:
-    return table.max(axis=1) - table.min(axis=1)
 
 
 def _published_range(sweep: Sweep) -> Published | None:
