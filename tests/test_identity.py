@@ -20,7 +20,7 @@ from oscillations.study.reading import load
 pytestmark = pytest.mark.slow
 
 TABLE = "## This change, and what runs again"
-REPORT = {"collect", "oscillations", "tables", "figures", "claims", "site", "all"}
+REPORT = {"collect", "oscillations", "tables", "figures", "claims", "findings", "site", "all"}
 SOURCE = "src/oscillations"
 RUN = "results/tiny/runs/mlp5-scratch/qat-3bit/seed0/run.json"
 
