@@ -24,10 +24,11 @@ from oscillations.report.estimates import (
     NOT_JUDGED,
     NOT_RUN,
     SUPPORTED,
+    mean_interval,
     spread,
 )
 from oscillations.report.figures.searches import PTQ_BITS
-from oscillations.report.measurements import read_measurements, read_table
+from oscillations.report.measurements import read_table, read_tests, refuse_missing
 from oscillations.report.tables import comparison, gain
 from oscillations.report.tables.published import (
     AGREEMENTS,
@@ -37,6 +38,7 @@ from oscillations.report.tables.published import (
     bits_label,
     plus_minus,
     read_published,
+    with_interval,
 )
 from oscillations.study.paths import results
 from oscillations.study.report_schema import Gain, RatePanels
@@ -60,19 +62,15 @@ class Finding:
 def findings(study: Study) -> list[Finding]:
     """The study's sentences, the most general first. Raises InputError if its tables or claims are not there."""
     folder = results(study.study)
-    for name in ("claims.csv", "claims_evidence.csv", "agreement.csv", "coverage.csv"):
-        if not (folder / name).exists():
-            raise InputError(
-                f"{folder / name}: not there; python -m oscillations report --study {study.study} makes it"
-            )
+    names = ("claims.csv", "claims_evidence.csv", "agreement.csv", "coverage.csv")
+    refuse_missing([folder / name for name in names], study)
     claims = read_table(folder / "claims.csv", "scope", "evidence")
     evidence = pd.read_csv(folder / "claims_evidence.csv")
     return list(islice(_all(study, claims, evidence), MOST))
 
 
 def _all(study: Study, claims: pd.DataFrame, evidence: pd.DataFrame) -> Iterator[Finding]:
-    tests = read_measurements(study.study)
-    tests = tests[(tests.split == "test") & (tests.bn == "keep") & (tests.status == "done")]
+    tests = read_tests(study.study)
     if study.judged and len(tests):
         yield from _agreement(study)
     yield from _verdicts(study, claims)
@@ -91,8 +89,7 @@ def _all(study: Study, claims: pd.DataFrame, evidence: pd.DataFrame) -> Iterator
 def _number(value: float, low: float, high: float, n: float, sign: str = "+") -> str:
     """``-9.76 [-11.02, -8.50], n = 5``; without an interval where there is none."""
     digits = 2 if np.nanmax(np.abs([value, low, high])) >= 0.1 else 3
-    interval = "" if pd.isna(low) else f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-    return f"{value:{sign}.{digits}f}{interval}, n = {int(n)}"
+    return f"{with_interval(value, low, high, digits, sign)}, n = {int(n)}"
 
 
 def _agreement(study: Study) -> Iterator[Finding]:
@@ -169,15 +166,15 @@ def _gain(study: Study, spec: Gain) -> Iterator[Finding]:
 def _as_written(study: Study, tests: pd.DataFrame) -> Iterator[Finding]:
     """The regularizer as the text of the paper writes it."""
     for (experiment, variant), runs in tests[tests.preset == "paper_text"].groupby(["experiment", "variant"]):
-        at = runs.groupby("eval_bits").accuracy.agg(["mean", "count"])
         bits = int(runs.train_bits.iloc[0])
-        if bits in at.index and LATENT in at.index and study.tables:
-            low = at["mean"][[bits, LATENT]].max() < study.near_chance
+        at = [mean_interval(runs.accuracy[runs.eval_bits == width].to_numpy()) for width in (bits, LATENT)]
+        if all(one.n for one in at) and study.tables:
+            own, latent = (_number(one.value, one.low, one.high, one.n, sign="") for one in at)
+            low = max(one.value for one in at) < study.near_chance
             yield Finding(
                 f"**Eq. 23 as the text writes it** ({experiment}/{variant}, λ = {runs['lambda'].iloc[0]:g}): "
-                f"{at['mean'][bits]:.2f} at {bits_label(bits)}, {at['mean'][LATENT]:.2f} at FP32 "
-                f"(n = {at['count'][bits]}){', both near chance' if low else ''}. All other numbers are of the "
-                "released code's form.",
+                f"{bits_label(bits)} {own}; FP32 {latent}{'; both near chance' if low else ''}. All other numbers are "
+                "of the released code's form.",
                 "index.html#variants",
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def read_measurements(study: str) -> pd.DataFrame:
     if not file.exists():
         return pd.DataFrame(columns=MEASUREMENTS)
     return read_table(file, "start")
+
+
+def read_tests(study: str) -> pd.DataFrame:
+    """Test accuracies of the runs that did not diverge, batch-norm statistics kept."""
+    rows = read_measurements(study)
+    return rows[(rows.split == "test") & (rows.bn == "keep") & (rows.status == "done")]
+
+
+def refuse_missing(files: Iterable[Path], study: Study) -> None:
+    """Raise InputError if a file that an earlier step of the report writes is not there."""
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: not there; python -m oscillations report --study {study.study} makes it")
 
 
 def read_oscillations(study: str) -> pd.DataFrame:

@@ -12,14 +12,20 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.records import cost, numerics
 from oscillations.records.environment import unlike
 from oscillations.records.plans import Plan, plans
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS, spread
 from oscillations.report.figures.runs import CAPTIONS, DPI, title
-from oscillations.report.measurements import last_epochs, read_measurements, read_oscillations, read_table, start_label
+from oscillations.report.measurements import (
+    last_epochs,
+    read_measurements,
+    read_oscillations,
+    read_table,
+    refuse_missing,
+    start_label,
+)
 from oscillations.report.tables import comparison as methods
 from oscillations.report.tables import gain, rate_search
 from oscillations.report.tables.published import (
@@ -32,6 +38,7 @@ from oscillations.report.tables.published import (
     shown,
     summarise,
     table_cells,
+    with_interval,
 )
 from oscillations.study import paths
 from oscillations.study.paths import CHOICES, Run, results
@@ -54,7 +61,8 @@ def anchor(experiment: str, variant: str) -> str:
 
 def write_site(study: Study, variants: list[Variant]) -> None:
     """Render the page from the collected files and the run records."""
-    _refuse_if_missing(study)
+    files = [results(study.study) / name for name in ("claims.csv", "coverage.csv", "findings.csv")]
+    refuse_missing([*files, *(paths.figures(study.study) / f"{name}.png" for name in study.figure_names)], study)
     measurements, oscillations = read_measurements(study.study), read_oscillations(study.study)
     choices = open_choices(CHOICES.read_text())
     found = plans(variants)
@@ -95,15 +103,6 @@ def write_site(study: Study, variants: list[Variant]) -> None:
         anchor=anchor,
     )
     write_text(results(study.study) / "index.html", page)
-
-
-def _refuse_if_missing(study: Study) -> None:
-    """Raise InputError if a step before the page has not been done."""
-    folder, pictures = results(study.study), paths.figures(study.study)
-    files = [folder / name for name in ("claims.csv", "coverage.csv", "findings.csv")]
-    for file in [*files, *(pictures / f"{name}.png" for name in study.figure_names)]:
-        if not file.exists():
-            raise InputError(f"{file}: not there; python -m oscillations report --study {study.study} makes it")
 
 
 def open_choices(text: str) -> list[tuple[str, Markup]]:
@@ -224,21 +223,17 @@ def _interval(row: dict[str, Any]) -> str:
         return ""
     largest = max(abs(row[end]) for end in ("estimate", "low", "high") if pd.notna(row[end]))
     digits = 2 if largest >= 0.2 else 5
-    text = f"{row['estimate']:.{digits}f}"
-    if row["n"] < MINIMUM_RUNS:
-        return text
-    if pd.notna(row["p"]):
-        return f"{text} (p = {row['p']:.2g})"
-    return text if pd.isna(row["low"]) else f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    if pd.notna(row["p"]) and row["n"] >= MINIMUM_RUNS:
+        return f"{row['estimate']:.{digits}f} (p = {row['p']:.2g})"
+    return with_interval(row["estimate"], row["low"], row["high"], digits, sign="")
 
 
 def _published(row: dict[str, Any]) -> str:
     """The published number, its interval if it has one, and what it says under the same test."""
     if pd.isna(row["published"]):
         return ""
-    low, high = row["published_low"], row["published_high"]
-    interval = "" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]"
-    return f"{row['published']:.2f}{interval}: {row['published_says']}"
+    number = with_interval(row["published"], row["published_low"], row["published_high"], sign="")
+    return f"{number}: {row['published_says']}"
 
 
 def _links(study: Study, runs: str) -> list[tuple[str, str]]:

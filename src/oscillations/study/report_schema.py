@@ -31,9 +31,8 @@ class RatePanels(Strict):
     bits: Literal[2, 3, 4]
 
 
-FIGURES: dict[
-    str, type[Panels] | type[SweepPanels] | type[RatePanels]
-] = {  # the figures that show runs, and what each must be told
+#: The figures that show runs, and what each must be told.
+FIGURES: dict[str, type[Panels | SweepPanels | RatePanels]] = {
     "figure2": WeightPanels,
     "figure3": Panels,
     "figure5": SweepPanels,

@@ -216,15 +216,13 @@ class Claim:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """All that were added, with their verdicts."""
-        decided: dict[int, str] = {}
+        said: dict[int, str] = {}
         for side in (False, True):  # Holm's correction is over what decides
             counted = [one for one in self.added if one.ran and not one.excluded and one.side == side]
-            said = verdicts([(one.estimate, one.result) for one in counted])
-            decided |= {
-                id(one): INCONCLUSIVE if verdict in one.limits else verdict for one, verdict in zip(counted, said)
-            }
+            for one, verdict in zip(counted, verdicts([(one.estimate, one.result) for one in counted])):
+                said[id(one)] = INCONCLUSIVE if verdict in one.limits else verdict
         ran = {True: NOT_JUDGED, False: NOT_RUN}
-        return [replace(one, verdict=decided.get(id(one), ran[one.ran])) for one in self.added]
+        return [replace(one, verdict=said.get(id(one), ran[one.ran])) for one in self.added]
 
     @property
     def main(self) -> list[Comparison]:

@@ -60,7 +60,7 @@ def _c1(evidence: Evidence) -> Claim:
 
 
 def _c2(evidence: Evidence) -> Claim:
-    """The spreads of all cells are pooled: seeds alone are too few to compare those of one."""
+    """The spreads of all cells are compared at once: the seeds of one are too few."""
     margin = evidence.study.claims.match_margin
     claim = Claim("C2", f"OsciQuant matches QAT within {margin:g} points at 3 and 4 bits, with a smaller spread.")
     pairs = []

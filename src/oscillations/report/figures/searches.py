@@ -12,7 +12,7 @@ from oscillations.core.bits import LATENT
 from oscillations.engine.recipe import Recipe
 from oscillations.report.estimates import spread
 from oscillations.report.figures.palette import BLACK, BLUE, GREEN, GREY, METHODS, ORANGE, PURPLE
-from oscillations.report.measurements import read_measurements
+from oscillations.report.measurements import read_tests
 from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
 from oscillations.study.report_schema import RatePanels, SweepPanels
 from oscillations.study.schema import Study
@@ -23,11 +23,10 @@ PTQ_BITS = 3  # at 2, PTQ of a plain network is at chance; at 4, it hardly loses
 
 def _sweep(spec: SweepPanels, study: Study) -> pd.DataFrame:
     """Test accuracy of OsciQuant at the sweep's bit width, one row per run."""
-    tests = read_measurements(study.study)
+    tests = read_tests(study.study)
     return tests[
-        tests.experiment.isin(spec.experiments) & (tests.split == "test") & (tests.bn == "keep")
-        & (tests.method == "osciquant") & (tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)
-        & (tests.status == "done")
+        tests.experiment.isin(spec.experiments) & (tests.method == "osciquant")
+        & (tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)
     ]  # fmt: skip
 
 
@@ -91,9 +90,8 @@ def figure6(spec: SweepPanels, study: Study, recipes: Recipes) -> Figure | None:
 
 
 def figure_rates(spec: RatePanels, study: Study, recipes: Recipes) -> Figure | None:
-    tests = read_measurements(study.study)
-    tests = tests[(tests.experiment == spec.experiment) & (tests.split == "test") & (tests.bn == "keep")]
-    tests = tests[tests.status == "done"]
+    tests = read_tests(study.study)
+    tests = tests[tests.experiment == spec.experiment]
     if tests.empty:
         return None
     at_target = tests[(tests.train_bits == spec.bits) & (tests.eval_bits == spec.bits)]

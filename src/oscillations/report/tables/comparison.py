@@ -22,7 +22,14 @@ from oscillations.report.measurements import (
     read_oscillations,
     read_posttraining,
 )
-from oscillations.report.tables.published import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus, write_formats
+from oscillations.report.tables.published import (
+    METHOD_NAMES,
+    MODEL_NAMES,
+    bits_label,
+    plus_minus,
+    with_interval,
+    write_formats,
+)
 from oscillations.study.paths import results
 from oscillations.study.report_schema import ComparisonTable
 from oscillations.study.schema import Study
@@ -304,10 +311,8 @@ def _number(value: float, digits: int) -> str:
 
 
 def _difference_text(row: Any) -> str:
-    if pd.isna(row.difference):
-        return ""
-    interval = "" if pd.isna(row.difference_low) else f" [{row.difference_low:+.2f}, {row.difference_high:+.2f}]"
-    return f"{row.difference:+.2f}{interval} (n = {int(row.difference_n)})"
+    text = with_interval(row.difference, row.difference_low, row.difference_high)
+    return f"{text} (n = {int(row.difference_n)})" if text else ""
 
 
 def notes(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
-from oscillations.report.measurements import read_measurements, read_posttraining, read_table
-from oscillations.report.tables.published import bits_label, plus_minus, write_formats
+from oscillations.report.measurements import read_posttraining, read_table, read_tests
+from oscillations.report.tables.published import bits_label, plus_minus, with_interval, write_formats
 from oscillations.study.paths import results
 from oscillations.study.report_schema import Gain, GainRow
 from oscillations.study.schema import Study
@@ -52,9 +52,8 @@ def _first(study: Study, row: GainRow, bits: int) -> tuple[str, pd.DataFrame, pd
 
 
 def _trained(study: str, path: str, bits: int) -> pd.DataFrame:
-    tests = read_measurements(study)
-    tests = tests[(tests.split == "test") & (tests.bn == "keep") & (tests.status == "done") & (tests.eval_bits == bits)]
-    return tests[tests.experiment + "/" + tests.variant == path]
+    tests = read_tests(study)
+    return tests[(tests.eval_bits == bits) & (tests.experiment + "/" + tests.variant == path)]
 
 
 def _posttrained(study: str, row: GainRow, bits: int) -> pd.DataFrame:
@@ -92,18 +91,11 @@ def shown(gain: Gain, rows: pd.DataFrame) -> pd.DataFrame:
             "What is done": rows.text,
             bits_label(gain.bits): [plus_minus(row.accuracy, row.std) or "not run" for row in rows.itertuples()],
             bits_label(LATENT): [plus_minus(value, float("nan")) for value in rows.fp],
-            f"− {against} [95 %]": [_difference(row) for row in rows.itertuples()],
+            f"− {against} [95 %]": [with_interval(row.difference, row.low, row.high) for row in rows.itertuples()],
             "n": rows.n.astype(str),
             "Study": rows.study,
         }
     )
-
-
-def _difference(row: Any) -> str:
-    if pd.isna(row.difference):
-        return ""
-    interval = "" if pd.isna(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]"
-    return f"{row.difference:+.2f}{interval}"
 
 
 def notes(study: Study) -> list[str]:

@@ -191,6 +191,14 @@ def plus_minus(mean: float, std: float, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" if pd.isna(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
+def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "+") -> str:
+    """``+1.00 [-1.48, +3.48]``; without an interval where there is none, nothing without a value."""
+    if pd.isna(value):
+        return ""
+    text = f"{value:{sign}.{digits}f}"
+    return text if pd.isna(low) else f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
 def reproduced_text(row: pd.Series) -> str:
     """What a table shows of the study's own cell."""
     if pd.isna(row.n):
