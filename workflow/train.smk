@@ -23,7 +23,10 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
             update(
                 expand(
                     [
-                        *(f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/{name}" for name in files),
+                        *(
+                            f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/{name}"
+                            for name in files
+                        ),
                         f"checkpoints/{STUDY.study}/{experiment}/{{{{variant}}}}/seed{{seed}}.safetensors",
                     ],
                     seed=seeds,

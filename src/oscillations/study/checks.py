@@ -165,9 +165,8 @@ def _check_film(spec: Film, variants: Mapping[str, Variant], where: str) -> None
         if variant.recipe.bits == LATENT:
             raise InputError(f"{where}.panels: {panel} has no grid; take a variant with bits, qat-3bit say")
         if variant.recipe.histograms != spec.layer:
-            records = variant.recipe.histograms or "no histograms"
-            key = f"experiments.{variant.experiment}.histograms"
-            raise InputError(f"{where}.layer: {panel} records {records}, not {shortened(spec.layer)}; see {key}")
+            key, recorded = f"experiments.{variant.experiment}.histograms", variant.recipe.histograms or "not set"
+            raise InputError(f"{where}.layer: {panel} does not record {shortened(spec.layer)}; {key} is {recorded}")
 
 
 def _check_sweep_panels(spec: SweepPanels, variants: Mapping[str, Variant], where: str) -> None:
