@@ -176,8 +176,8 @@ def test_a_training_that_stops_holds_its_last_picture_and_says_so(tiny):
     said = []
     for epoch in range(4):
         panel.show(epoch)
-        said.append(panel.text.get_text().split("\n"))
-    assert said == [["near a threshold: 0.0 %", ""], *[["near a threshold: 50.0 %", "stopped after epoch 1"]] * 3]
+        said.append((panel.axes.get_title().split("\n")[1], panel.note.get_text()))
+    assert said == [("near a threshold: 0.0 %", ""), *[("near a threshold: 50.0 %", "stopped after epoch 1")] * 3]
     film.plt.close(figure)
     assert len(film.frames(tiny[0].films["figure-film-mlp5"], [short, long])) == 4
 

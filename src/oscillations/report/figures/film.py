@@ -18,7 +18,7 @@ from PIL import Image
 from oscillations.core.files import replacing
 from oscillations.engine.recipe import Recipe
 from oscillations.records.plans import current, plans
-from oscillations.report.figures.palette import BLACK
+from oscillations.report.figures.palette import BLACK, GREY
 from oscillations.report.figures.runs import method_color, model_name, panel_title
 from oscillations.study import paths
 from oscillations.study.report_schema import Film
@@ -81,13 +81,13 @@ def frames(spec: Film, trainings: list[Training]) -> list[Image.Image]:
     )
     sns.despine(figure)
     what = f"{spec.layer} of {model_name(trainings[0].recipe)}"
-    pictures = []
+    canvas, pictures = FigureCanvasAgg(figure), []
     for epoch in range(max(training.epochs for training in trainings) + 1):
         heading.set_text(f"{what}: {f'epoch {epoch}' if epoch else 'the start'}")
         for panel in panels:
             panel.show(epoch)
-        canvas = FigureCanvasAgg(figure)
         canvas.draw()
+        figure.set_layout_engine("none")  # as the first picture's, so that nothing jumps
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     plt.close(figure)
     return pictures
@@ -97,27 +97,30 @@ class Panel:
     """One training, drawn at one epoch after the other."""
 
     def __init__(self, axes: Axes, training: Training):
-        self.training = training
+        self.axes, self.training = axes, training
         self.bars = axes.stairs(
             training.density[0], training.edges, fill=True, color=method_color(training.recipe), lw=0
         )
         low, high = round(training.edges[0]), round(training.edges[-1])
         for threshold in np.arange(low, high) + 0.5:
-            axes.axvline(threshold, color=BLACK, ls="--", lw=0.6)
+            axes.axvline(threshold, color=BLACK, ls="--", lw=0.6, zorder=0)  # behind: peaks there are thin
         axes.set(xlim=(low - 0.15, high + 0.15), xticks=range(low, high + 1))
-        axes.set_title(panel_title(training.recipe), fontsize=9)
-        self.text = axes.text(0.5, 0.98, "", transform=axes.transAxes, ha="center", va="top", fontsize=8)
+        box = {"facecolor": "white", "lw": 0, "pad": 2}
+        self.note = axes.text(0.5, 0.93, "", transform=axes.transAxes, ha="center", fontsize=8, color=GREY, bbox=box)
 
     def show(self, epoch: int) -> None:
+        """That epoch, or the last one, with a note that the training stopped before its time."""
         last = min(epoch, self.training.epochs)
         self.bars.set_data(self.training.density[last])
-        stopped = f"\nstopped after epoch {last}" if last == self.training.epochs else "\n"
-        self.text.set_text(f"near a threshold: {100 * self.training.near[last]:.1f} %{stopped}")
+        near = f"near a threshold: {100 * self.training.near[last]:.1f} %"
+        self.axes.set_title(f"{panel_title(self.training.recipe)}\n{near}", fontsize=9)
+        if last == self.training.epochs < self.training.recipe.training.epochs:
+            self.note.set_text(f"stopped after epoch {last}")
 
 
 def _write(name: str, study: Study, spec: Film, trainings: list[Training]) -> None:
     pictures = frames(spec, trainings)
-    palette = pictures[-1].quantize(COLORS, dither=Image.Dither.NONE)
+    palette = pictures[-1].quantize(COLORS, Image.Quantize.FASTOCTREE)  # of its methods that with the whitest white
     first, *rest = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
     durations = [FRAME] * len(rest) + [HELD]
     with replacing(paths.figures(study.study) / f"{name}.gif") as part:
