@@ -1,5 +1,5 @@
 """
-The paper as one DAG: fetch -> train -> evaluate, posttrain -> oscillations -> tables, figures, claims, site.
+The paper as one DAG: fetch -> train -> evaluate, posttrain -> oscillations -> tables, figures, films, claims, site.
 
     snakemake --cores 8 all                         the study "quick" (params/quick.yaml)
     snakemake --cores 8 all --config study=paper    another study; also only=EXPERIMENT seeds=0,1 source=PATH
@@ -31,6 +31,7 @@ localrules:
     oscillations,
     tables,
     figures,
+    films,
     claims,
     site,
 
@@ -41,6 +42,7 @@ rule all:
     input:
         [str(variant.runs()[0].record) for variant in CHOSEN],  # one job makes all seeds of a variant
         rules.site.output,
+        FILMS,
 
 
 rule data:

@@ -35,6 +35,7 @@ experiments:
   mlp5-scratch:
     model: {name: mlp5, width: 16}
     setting: scratch
+    histograms: fc2.weight
     methods:
       baseline:
       qat: {bits: 3}
@@ -42,6 +43,7 @@ experiments:
   mlp5-lambda:
     model: {name: mlp5, width: 16}
     setting: sweep
+    histograms: fc2.weight
     methods:
       osciquant: {bits: 3}
     sweep: {lambda: [0, 2]}
@@ -59,6 +61,9 @@ figures:
   figure7: {panels: [mlp5-scratch/osciquant-3bit]}
   figure7-qat: {panels: [mlp5-scratch/qat-3bit]}
   figure8: {panels: [mlp5-scratch/osciquant-ternary]}
+  figure-film-mlp5:
+    layer: fc2.weight
+    panels: [mlp5-scratch/qat-3bit, mlp5-scratch/osciquant-3bit, mlp5-lambda/osciquant-3bit-lambda0]
 rate_searches:
   mlp5-scratch: [mlp5-scratch]
 comparisons:

@@ -1,16 +1,19 @@
 """Figures: which are drawn, what they hold, and what they say when nothing has run."""
 
+import itertools
 import re
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, TINY
+from PIL import Image, ImageSequence
 
 from oscillations.report.figures import exact as exact_figures
+from oscillations.report.figures import film, searches
 from oscillations.report.figures import runs as figures
-from oscillations.report.figures import searches
 from oscillations.report.measurements import MEASUREMENTS
 from oscillations.report.site import open_choices
 from oscillations.study import reading as studies
@@ -154,6 +157,45 @@ def test_open_choices_are_the_rows_tagged_so():
     taken = dict(open_choices((ROOT / "docs/choices.md").read_text()))
     assert {"learning rate", "validation split", "figure 4"} <= set(taken)
     assert "batch size" not in taken
+
+
+def test_a_film_of_nothing_is_not_drawn(tiny):
+    film.write_films(*tiny)
+    assert not list(Path("figures").rglob("*.gif"))
+
+
+def test_a_training_that_stops_holds_its_last_picture_and_says_so(tiny):
+    _, variants = tiny
+    edges = np.linspace(-3.025, 3.025, 122)
+    short, long = (
+        film.Training(variants[1].recipe, np.linspace(0, 0.5, n), np.ones((n, 121)) / 6, edges) for n in (2, 4)
+    )
+    figure = film.plt.figure()
+    panel = film.Panel(figure.add_subplot(), short)
+    assert [line.get_xdata()[0] for line in panel.bars.axes.lines] == [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]
+    said = []
+    for epoch in range(4):
+        panel.show(epoch)
+        said.append((panel.axes.get_title().split("\n")[1], panel.note.get_text()))
+    assert said == [("near a threshold: 0.0 %", ""), *[("near a threshold: 50.0 %", "stopped after epoch 1")] * 3]
+    film.plt.close(figure)
+    assert len(film.frames(tiny[0].films["figure-film-mlp5"], [short, long])) == 4
+
+
+@pytest.mark.slow
+def test_the_film_of_a_finished_study(finished_project, monkeypatch):
+    monkeypatch.chdir(finished_project.folder)
+    file = Path("figures/tiny/figure-film-mlp5.gif")
+    with Image.open(file) as made:
+        frames = [(frame.info["duration"], np.asarray(frame.convert("RGB"))) for frame in ImageSequence.Iterator(made)]
+        assert made.info["loop"] == 0
+    assert [duration for duration, _ in frames] == [film.FRAME] * 3 + [film.HELD]  # the start and three epochs
+    assert {pixels.shape for _, pixels in frames} == {(round(film.HEIGHT * film.DPI), round(film.WIDTH * film.DPI), 3)}
+    assert all((a != b).any() for (_, a), (_, b) in itertools.pairwise(frames))
+    assert file.stat().st_size < 500_000
+    before = file.read_bytes()
+    film.write_films(*studies.load(Path("params/tiny.yaml")))
+    assert file.read_bytes() == before
 
 
 @pytest.mark.slow

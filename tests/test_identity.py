@@ -20,7 +20,7 @@ from oscillations.study.reading import load
 pytestmark = pytest.mark.slow
 
 TABLE = "## This change, and what runs again"
-REPORT = {"collect", "oscillations", "tables", "figures", "claims", "findings", "site", "all"}
+REPORT = {"collect", "oscillations", "tables", "figures", "films", "claims", "findings", "site", "all"}
 SOURCE = "src/oscillations"
 RUN = "results/tiny/runs/mlp5-scratch/qat-3bit/seed0/run.json"
 
@@ -229,7 +229,10 @@ def test_a_recipe_by_meaning_has_no_defaults(recipe):
     assert identity.meaning(recipe)["method"] == recipe["method"]
     assert identity.meaning(recipe)["training"] == {"lr": 2e-3, "batch_size": 32, "epochs": 4, "patience": 3}
     assert "images" not in identity.meaning(recipe)
-    assert identity.meaning(identity.meaning(recipe) | {"images": None}) == identity.meaning(recipe)
+    for option in ("images", "histograms"):
+        assert identity.meaning(identity.meaning(recipe) | {option: None}) == identity.meaning(recipe)
+    recorded = identity.meaning(recipe | {"histograms": "fc2.weight"})
+    assert identity.changed_keys(identity.meaning(recipe), recorded) == ["histograms"]
     other = recipe | {"method": recipe["method"] | {"tie": "half_up"}}
     assert identity.changed_keys(identity.meaning(recipe), identity.meaning(other)) == ["method.tie"]
 

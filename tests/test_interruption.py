@@ -69,7 +69,7 @@ def test_killed_and_run_again_equals_undisturbed(prepared, undisturbed, moment, 
 
 
 def test_killed_again_and_again(prepared, undisturbed):
-    for moment, count in [("write", 15), ("step", 12), ("write", 9), ("evaluation", 4), ("write", 25)]:
+    for moment, count in [("write", 15), ("step", 12), ("write", 9), ("evaluation", 4), ("write", 26)]:
         kill(prepared, moment, count)
     assert "resuming" in prepared.cli(*TRAIN)
     assert contents(prepared) == contents(undisturbed)

@@ -36,6 +36,7 @@ FINE = X | {"setting": "finetune"}
 QKR = MORE["vit"] | {"methods": {"statsq": {"bits": 3, "qkr": True}}, "quant_layers": ["*.mlp.fc1"]}
 E, V, M = "experiments.mlp5-scratch", "experiments.vit", "experiments.mlp5-scratch.methods"
 L, P, H = "experiments.mlp5-lambda", "posttraining.ptq", "hypotheses.H1.comparisons.0"
+F = "figures.figure-film-mlp5"
 BIG = 10**12
 
 
@@ -139,6 +140,23 @@ BAD = [
     ("figures.figure3.panels", ["mlp5-scratch/qat-3bit"] * 2, "'mlp5-scratch/qat-3bit' stands twice"),
     ("figures.figure3.panels", [], "at least 1 item"),
     ("figures.figure2.panels", ["mlp5-scratch/baseline"], "mlp5-scratch/baseline has no grid"),
+    (f"{E}.histograms", "fc9.weight", "unknown quantized weight 'fc9.weight'; did you mean 'fc"),
+    (f"{E}.histograms", "fc2", "unknown quantized weight 'fc2'; known: fc1.weight, fc2.weight"),
+    (f"{E}.histograms", "fc2.bias", "unknown quantized weight 'fc2.bias'; did you mean 'fc2.weight'"),
+    ("experiments.resnet.histograms", "fc2.weight", "unknown quantized weight 'fc2.weight'; did you mean 'fc.weight'"),
+    ("experiments.resnet.histograms", "conv1.weight", "none of the methods has a grid: baseline"),
+    (f"{F}.panels", ["mlp5-scratch/baseline"], "mlp5-scratch/baseline has no grid"),
+    (f"{F}.panels", ["mlp5-scratch/qat"], "unknown variant 'mlp5-scratch/qat'; did you mean"),
+    (
+        f"{F}.layer",
+        "fc3.weight",
+        "mlp5-scratch/qat-3bit does not record 'fc3.weight'; .*mlp5-scratch.histograms is fc2.weight",
+    ),
+    (
+        F,
+        {"layer": "fc2.weight", "panels": ["vit/statsq-3bit"]},
+        "layer: vit/statsq-3bit does not record 'fc2.weight'; experiments.vit.histograms is not set",
+    ),
     ("figures.figure5.bits", 4, "no osciquant at 4 bits in its experiments; there at 3 bits"),
     ("figures.figure5", {"experiments": ["vit"], "bits": 3}, "figure5.bits.*none of them trains it"),
     ("figures.figure5.experiments", ["mlp5-lambda"] * 2, "'mlp5-lambda' stands twice"),

@@ -14,7 +14,7 @@ from oscillations import methods
 from oscillations.engine.batches import crop_flip, evenly, images_per_class, split_indices
 from oscillations.engine.optimizer import OPTIMIZERS, Adam
 from oscillations.engine.training import Trainer
-from oscillations.jobs import resume
+from oscillations.jobs import resume, train
 
 PARTS = ("train", "validation", "test")
 METHODS = [
@@ -119,8 +119,9 @@ def test_resuming_at_any_step_changes_nothing(recipe, blobs, method, tmp_path):
             "model": {"name": "resnet18", "width": 8}, "quant_layers": ["*"],
             "method": {"name": "osciquant", "bits": 3, "lambda": 0.5, "reg_curvature": "fisher_diag"},
         },
+        {"histograms": "fc2.weight", "method": {"name": "qat", "bits": 3}},
     ],
-    ids=["augment", "sgd", "convolutions"],
+    ids=["augment", "sgd", "convolutions", "histograms"],
 )  # fmt: skip
 def test_resuming_other_recipes_changes_nothing(recipe, blobs, changes, tmp_path):
     training = recipe["training"] | {"epochs": 2} | changes.get("training", {})
@@ -255,6 +256,42 @@ def test_layer_statistics_are_those_of_the_weights(recipe, blobs):
     assert row["error"] == pytest.approx((u.round() - u).abs().mean().item(), rel=1e-5)
     assert row["near_threshold"] == pytest.approx(((u - u.floor() - 0.5).abs() < 0.05).double().mean().item(), abs=1e-3)
     assert sum(map(float, row["level_shares"].split())) == pytest.approx(1, abs=1e-3)
+
+
+def counts(row):
+    return np.array([value for key, value in row.items() if key not in ("epoch", "near_threshold")])
+
+
+def test_histograms_are_those_of_the_weights_at_the_start_and_at_every_epoch(recipe, blobs):
+    recipe |= {"histograms": "fc2.weight", "method": {"name": "osciquant", "bits": 3, "lambda": 1.0}}
+    made = trainer(recipe, blobs)
+    start = made.quantizer.position(1).numpy().copy()
+    progress = run(made).progress
+    first, *rest = progress.histograms
+    assert [row["epoch"] for row in progress.histograms] == [0, *(row["epoch"] for row in progress.history)]
+    assert [row["near_threshold"] for row in rest] == [
+        row["near_threshold"] for row in progress.layers if row["layer"] == "fc2.weight"
+    ]
+    assert list(first)[:4] + list(first)[-1:] == ["epoch", "near_threshold", "-3", "-2.95", "3"] and "0" in first
+    for row, weights in ((first, start), (rest[-1], made.quantizer.position(1).numpy())):
+        edges = np.linspace(-3.025, 3.025, 122)
+        expected, _ = np.histogram(weights.astype(float), edges)
+        at_an_edge = (np.abs(weights.reshape(-1, 1) - edges) < 1e-5).sum()  # float32 may take either side
+        assert np.abs(counts(row) - expected).sum() <= 2 * at_an_edge
+        near = (np.abs(weights - np.floor(weights) - 0.5) < 0.05).mean()
+        assert row["near_threshold"] == pytest.approx(near, abs=at_an_edge / weights.size)
+    assert {counts(row).sum() for row in progress.histograms} == {start.size}
+
+
+def test_histograms_change_nothing_else_and_a_baseline_has_none(recipe, blobs):
+    recipe["method"] = {"name": "qat", "bits": 3}
+    plain, recording = run(trainer(recipe, blobs)), run(trainer(recipe, blobs, histograms="fc2.weight"))
+    assert plain.progress.histograms == [] and recording.progress.histograms
+    recording.progress.histograms = []
+    assert same_state(plain, recording)
+    made = run(trainer(recipe, blobs, method={"name": "baseline"}, histograms="fc2.weight"))
+    assert train.epoch_tables(made)["weights.csv"] == "epoch\n"
+    assert "weights.csv" not in train.epoch_tables(plain)
 
 
 def test_frozen_scale_is_the_initial_weights(recipe, blobs):

@@ -13,7 +13,7 @@ from conftest import ROOT, Project, job_counts
 
 pytestmark = pytest.mark.slow
 
-REPORT = {"collect", "oscillations", "tables", "figures", "claims", "findings", "site", "all"}
+REPORT = {"collect", "oscillations", "tables", "figures", "films", "claims", "findings", "site", "all"}
 FOLLOWS = REPORT | {"evaluate"}
 
 

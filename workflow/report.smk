@@ -21,6 +21,11 @@ REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements"
 COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for name in ("measurements", "posttraining")]
 # those studies are not this one's to make
 REFERENCE, COMPANIONS = ([file for file in files if Path(file).exists()] for files in (REFERENCE, COMPANIONS))
+FILMED = {
+    film: [str(run.folder / paths.WEIGHTS) for run in SHOWN if f"{run.experiment}/{run.variant}" in spec.panels]
+    for film, spec in STUDY.films.items()
+}
+FILMS = [f"{FIGURES}/{film}.gif" for film, histograms in FILMED.items() if histograms]
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
 
@@ -124,6 +129,26 @@ rule figures:
         study=STUDY_FILE,
     shell:
         "python -m oscillations figures --study {params.study} > {log} 2>&1"
+
+
+if FILMS:
+
+    rule films:
+        """How the weights of a layer move over their grid during a training, as GIF."""
+        input:
+            FILMED.values(),
+        output:
+            FILMS,
+        log:
+            f"logs/{STUDY.study}/report/films.log",
+        benchmark:
+            f"logs/{STUDY.study}/report/films.tsv"
+        params:
+            code=sources.code("report.figures.film"),
+            choices=as_json({name: spec.model_dump(mode="json") for name, spec in STUDY.films.items()}),
+            study=STUDY_FILE,
+        shell:
+            "python -m oscillations films --study {params.study} > {log} 2>&1"
 
 
 rule claims:

@@ -1,6 +1,7 @@
 """
 REQUIRED INPUTS: data/<dataset>.json, and the checkpoints or pretrained weights that a fine-tune starts from
-OUTPUTS: results/<study>/runs/<experiment>/<variant>/seed<k>/{run.json,history.csv,layers.csv},
+OUTPUTS: results/<study>/runs/<experiment>/<variant>/seed<k>/{run.json,history.csv,layers.csv}, and weights.csv where
+         the experiment records histograms,
          checkpoints/<study>/<experiment>/<variant>/seed<k>.safetensors
 
 One job per variant makes all its seeds in one process; runs that are there and current are kept.
@@ -9,6 +10,7 @@ One job per variant makes all its seeds in one process; runs that are there and 
 for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     variants = {variant.name: variant for variant in CHOSEN if variant.experiment == experiment}
     seeds = next(iter(variants.values())).seeds
+    files = paths.run_files(STUDY.experiments[experiment].histograms is not None)
 
     rule:
         """Train all seeds of one variant."""
@@ -21,9 +23,10 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
             update(
                 expand(
                     [
-                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/run.json",
-                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/history.csv",
-                        f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/layers.csv",
+                        *(
+                            f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/{name}"
+                            for name in files
+                        ),
                         f"checkpoints/{STUDY.study}/{experiment}/{{{{variant}}}}/seed{{seed}}.safetensors",
                     ],
                     seed=seeds,

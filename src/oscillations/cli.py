@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
     command(toy)
-    for step in (collect, oscillations, tables, figures, claims, site, report):
+    for step in (collect, oscillations, tables, figures, films, claims, site, report):
         command(step)
     command(findings).add_argument("--readme", type=Path, help="bring the sentences of this README up to date, instead")
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
@@ -220,6 +220,13 @@ def figures(options: argparse.Namespace) -> None:
     module.write_figures(*load(options.study))
 
 
+def films(options: argparse.Namespace) -> None:
+    """Draw the study's films as GIF; none of which nothing has run."""
+    from oscillations.report.figures import film as module
+
+    module.write_films(*load(options.study))
+
+
 def claims(options: argparse.Namespace) -> None:
     """Judge the claims on the measurements."""
     from oscillations.report import claims as module
@@ -242,8 +249,8 @@ def site(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Everything people read, in order: collect, oscillations, tables, figures, claims, findings, site."""
-    for step in (collect, oscillations, tables, figures, claims, findings, site):
+    """Everything people read, in order: collect, oscillations, tables, figures, films, claims, findings, site."""
+    for step in (collect, oscillations, tables, figures, films, claims, findings, site):
         step(options)
 
 

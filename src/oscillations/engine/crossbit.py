@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from oscillations.core.bits import LATENT
 from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
 from oscillations.engine.training import Trainer
-
-BINS_PER_STEP = 20
+from oscillations.engine.weight_statistics import histogram
 
 
 def accuracies(trainer: Trainer, done: bool) -> list[dict[str, Any]]:
@@ -65,16 +64,7 @@ def histograms(trainer: Trainer) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if quantizer is None:
         return rows
-    low, high, _ = quantizer.grid
-    half = 0.5 / BINS_PER_STEP
-    centres = torch.linspace(low, high, (high - low) * BINS_PER_STEP + 1)
     for i, name in enumerate(quantizer.names):
-        u = quantizer.position(i).float().cpu()
-        counts = torch.histc(u, bins=len(centres), min=low - half, max=high + half)
-        scale = quantizer.scales[i].mean().item()
-        rows += [
-            {"layer": name, "bits": quantizer.bits, "scale": scale, "u": round(u, 4), "count": int(n)}
-            for u, n in zip(centres.tolist(), counts.tolist())
-            if n
-        ]
+        about = {"layer": name, "bits": quantizer.bits, "scale": quantizer.scales[i].mean().item()}
+        rows += [about | {"u": u, "count": n} for u, n in histogram(quantizer, i).items() if n]
     return rows

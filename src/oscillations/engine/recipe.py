@@ -79,7 +79,8 @@ class Choice(Generic[OptionsT]):
 class Recipe:
     """Whatever is None is not asked for.
 
-    ``images`` and ``classes`` reduce the data; ``start_from`` is an experiment, ``pretrained`` a public checkpoint.
+    ``images`` and ``classes`` reduce the data; ``start_from`` is an experiment, ``pretrained`` a public checkpoint,
+    ``histograms`` the weight whose histogram is recorded at every epoch.
     """
 
     data: str
@@ -97,6 +98,7 @@ class Recipe:
     start_from: str | None = None
     pretrained: Pretrained | None = None
     threads: int = 1
+    histograms: str | None = None
 
     @property
     def bits(self) -> int:

@@ -26,7 +26,7 @@ from oscillations.engine.method import Method, Tensors
 from oscillations.engine.optimizer import OPTIMIZERS
 from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.engine.recipe import Recipe
-from oscillations.engine.weight_statistics import grid_statistics, weight_statistics
+from oscillations.engine.weight_statistics import grid_statistics, histogram, weight_statistics
 
 QUANTIZER = "quantizer/"  # begins the names of the quantizer's tensors in a checkpoint
 FREQUENT = (0.005, 0.01, 0.1)  # thresholds on the oscillation frequency that are reported
@@ -43,6 +43,7 @@ class Progress:
     status: str = "running"  # then done or diverged
     history: list[dict] = field(default_factory=list)  # one row per finished epoch
     layers: list[dict] = field(default_factory=list)  # one row per finished epoch and quantized tensor
+    histograms: list[dict] = field(default_factory=list)  # one row at the start and per finished epoch, if asked for
 
 
 class Trainer:
@@ -119,6 +120,8 @@ class Trainer:
         run can be saved and left.
         """
         progress, train = self.progress, self.sets["train"]
+        if not progress.histograms:
+            self.log_histogram()
         while progress.status == "running":
             order = train.order(self.seed, progress.epoch)
             self.model.train()
@@ -149,6 +152,7 @@ class Trainer:
                 progress.best_metric, progress.best_epoch = metric, progress.epoch
                 self.best = {key: value.clone() for key, value in self.trained().items()}
         row |= {"monitored": metric, **self.log_layers()}
+        self.log_histogram()
         progress.history.append(row)
         if progress.epoch - progress.best_epoch >= self.patience or progress.epoch == self.epochs:
             progress.status = "done"
@@ -215,6 +219,18 @@ class Trainer:
                 sums[key] = (frequency > threshold).double().mean().item()
         progress.layers += rows
         return sums
+
+    def log_histogram(self) -> None:
+        """Add how the weights that the recipe names lie on their grid to ``histograms``, if it names any.
+
+        A column for the centre of every bin, in steps (-0.0 is written 0), counts in it.
+        """
+        if self.recipe.histograms is None or self.quantizer is None:
+            return
+        i = self.names.index(self.recipe.histograms)
+        near = grid_statistics(self.quantizer, i)["near_threshold"]
+        row = {"epoch": self.progress.epoch, "near_threshold": near}
+        self.progress.histograms.append(row | {f"{u + 0.0:g}": n for u, n in histogram(self.quantizer, i).items()})
 
     # -- state ---------------------------------------------------------------------------------------------
 

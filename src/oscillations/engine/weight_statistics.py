@@ -7,6 +7,7 @@ from torch import Tensor
 
 from oscillations.engine.quantizer import WeightQuantizer, reduced
 
+BINS_PER_STEP = 20
 NEAR = 0.05  #: a weight is "near" a threshold if it lies within this share of a step from it
 
 
@@ -42,3 +43,16 @@ def grid_statistics(quantizer: WeightQuantizer, i: int) -> dict[str, float | str
         "share_zero": 0.0 if grid.offset else shares[-grid.low].item(),
         "level_shares": " ".join(f"{share:.5f}" for share in shares.tolist()),
     }
+
+
+def histogram(quantizer: WeightQuantizer, i: int) -> dict[float, int]:
+    """Counts of the weights of tensor ``i`` over their grid: by the centre of each bin, in steps (levels at integers).
+
+    Bins are 1/20 of a step wide, and the first and the last are centred on the outermost levels: what lies farther out,
+    as it may where the scale is not that of the largest weight, is not counted.
+    """
+    low, high, _ = quantizer.grid
+    half = 0.5 / BINS_PER_STEP
+    centres = torch.linspace(low, high, (high - low) * BINS_PER_STEP + 1)
+    counts = torch.histc(quantizer.position(i).float().cpu(), bins=len(centres), min=low - half, max=high + half)
+    return {round(u, 4): int(n) for u, n in zip(centres.tolist(), counts.tolist())}

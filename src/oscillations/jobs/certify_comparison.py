@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oscillations.core.files import read_json
 from oscillations.records.identity import arithmetic, posttraining_parts
-from oscillations.study.paths import Run, evaluation_files, posttraining_files, toy_file
+from oscillations.study.paths import Run, evaluation_files, posttraining_files, run_files, toy_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, parents_first
 
@@ -51,7 +51,8 @@ def compared(projects: list[Path], study: Study, variants: list[Variant]) -> Ite
 
 
 def _training(projects: list[Path], variant: Variant, run: Run) -> Compared:
-    epochs = (_table(projects, run.folder / name) for name in ("history.csv", "layers.csv"))
+    tables = [name for name in run_files(variant.recipe.histograms is not None) if name.endswith(".csv")]
+    epochs = (_table(projects, run.folder / name) for name in tables)
     whole = (_record(projects, run.record), _weights(projects, run.checkpoint))
     return Compared(tuple(arithmetic(variant.recipe.plain())), _first((*epochs, *whole)))
 

@@ -37,10 +37,8 @@ from oscillations.records.environment import environment
 from oscillations.records.identity import difference
 from oscillations.records.plans import Plan, is_result, made_in_another_study, plans, vouches_for
 from oscillations.study import pretrained
-from oscillations.study.paths import DATA, Run
+from oscillations.study.paths import DATA, WEIGHTS, Run, run_files
 from oscillations.study.variants import Variant
-
-FILES = ("history.csv", "layers.csv", "run.json")  # the record last: it vouches for the rest
 
 
 class StopSignal:
@@ -77,7 +75,7 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
         job = Job(about, sets, torch_device, stop, save_every, at_once)
         in_turns([_make(job, plan) for plan in missing], at_once, torch_device)
     for plan in wanted:
-        _copy(_work_files(plan.run), _places(plan.run))
+        _copy(_work_files(plan.run, plan.variant.recipe), _places(plan.run, plan.variant.recipe))
 
 
 def _check_start(plan: Plan) -> None:
@@ -101,15 +99,15 @@ def _kept(plan: Plan) -> bool:
 
 def _finished_elsewhere(plan: Plan) -> bool:
     """Whether a run need not be trained: its work folder holds it, or another study, from which it is copied there."""
-    run = plan.run
-    weights, *_, record = _work_files(run)
+    run, recipe = plan.run, plan.variant.recipe
+    weights, *_, record = _work_files(run, recipe)
     if is_result(record, plan.identity, weights):
         print(f"{run.name}: finished before, not in place yet", flush=True)
         return True
     twin = made_in_another_study(run, plan.identity)
     if twin:
         print(f"{run.name}: the same run as in study {twin.study}", flush=True)
-        _copy(_places(twin), _work_files(run))
+        _copy(_places(twin, recipe), _work_files(run, recipe))
     return twin is not None
 
 
@@ -246,10 +244,11 @@ def _about_quantizer(quantizer: WeightQuantizer) -> dict[str, Any]:
 def epoch_tables(trainer: Trainer) -> dict[str, str]:
     """The files of what a run did in every epoch."""
     progress = trainer.progress
-    return {
+    tables = {
         "history.csv": _csv(progress.history, ["epoch"]),
         "layers.csv": _csv(progress.layers, ["epoch", "layer"]),
     }
+    return tables | ({WEIGHTS: _csv(progress.histograms, ["epoch"])} if trainer.recipe.histograms else {})
 
 
 def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
@@ -261,14 +260,14 @@ def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
     return out.getvalue()
 
 
-def _work_files(run: Run) -> list[Path]:
+def _work_files(run: Run, recipe: Recipe) -> list[Path]:
     """The files of a finished run in its work folder."""
-    return [run.work / "model.safetensors", *(run.work / name for name in FILES)]
+    return [run.work / "model.safetensors", *(run.work / name for name in run_files(recipe.histograms is not None))]
 
 
-def _places(run: Run) -> list[Path]:
+def _places(run: Run, recipe: Recipe) -> list[Path]:
     """Where each of them is put."""
-    return [run.checkpoint, *(run.folder / name for name in FILES)]
+    return [run.checkpoint, *(run.folder / name for name in run_files(recipe.histograms is not None))]
 
 
 def _copy(sources: list[Path], targets: list[Path]) -> None:

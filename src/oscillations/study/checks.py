@@ -12,7 +12,8 @@ from oscillations import datasets, methods, models, posttraining
 from oscillations.core.bits import LATENT
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
-from oscillations.study.report_schema import RatePanels, SweepPanels, WeightPanels
+from oscillations.engine.layers import quantized_layers
+from oscillations.study.report_schema import Film, RatePanels, SweepPanels, WeightPanels
 from oscillations.study.schema import Experiment, PostTrainingEntry, Study
 from oscillations.study.variants import Variant, select
 
@@ -88,6 +89,7 @@ def check_references(study: Study, variants: Mapping[str, Variant], path: Path) 
             other = "every run" if name == "all" else "an entry of posttraining"
             raise InputError(f"{path}: experiments.{name}: only={name} would name {other}, too; take another name")
     _check_tables(study, path)
+    _check_histograms(study, variants, path)
     _check_figures(study, variants, path)
     _check_searches(study, variants, path)
     for name, entry in study.posttraining.items():
@@ -117,6 +119,20 @@ def _check_tables(study: Study, path: Path) -> None:
                     raise InputError(f"{where}: {name} is a sweep; this table has one run per cell and seed")
 
 
+def _check_histograms(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    """What is recorded at every epoch is a quantized weight of the model, and some method has a grid for it."""
+    for name, experiment in study.experiments.items():
+        if experiment.histograms is None:
+            continue
+        where = f"{path}: experiments.{name}.histograms"
+        recipes = [variant.recipe for variant in variants.values() if variant.experiment == name]
+        model = recipes[0].model
+        layers = quantized_layers(models.find(model.name).layers(model.options), recipes[0].quant_layers)
+        refuse_unknown([experiment.histograms], [f"{layer}.weight" for layer in layers], where, "quantized weight")
+        if all(recipe.bits == LATENT for recipe in recipes):
+            raise InputError(f"{where}: none of the methods has a grid: {', '.join(experiment.methods)}")
+
+
 def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
     for name, spec in study.figures.items():
         where = f"{path}: figures.{name}"
@@ -128,6 +144,8 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
             refuse_unknown([spec.experiment], study.experiments, f"{where}.experiment", "experiment")
             continue
         refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
+        if isinstance(spec, Film):
+            _check_film(spec, variants, where)
         if isinstance(spec, WeightPanels):
             layer = spec.layer.removesuffix(".weight")
             for panel in spec.panels:
@@ -138,6 +156,17 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
                 if layer not in layers:
                     wrong = f"{layer!r} is no layer of {panel}"
                     raise InputError(f"{where}.layer: {wrong}; {did_you_mean(layer, layers)}")
+
+
+def _check_film(spec: Film, variants: Mapping[str, Variant], where: str) -> None:
+    """All panels record the film's layer."""
+    for panel in spec.panels:
+        variant = variants[panel]
+        if variant.recipe.bits == LATENT:
+            raise InputError(f"{where}.panels: {panel} has no grid; take a variant with bits, qat-3bit say")
+        if variant.recipe.histograms != spec.layer:
+            key, recorded = f"experiments.{variant.experiment}.histograms", variant.recipe.histograms or "not set"
+            raise InputError(f"{where}.layer: {panel} does not record {shortened(spec.layer)}; {key} is {recorded}")
 
 
 def _check_sweep_panels(spec: SweepPanels, variants: Mapping[str, Variant], where: str) -> None:

@@ -11,6 +11,7 @@ RESULTS = Path("results")
 PUBLISHED = Path("params/published.csv")
 COST = Path("benchmarks/results/cost.csv")  #: measured speeds
 CHOICES = Path("docs/choices.md")
+WEIGHTS = "weights.csv"  #: histograms over the training: a row for the start and for every epoch, none without a grid
 
 
 def study_file(name: str) -> Path:
@@ -68,6 +69,11 @@ def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
 def toy_file(study: str) -> Path:
     """What AOQ's toy experiment found."""
     return results(study) / "toy-regression.csv"
+
+
+def run_files(histograms: bool) -> list[str]:
+    """What a run's folder holds; the record last, for it vouches for the rest."""
+    return ["history.csv", "layers.csv", *([WEIGHTS] if histograms else []), "run.json"]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class WeightPanels(Panels):
     layer: str = Field(description="weight whose distribution is drawn, e.g. fc2.weight")
 
 
+class Film(Panels):
+    layer: str = Field(description="weight whose histograms over the training are shown: what the panels record")
+
+
 class SweepPanels(Strict):
     experiments: list[str] = Field(min_length=1)
     bits: Literal[2, 3, 4]
@@ -40,6 +44,7 @@ FIGURES: dict[str, type[Panels | SweepPanels | RatePanels]] = {
     "figure7": Panels,
     "figure8": Panels,
     "figure-rates": RatePanels,
+    "figure-film": Film,
 }
 LABEL = r"(-[a-z0-9.]+)*$"
 
@@ -68,7 +73,7 @@ def _figure_specs(content: Any) -> Any:
 
 
 Figures = Annotated[
-    dict[str, WeightPanels | Panels | SweepPanels | RatePanels],
+    dict[str, WeightPanels | Film | Panels | SweepPanels | RatePanels],
     BeforeValidator(_figure_specs),
     WithJsonSchema(
         {

@@ -17,6 +17,7 @@ from oscillations.study.report_schema import (
     Claims,
     ComparisonTable,
     Figures,
+    Film,
     Gain,
     Hypothesis,
     Published,
@@ -75,6 +76,10 @@ class Experiment(Strict):
     )
     resize: SideLength | None = Field(None, description="upsample images to this side length")
     quant_layers: list[str] | None = Field(None, min_length=1, description="patterns, instead of the model's")
+    histograms: str | None = Field(
+        None,
+        description="weight whose histogram is recorded at every epoch, e.g. fc2.weight (a baseline has none)",
+    )
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
     pretrained: str | None = Field(
         None,
@@ -135,7 +140,7 @@ class Study(Strict):
         {}, description="experiments beside each published table; without any, the paper's claims are not shown"
     )
     figures: Figures = Field(
-        {}, description="what figures 2, 3 and 5 to 8 show; a label makes another of its kind: figure2-mlp5"
+        {}, description="what figures 2, 3, 5 to 8 and films show; a label makes another of its kind: figure2-mlp5"
     )
     comparisons: dict[Name, ComparisonTable] = Field(
         {}, description="every method in one table: tables/comparison-<name>, with its two figures"
@@ -202,10 +207,16 @@ class Study(Strict):
         return {experiment.pretrained for experiment in self.experiments.values() if experiment.pretrained}
 
     @property
+    def films(self) -> dict[str, Film]:
+        """The figures that move."""
+        return {name: spec for name, spec in self.figures.items() if isinstance(spec, Film)}
+
+    @property
     def figure_names(self) -> list[str]:
-        """All figures, in the paper's order; 1, A1 and A5 are exact and need no run. Those of all methods come last."""
+        """All but the films, in the paper's order; 1, A1, A5 are exact and need no run. Of all methods: last."""
         compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
         own = [f"figure-reconstruction-{name}" for name, entry in self.posttraining.items() if entry.reconstructs]
         own += ["figure-aoq-toy"] if self.toy_regression else []
-        numbered = sorted(self.figures, key=lambda name: (name.startswith("figure-"), figure_number(name)))
+        still = [name for name in self.figures if name not in self.films]
+        numbered = sorted(still, key=lambda name: (name.startswith("figure-"), figure_number(name)))
         return ["figure1", *numbered, "figureA1", "figureA5", *compared, *own]

@@ -114,6 +114,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 start_from=experiment.start_from,
                 pretrained=None if public is None else Pretrained(**public),
                 threads=study.threads,
+                histograms=experiment.histograms,
             )
             if recipe.bits not in study.eval_bits:
                 raise InputError(f"{key}.bits: {recipe.bits} is not among eval_bits")
