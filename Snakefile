@@ -42,7 +42,6 @@ rule all:
     input:
         [str(variant.runs()[0].record) for variant in CHOSEN],  # one job makes all seeds of a variant
         rules.site.output,
-        FILMS,
 
 
 rule data:

@@ -1,6 +1,6 @@
 """Seconds per training step and per evaluated image of a study's workloads.
 
-    python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS]
+    python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS] [--steps N]
     python benchmarks/cost.py --check STUDY
 
 ``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--study", nargs="+", default=["paper", "quick"])
     parser.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=12, help="of a round; fewer for methods without phases, if long")
     parser.add_argument("--check", metavar="STUDY", help="only compare with the finished runs of this study")
     options = parser.parse_args()
     os.chdir(RESULTS.parent.parent)  # studies and records are found from the project's root
@@ -151,7 +152,7 @@ def main():
         for variant in select(*load(study_file(name)), options.only or "all").variants:
             of_model = models.setdefault(f"{name} {variant.recipe.model.plain()}", {})
             of_model.setdefault(cost.workload(variant.recipe), variant)
-    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, steps=12)]
+    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, options.steps)]
     report("cost.csv", rows, key=("workload", "device_kind"))
 
 

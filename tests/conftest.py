@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from oscillations.engine import batches
 from oscillations.jobs import trainers
+from oscillations.report.results import Report, Results
 from oscillations.study.variants import recipe_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Sums do not depend on how many cores a machine has, and tiny tensors do not wait for threads of a busy one.
 torch.set_num_threads(1)
+
+
+def reported(study, variants, measurements, oscillations=None):
+    """A report of a study that has measured this."""
+    tables = [measurements] if oscillations is None else [measurements, oscillations]
+    return Report(study, variants, Results(study.study, *tables))
+
 
 TINY = """\
 study: tiny
@@ -51,6 +59,9 @@ tables:
   table1: [mlp5-scratch]
   table4: [mlp5-lambda]
 figures:
+  figure1: {}
+  figureA1: {}
+  figureA5: {}
   figure2:
     layer: fc2.weight
     panels: [mlp5-scratch/qat-3bit, mlp5-lambda/osciquant-3bit-lambda0]

@@ -8,7 +8,8 @@ from conftest import TINY
 from oscillations import cli
 from oscillations.jobs import aoq_toy as toy_regression
 from oscillations.jobs.aoq_toy import Aoq, FullPrecision, Lsq, experiment, shrinkage
-from oscillations.report.figures import runs as figures
+from oscillations.report.figures.toy_regression import toy_regression as toy_figure
+from oscillations.report.results import Report
 from oscillations.study import reading as studies
 
 
@@ -81,13 +82,12 @@ def test_a1_toy_full_precision_fits_its_examples(small):
 
 def test_a1_toy_figure_from_the_command(small, tiny):
     assert "figure-aoq-toy" in tiny.figure_names
-    assert figures.toy_regression(tiny) is None
+    report = Report(tiny, [])
+    assert toy_figure(report) is None
     assert cli.main(["toy", "--study", "params/tiny.yaml"]) == 0
     table = pd.read_csv("results/tiny/toy-regression.csv")
     assert sorted(table.seed.unique()) == [0, 1]
-    shown = [
-        text.get_text() for text in figures.toy_regression(tiny).findobj(lambda artist: hasattr(artist, "get_text"))
-    ]
+    shown = [text.get_text() for text in toy_figure(report).findobj(lambda artist: hasattr(artist, "get_text"))]
     for method in ("lsq", "aoq"):
         assert f"{table[table.method == method].matches.mean():,.0f}" in shown
     assert any("2 epochs, n = 2" in text for text in shown)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_training import run, trainer
 
-from oscillations.engine.quantizer import grid_of
+from oscillations.core.bits import grid_of
 from oscillations.methods.bin_regularization import BinRegularization, bin_shares
 
 

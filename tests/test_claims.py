@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reported
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
-from oscillations.report import claims as reported
+from oscillations.report import claims as judged
 from oscillations.report import estimates as stats
 from oscillations.report.claims import measures
 from oscillations.report.claims.evidence import Claim, Published, Sample, combine
 from oscillations.report.estimates import Above, Below, ByP, StdAbove, Within
-from oscillations.report.measurements import MEASUREMENTS
+from oscillations.report.results import MEASUREMENTS
 from oscillations.study import reading as studies
 from oscillations.study.report_schema import Claims
 
@@ -284,7 +284,7 @@ UNSTABLE = {("osciquant", 2, 4): (20.0, 60.0, 85.0), ("osciquant", 4, 3): (50.0,
 
 def found(study, measurements=None, epochs=None):
     measurements = pd.DataFrame(columns=MEASUREMENTS) if measurements is None else measurements
-    claims = reported.evaluate(study, measurements, pd.DataFrame() if epochs is None else epochs)
+    claims = judged.evaluate(reported(study, [], measurements, epochs))
     return {claim.name: claim for claim in claims}
 
 
@@ -505,7 +505,7 @@ def histories(runs, experiment="resnet18-lambda", bits=3, length=6, **columns):
                 rows.append(
                     {
                         "experiment": experiment, "variant": f"{method}-{bits}-{lam:g}", "model": MODELS[experiment][0],
-                        "method": method, "train_bits": bits, "lambda": lam, "lr": 1e-3, "seed": seed, "epoch": epoch,
+                        "method": method, "train_bits": bits, "lambda": lam, "lr": 1e-3, "seed": seed, "epoch": epoch, "status": "done",
                         "steps_per_epoch": 10, "weights": 1000, "epoch_nagel": 1000 * share + seed,
                         "iteration_nagel": 10_000 * share + seed, "monitored": -abs(epoch - 3),
                         "near_threshold": near + 0.001 * seed if epoch == 3 else 9.0,
@@ -552,8 +552,10 @@ def test_c8_uses_only_epochs_that_all_runs_have(study):
     table.loc[table.epoch == 1, ["epoch_nagel", "iteration_nagel"]] = 1e9  # nothing to be opposite to
     claims = found(study, None, table)
     assert claims["C8"].verdict == "supported"
-    difference = next(c for c in claims["C8"].comparisons if c.text.endswith("QAT - lambda 0, per epoch, > 0"))
-    assert difference.estimate.value == pytest.approx(0.15)
+    difference = next(
+        c for c in claims["C8"].comparisons if c.text.endswith("QAT - lambda 0, % of the weights per epoch, > 0")
+    )
+    assert difference.estimate.value == pytest.approx(15)
 
 
 def test_a_point_in_two_experiments_counts_once(study):
@@ -659,9 +661,7 @@ def test_claims_files_say_how_many_comparisons_say_what(study, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     fitted = study.model_copy(update={"fitted": [("resnet18", "scratch", "ptq", 3)]})
     (tmp_path / "params").symlink_to(ROOT / "params")
-    monkeypatch.setattr(reported, "read_measurements", lambda _: measured(resnet_like()))
-    monkeypatch.setattr(reported, "read_oscillations", lambda _: pd.DataFrame())
-    reported.write_claims(fitted)
+    judged.write_claims(reported(fitted, [], measured(resnet_like())))
     claims = pd.read_csv(tmp_path / "results/quick/claims.csv").set_index("claim")
     assert list(claims.index) == CLAIMS
     c1 = claims.loc["C1"]
@@ -671,7 +671,7 @@ def test_claims_files_say_how_many_comparisons_say_what(study, tmp_path, monkeyp
         evidence[evidence.role == "main"].groupby("claim").size().to_dict()
         == claims.comparisons[claims.comparisons > 0].to_dict()
     )
-    reported.write_claims(study.model_copy(update={"tables": {}}))
+    judged.write_claims(reported(study.model_copy(update={"tables": {}}), [], measured(resnet_like())))
     assert len(pd.read_csv(tmp_path / "results/quick/claims.csv")) == 0
 
 

@@ -1,8 +1,13 @@
 """What is committed is what the present code makes of the committed records: pages, tables, verdicts, the README."""
 
+import os
 import re
 import shutil
+import subprocess
+from functools import cache
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -12,11 +17,12 @@ from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from oscillations.cli import main
 from oscillations.report import findings
-from oscillations.study.reading import load
+from oscillations.report.results import Report
 
 STUDIES = sorted(page.parent.name for page in (ROOT / "results").glob("*/index.html") if page.parent.name != "quick")
 MADE = ("measurements.csv", "oscillations.csv", "agreement.csv", "coverage.csv", "claims.csv", "claims_evidence.csv",
-        "findings.csv", "findings.md", "README.md", "index.html")  # fmt: skip
+        "findings.csv", "findings.md", "README.md", "index.html", "summary.json")  # fmt: skip
+LANDING = (Path("results/index.html"), Path("results/README.md"))
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -40,17 +46,29 @@ def same(made: str, committed: str) -> bool:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_committed_page_is_the_one_its_records_give(project, study):
+    folder = Path("results", study)
+    for page in folder.rglob("*.html"):
+        page.unlink()  # so that one nobody makes any more is missed
     for step in ("collect", "oscillations", "tables", "claims", "findings", "site"):
         assert main([step, "--study", study]) == 0
-    tables = sorted(Path("results", study).glob("tables/*"))
-    for file in [*(Path("results", study, name) for name in MADE), *tables]:
+    pages = {str(page) for page in folder.rglob("*.html")}
+    assert pages == {str(page.relative_to(ROOT)) for page in (ROOT / folder).rglob("*.html")}
+    for file in [*(folder / name for name in MADE), *sorted(folder.glob("tables/*")), *sorted(map(Path, pages))]:
         assert same(file.read_text(), (ROOT / file).read_text()), f"{file} is not what its records give"
 
 
 def test_the_readme_holds_what_was_found(project):
     text = (ROOT / "README.md").read_text()
-    study = load(ROOT / "params/paper-jpeg.yaml")[0]
-    assert findings.with_findings(text, study, findings.findings(study)) == text
+    report = Report.load(ROOT / "params/paper-jpeg.yaml")
+    assert findings.with_findings(text, report.study, findings.findings(report)) == text
+
+
+def test_the_landing_page_is_over_all_studies(project):
+    for page in LANDING:
+        page.unlink()
+    assert main(["landing"]) == 0
+    for page in LANDING:
+        assert page.read_text() == (ROOT / page).read_text()
 
 
 def compared():
@@ -102,5 +120,71 @@ def test_status_and_page_agree(project, capsys):
     for study in STUDIES:
         main(["status", "--study", study, "--only", "all"])
         done = int(re.search(r": (\d+) done", capsys.readouterr().out)[1])
-        page = Path("results", study, "index.html").read_text()
-        assert len(re.findall(r'/run.json">', page)) == done, study
+        pages = [page.read_text() for page in Path("results", study).glob("runs/*/*.html")]
+        assert sum(page.count('/run.json">') for page in pages) == done, study
+        assert re.search(r"(\d+) of \d+ runs done", Path("results", study, "index.html").read_text())[1] == str(done)
+
+
+@cache
+def committed() -> frozenset[str]:
+    """Every committed file, and every folder one is in."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [Path(file) for file in listed.split("\0") if file]
+    # whoever has made the quick study finds it on the landing page, too
+    files += [file.relative_to(ROOT) for file in (ROOT / "results/quick").rglob("*") if file.is_file()]
+    return frozenset(str(path) for file in files for path in (file, *file.parents))
+
+
+def slugs(markdown: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"^#+ +(.*?) *$", re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S), re.M):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        found[slug] = found.get(slug, -1) + 1
+        if found[slug]:
+            found[f"{slug}-{found[slug]}"] = 0
+    return set(found)
+
+
+@cache
+def read(file: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(links, anchors) of a page or document."""
+    text = (ROOT / file).read_text()
+    if file.endswith(".md"):
+        prose = re.sub(r"^ *```.*?^ *```|`[^`\n]*`", "", text, flags=re.M | re.S)
+        return frozenset(re.findall(r"\]\(([^)\s]+)\)", prose)), frozenset(slugs(text))
+    ids = re.findall(r'\sid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)), f"{file}: two elements of one id"
+    return frozenset(map(unescape, re.findall(r'\s(?:href|src)="([^"]*)"', text))), frozenset(map(unescape, ids))
+
+
+def dead(file: str) -> list[str]:
+    """The links of a committed page or document whose file or anchor is not committed."""
+    found = []
+    for link in read(file)[0]:
+        address, _, anchor = unquote(link).partition("#")
+        if re.match(r"[a-z]+:", address):
+            continue  # what is elsewhere is not ours to test
+        path = (ROOT / file).parent / address if address else ROOT / file
+        target = os.path.relpath(os.path.normpath(path), ROOT)
+        if target not in committed() or (anchor and anchor not in read(target)[1]):
+            found.append(link)
+    return found
+
+
+def test_no_committed_link_is_dead():
+    files = [file for file in committed() if file.endswith(".md") or re.fullmatch(r"results/.*\.html", file)]
+    assert {file: links for file in sorted(files) if (links := dead(file))} == {}
+
+
+def test_every_committed_figure_stands_on_a_page():
+    """And no other file: what is no longer drawn is gone."""
+    for study in STUDIES:
+        page = (ROOT / "results" / study / "index.html").read_text()
+        for file in (ROOT / "figures" / study).glob("*.*"):
+            assert f"/{file.name}" in page, file
+
+
+def test_the_landing_page_leads_to_every_study():
+    assert {f"{study}/index.html" for study in STUDIES} <= read("results/index.html")[0]

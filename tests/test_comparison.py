@@ -11,11 +11,9 @@ from conftest import ROOT
 
 from oscillations import methods, posttraining
 from oscillations.core.errors import InputError
-from oscillations.report.figures import comparison as comparison_figures
-from oscillations.report.measurements import MEASUREMENTS, POSTTRAINING
+from oscillations.report.results import MEASUREMENTS, POSTTRAINING, Report
 from oscillations.report.tables import comparison
-from oscillations.report.tables.published import METHOD_NAMES
-from oscillations.study import reading as studies
+from oscillations.report.text import METHOD_NAMES
 
 STUDY = """\
 study: fake
@@ -123,14 +121,14 @@ def fake(tmp_path, monkeypatch):
             (folder / "run.json").write_text(json.dumps(record))
     for name, table in (("measurements", measured()), ("oscillations", logged()), ("posttraining", posttrained())):
         table.to_csv(tmp_path / f"results/fake/{name}.csv", index=False)
-    return studies.load(tmp_path / "params/fake.yaml")
+    return Report.load(tmp_path / "params/fake.yaml")
 
 
 @pytest.fixture
 def rows(fake):
     """The rows that a comparison's CSV holds, by method and family."""
-    comparison.write_comparisons(*fake)
-    return comparison.read_comparison(fake[0], "a")
+    comparison.write_comparisons(fake)
+    return comparison.read_comparison(fake, "a")
 
 
 def row(rows, label, family="Fine-tuned from a-scratch"):
@@ -139,8 +137,7 @@ def row(rows, label, family="Fine-tuned from a-scratch"):
 
 
 def text(fake, rows):
-    table = comparison.shown(fake[0], fake[0].comparisons["a"], rows)
-    return {(cells["Family"], cells["Method"]): cells for cells in table.to_dict("records")}
+    return {(row.group, row.cells["Method"]): row.cells for row in comparison.shown(fake, "a", rows).rows}
 
 
 AFTER = "Post-training on a-scratch/baseline"
@@ -169,7 +166,7 @@ def test_differences_to_qat_are_paired_within_the_family(rows):
 
 def test_a_row_says_that_its_own_phase_came_after_what_was_kept(fake, rows):
     assert row(rows, "QC")["early"] == 2
-    assert ("Fine-tuned from a-scratch", "QC (kept from before its own phase in 2 of 3 runs)") in text(fake, rows)
+    assert ("Fine-tuned from a-scratch", "QC ‡ (2 of 3)") in text(fake, rows)
     assert row(rows, "LSQ")["early"] == 0
 
 
@@ -189,7 +186,9 @@ def test_means_oscillations_and_cost(rows):
     qat = row(rows, "QAT")
     assert (qat["accuracy"], qat["accuracy_std"], qat["n"], qat["planned"]) == (61, 1, 3, 3)
     assert [qat[f"at_{bits}"] for bits in (32, 8, 4, 2)] == [63, 61, 60, 31]
-    assert [qat[column] for column in ("per_epoch", "per_step", "near")] == pytest.approx([4.5, 0.225, 15])
+    assert [qat[column] for column in ("per_epoch", "per_step", "near")] == pytest.approx(
+        [6, 0.225, 15]
+    )  # per epoch from the second on
     assert (qat["steps"], qat["seconds"]) == (30, 6.5)  # 10 steps in 2, 3 and 4 epochs; 12, 13 and 14 s, two at once
     assert math.isnan(row(rows, "LSQ")["per_step"])
 
@@ -198,11 +197,9 @@ def test_diverged_and_not_run_are_shown_as_such(fake, rows):
     shown = text(fake, rows)
     assert shown["Fine-tuned from a-scratch", "KURE"]["3-bit"] == "diverged"
     assert shown["Fine-tuned from a-scratch", "KURE"]["n"] == "0 of 3"
-    assert shown["From scratch", "KURE"]["3-bit"] == "not run"
+    assert ("From scratch", "KURE") not in shown
     assert shown["Fine-tuned from a-scratch", "Signed schedule"]["3-bit"] == "61.00 (1 diverged)"
-    notes = comparison.notes(fake[0], fake[0].comparisons["a"], rows)
-    assert notes[0].startswith("Weight-only")
-    assert notes[-1] == "Not run: a-scratch, no time."
+    assert comparison.shown(fake, "a", rows).not_run == "Not run: 1 cell of a-scratch (no time)."
 
 
 def test_grids_are_never_ranked_together(fake, rows):
@@ -219,6 +216,12 @@ def test_grids_are_never_ranked_together(fake, rows):
     assert one_grid[comparison.best(one_grid, "accuracy")].label.tolist() == ["QAT", "OsciQuant", "AdaRound"]
 
 
+def test_the_worst_width_is_each_seeds_own(rows):
+    lsq = row(rows, "LSQ")  # at 3, 4 and 8 bits: 63 62 63, 65 64 65, 67 66 67
+    assert (lsq["worst"], lsq["worst_std"]) == (64, 2)
+    assert math.isnan(row(rows, "AdaRound", AFTER)["worst"])  # another network at every width
+
+
 def test_a_method_whose_runs_did_not_all_finish_is_never_the_best(rows):
     ranked = rows.assign(accuracy=rows.accuracy.where(rows.label != "Signed schedule", 99.0))
     assert not comparison.best(ranked, "accuracy")[ranked.label == "Signed schedule"].any()
@@ -226,16 +229,16 @@ def test_a_method_whose_runs_did_not_all_finish_is_never_the_best(rows):
 
 def test_columns_without_numbers_are_left_out(fake, rows):
     """MLP5 has no batch norm to re-estimate; with a re-estimated number the column is there."""
-    columns = list(next(iter(text(fake, rows).values())))
-    assert columns == [
-        "Family", "Method", "Grid", "Scale", "3-bit", "− QAT [95 %]", "n", "FP32", "8-bit", "4-bit", "ternary",
+    assert comparison.shown(fake, "a", rows).columns == [
+        "Method", "3-bit", comparison.WORST, "− QAT [95 %]", "n", "FP32", "8-bit", "4-bit", "ternary", "Grid", "Scale",
         *comparison.OSCILLATIONS.values(), "calibration loss", "best epoch", "steps", "seconds",
     ]  # fmt: skip
     found = measured()
     fresh = found[(found.variant == "lsq-3bit") & (found.eval_bits == 3) & (found.split == "test")]
     again = pd.concat([found, fresh.assign(bn="reestimate", accuracy=fresh.accuracy + 1)])
     again.to_csv("results/fake/measurements.csv", index=False)
-    rows = comparison.comparison_rows(*fake, fake[0].comparisons["a"])
+    again = Report(fake.study, fake.variants)
+    rows = comparison.comparison_rows(again, fake.study.comparisons["a"])
     assert row(rows, "LSQ")["reestimated"] == 66
     assert text(fake, rows)["Fine-tuned from a-scratch", "LSQ"]["3-bit, BN re-estimated"] == "66.00 ± 2.00"
 
@@ -243,8 +246,8 @@ def test_columns_without_numbers_are_left_out(fake, rows):
 def test_formats_hold_the_same_rows(fake, rows):
     folder = Path("results/fake/tables")
     markdown = (folder / "comparison-a.md").read_text()
-    assert markdown.startswith("### Every method at its target bits: MLP5, 3-bit\n\nFor the tests.\n\nWeight-only")
-    assert "| **65.00 ± 2.00** | +4.00 [+1.52, +6.48] (n = 3) | 3 |" in markdown
+    assert markdown.startswith("### Every method at its target bits: MLP5, 3-bit\n\nFor the tests.\n\n‡ Kept from")
+    assert "| **65.00 ± 2.00** | **64.00 ± 2.00** | +4.00 [+1.52, +6.48] | 3 |" in markdown
     latex = (folder / "comparison-a.tex").read_text()
     assert r"\textbf{65.00 $\pm$ 2.00}" in latex
     assert "**" not in latex
@@ -253,42 +256,13 @@ def test_formats_hold_the_same_rows(fake, rows):
 def test_a_study_in_which_nothing_has_run_has_a_table_that_says_so(fake, tmp_path):
     for name in ("measurements", "oscillations", "posttraining"):
         (tmp_path / f"results/fake/{name}.csv").unlink()
-    comparison.write_comparisons(*fake)
-    rows = comparison.read_comparison(fake[0], "a")
-    assert {cells["3-bit"] for cells in text(fake, rows).values()} == {"not run"}
-    assert comparison_figures.scatter(fake[0], fake[0].comparisons["a"], rows) is None
-    assert comparison_figures.heatmap(fake[0], fake[0].comparisons["a"], rows) is None
-
-
-def test_figures_hold_the_tables_numbers(fake, rows):
-    spec = fake[0].comparisons["a"]
-    figure = comparison_figures.scatter(fake[0], spec, rows)
-    (points,) = figure.axes[0].collections
-    assert points.get_offsets().tolist() == [[pytest.approx(0.225), 61]]
-    assert points.get_array().tolist() == pytest.approx([(61 + 60 + 31) / 3])
-    overview = comparison_figures.heatmap(fake[0], spec, rows)
-    assert [axes.get_title("left") for axes in overview.axes[:3]] == list(dict.fromkeys(rows.family))
-    shown = [label.get_text() for label in overview.axes[1].get_yticklabels()]
-    assert shown == ["QAT", "LSQ", "OsciQuant (8 levels)", "KURE", "Signed schedule", "QC"]
-    said = [label.get_text() for label in overview.axes[1].texts]
-    assert said[:5] == ["63.0", "61.0", "60.0", "61.0", "31.0"]
-    assert "diverged" in said
-
-
-def test_names_in_a_figure_cover_neither_points_nor_each_other():
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    points = np.random.default_rng(0).uniform(0.3, 0.7, (25, 2))
-    figure, axes = plt.subplots(figsize=(9, 6))
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    labels = comparison_figures.place_labels(axes, points, [f"a method {i}" for i in range(25)])
-    figure.draw_without_rendering()
-    extents = [plt.Text.get_window_extent(label) for label in labels]
-    for i, extent in enumerate(extents):
-        assert extent.count_overlaps(extents[i + 1 :]) == 0
-        assert not any(extent.contains(*home) for home in axes.transData.transform(points))
-    plt.close(figure)
+    comparison.write_comparisons(fake)
+    rows = comparison.read_comparison(fake, "a")
+    shown = comparison.shown(fake, "a", rows)
+    assert not shown.rows
+    assert shown.not_run == (
+        "Not run: 3 cells of a-scratch (no time); 6 cells of a-finetune (not trained yet); 2 cells of after (no time)."
+    )
 
 
 def faulty(**change):
@@ -315,7 +289,7 @@ def test_a_comparison_names_what_exists(tmp_path, change, message):
     content["experiments"]["b"] = {"model": {"name": "resnet18"}, "setting": "scratch", "methods": {"baseline": None}}
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=message):
-        studies.load(tmp_path / "fake.yaml")
+        Report.load(tmp_path / "fake.yaml")
 
 
 def test_every_method_has_a_name_for_people_and_a_section_in_the_docs():

@@ -96,12 +96,6 @@ def test_the_readmes_method_is_the_real_one():
     assert [without_docstrings(node) for node in ast.parse(textwrap.dedent(snippet)).body] == real
 
 
-def test_relative_links_in_the_documents_exist():
-    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
 @pytest.mark.parametrize(
     "command",
     [

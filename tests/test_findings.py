@@ -10,8 +10,8 @@ from conftest import ROOT, TINY
 
 from oscillations.core.errors import InputError
 from oscillations.report import findings
-from oscillations.report.measurements import MEASUREMENTS, POSTTRAINING
-from oscillations.report.tables import gain
+from oscillations.report.results import MEASUREMENTS, POSTTRAINING, Report
+from oscillations.report.tables import comparison, gain
 from oscillations.study.reading import load
 
 GAIN = {
@@ -61,25 +61,26 @@ def study(tmp_path, monkeypatch):
     made |= {"eval_bits": 3, "bn": "keep", "status": "done", "run": "r"}
     rows = [made | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate((47, 49, 51))]
     pd.DataFrame(rows, columns=POSTTRAINING).to_csv("results/other/posttraining.csv", index=False)
-    return load(tmp_path / "params/tiny.yaml")[0]
+    return Report.load(tmp_path / "params/tiny.yaml")
 
 
 def test_the_rows_of_the_gain_come_from_the_first_study_that_has_run_them(study):
-    rows = gain.gain_rows(study, study.gain).set_index("text")
+    rows = gain.gain_rows(study, study.study.gain).set_index("text")
     assert rows.study.to_dict() == {"PTQ": "tiny", "least squares": "other", "OsciQuant": "tiny", "QAT": "other"}
     assert rows.accuracy.to_dict() == {"PTQ": 21, "least squares": 49, "OsciQuant": 49, "QAT": 50}
     assert rows.fp.tolist() == [51, 2, 50, 50]  # least squares: of the companion's own baseline
     assert (rows.difference["PTQ"], rows.low["PTQ"], rows.high["PTQ"]) == (-28, -28, -28)
     half = 4.302652729911275 / math.sqrt(3)  # QAT - OsciQuant: 1, 2 and 0
     assert (rows.low["QAT"], rows.high["QAT"]) == pytest.approx((1 - half, 1 + half))
-    shown = gain.shown(study.gain, gain.gain_rows(study, study.gain))
-    assert shown["− OsciQuant [95 %]"].tolist()[2:] == ["", "+1.00 [-1.48, +3.48]"]
+    shown = gain.shown(study, study.study.gain, gain.gain_rows(study, study.study.gain))
+    assert [row.cells["− OsciQuant [95 %]"] for row in shown.rows[2:]] == ["", "+1.00 [-1.48, +3.48]"]
 
 
 def test_a_row_that_nothing_has_run_says_so(study):
     Path("results/other/posttraining.csv").unlink()
-    rows = gain.gain_rows(study, study.gain)
-    assert gain.shown(study.gain, rows)["3-bit"].tolist()[1] == "not run"
+    shown = gain.shown(study, study.study.gain, gain.gain_rows(study, study.study.gain))
+    assert [row.cells["What is done"] for row in shown.rows] == ["PTQ", "OsciQuant", "QAT"]
+    assert shown.not_run == "Not run: 1 cell of mlp5-scratch (not trained yet)."
 
 
 def test_a_gain_names_variants_that_exist(study):
@@ -107,10 +108,12 @@ def reported(study):
     pd.DataFrame(columns=["claim", "comparison", "verdict", "n", "estimate", "low", "high"]).to_csv(
         folder / "claims_evidence.csv", index=False
     )
-    (folder / "agreement.csv").write_text("")
-    (folder / "coverage.csv").write_text("")
+    for name in ("agreement.csv", "coverage.csv"):
+        (folder / name).write_text("table\n")
     (folder / "tables").mkdir()
     gain.write_gain(study)
+    for name in study.study.comparisons:
+        pd.DataFrame(columns=comparison.COLUMNS).to_csv(folder / f"tables/comparison-{name}.csv")
     return study
 
 
@@ -137,18 +140,17 @@ def test_findings_stand_in_the_folder_and_between_the_marks_of_a_readme(reported
     folder = Path("results/tiny")
     bullets = (folder / "findings.md").read_text().split("\n\n")[-1]
     assert bullets.count("\n- ") + 1 == len(pd.read_csv(folder / "findings.csv"))
-    assert bullets.strip() in (folder / "README.md").read_text()
     readme = Path("README.md")
     readme.write_text(f"# Before\n\n{findings.BEGIN}stale\n{findings.END}\nafter\n")
-    findings.write_findings(reported, readme)
+    findings.update_readme(reported, readme)
     text = readme.read_text()
     assert "stale" not in text and text.startswith("# Before\n") and text.endswith("\nafter\n")
-    assert "(results/tiny/index.html#claims)" in text
-    findings.write_findings(reported, readme)
+    assert "(results/tiny/README.md#verdicts)" in text
+    findings.update_readme(reported, readme)
     assert readme.read_text() == text
     readme.write_text("no marks")
     with pytest.raises(InputError, match="needs one line <!-- findings -->"):
-        findings.write_findings(reported, readme)
+        findings.update_readme(reported, readme)
 
 
 def test_without_tables_or_claims_it_says_what_makes_them(study):

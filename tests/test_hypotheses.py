@@ -8,6 +8,7 @@ import yaml
 
 from oscillations.core.errors import InputError
 from oscillations.report.claims import hypotheses
+from oscillations.report.results import Report
 from oscillations.study import reading as studies
 
 PARAMS = Path(__file__).parent.parent / "params"
@@ -87,8 +88,7 @@ def judge(tmp_path, monkeypatch):
         content = yaml.safe_load(STUDY)
         content["hypotheses"] = {"H1": {"statement": "s", "comparisons": [{"text": "t"} | tested]}}
         (tmp_path / "params/own.yaml").write_text(yaml.safe_dump(content))
-        study, _ = studies.load(Path("params/own.yaml"))
-        (claim,) = hypotheses.claims(study)
+        (claim,) = hypotheses.claims(Report.load(Path("params/own.yaml")))
         (comparison,) = claim.comparisons
         return comparison
 
@@ -164,10 +164,10 @@ def test_mistakes_are_named(judge, tested, message):
 
 def test_before_anything_has_run_all_reads_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(PARAMS.parent)
-    study, _ = studies.load(PARAMS / "ablations.yaml")
+    report = Report.load(PARAMS / "ablations.yaml")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params").symlink_to(PARAMS)
-    claims = hypotheses.claims(study)
+    claims = hypotheses.claims(report)
     assert {comparison.verdict for claim in claims for comparison in claim.comparisons} == {"not run"}
 
 

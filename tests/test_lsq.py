@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from oscillations.engine.quantizer import grid_of
+from oscillations.core.bits import grid_of
 from oscillations.methods.lsq import Lsq, gradients, initial_scale
 
 WEIGHT = torch.tensor([0.9, -0.2, 0.45, -1.0, 2.0], dtype=torch.float64)

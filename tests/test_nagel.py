@@ -6,10 +6,11 @@ from test_training import run, trainer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oscillations.core.bits import grid_of
 from oscillations.engine.accuracy import reestimated_norms
 from oscillations.engine.annealing import cosine
 from oscillations.engine.batches import ImageSet
-from oscillations.engine.quantizer import WeightQuantizer, grid_of, quantize
+from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.methods._freezing import FreezeTracker, FreezingQuantizer
 from oscillations.methods.dampening import Dampening, dampening_gradient
 from oscillations.methods.freezing import Freezing

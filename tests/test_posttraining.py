@@ -8,10 +8,11 @@ from conftest import TINY
 from torch import nn
 
 from oscillations import models, posttraining
+from oscillations.core.bits import grid_of
 from oscillations.core.errors import InputError
 from oscillations.engine.layers import quantized_layers, quantized_parameters
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import grid_of, max_scale, mse_scale
+from oscillations.engine.quantizer import max_scale, mse_scale
 from oscillations.posttraining import _measurement as measurement
 from oscillations.posttraining import mrecg
 from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid

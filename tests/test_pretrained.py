@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, image_sets, job_counts, make_trainer
+from conftest import ROOT, image_sets, job_counts, make_trainer, reported
 from safetensors.torch import load_file, save_file
 
 from oscillations import datasets, models
@@ -18,8 +18,9 @@ from oscillations.jobs import train as runs
 from oscillations.jobs.trainers import new_trainer
 from oscillations.records.identity import OTHER_WEIGHTS
 from oscillations.records.plans import plans
-from oscillations.report.measurements import MEASUREMENTS, start_label
-from oscillations.report.tables.published import agreement_cells, shown, table_cells
+from oscillations.report.collect import start_label
+from oscillations.report.results import MEASUREMENTS
+from oscillations.report.tables.published import agreement_cells, published_table, table_cells
 from oscillations.study import pretrained as weights
 from oscillations.study import reading as studies
 
@@ -387,14 +388,14 @@ def measured(start, accuracy=88.5):
 )
 def test_only_starts_like_the_papers_are_judged_and_all_are_shown(tmp_path, start, judged):
     study, variants = load(tmp_path)
-    table = measured(start)
-    cells = table_cells(study, variants, "table2", table)
+    report = reported(study, variants, measured(start))
+    cells = table_cells(report, "table2")
     cell = cells[(cells.model == "resnet18") & (cells.method == "baseline")].iloc[0]
     assert cell.difference == pytest.approx(0)
     assert cell.agreement == "compatible" if judged else pd.isna(cell.agreement)
-    text = shown("table2", cells.loc[[cell.name]])
-    assert text["Fine-tuned from"].tolist() == [start]
-    agreement = agreement_cells(study, variants, table)
+    shown = published_table(report, "table2", cells)
+    assert [row.cells["Fine-tuned from"] for row in shown.rows] == [start]
+    agreement = agreement_cells(report)
     mine = agreement[agreement.n > 0]
     assert set(mine.start) == {start}
     assert mine.agreement.notna().all() == judged
@@ -402,13 +403,14 @@ def test_only_starts_like_the_papers_are_judged_and_all_are_shown(tmp_path, star
 
 def test_a_study_beside_no_published_numbers_shows_none(tmp_path):
     study, variants = load(tmp_path, ("published: paper", "published: none"))
-    cells = table_cells(study, variants, "table2", measured("torchvision/resnet18 (ImageNet-1k)"))
+    report = reported(study, variants, measured("torchvision/resnet18 (ImageNet-1k)"))
+    cells = table_cells(report, "table2")
     assert len(cells) == 1
     assert pd.isna(cells["published_mean"]).all()
-    text = shown("table2", cells)
-    assert "Published" not in text and "Difference" not in text
-    assert text.Reproduced.tolist() == ["88.50 ± 0.00"]
-    assert agreement_cells(study, variants, measured("x")).empty
+    shown = published_table(report, "table2", cells)
+    assert "Published" not in shown.columns and "Difference" not in shown.columns
+    assert [row.cells["Reproduced"] for row in shown.rows] == ["88.50 ± 0.00"]
+    assert agreement_cells(report).empty
 
 
 # -- the workflow --------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from oscillations.core.bits import LATENT
-from oscillations.engine.quantizer import WeightQuantizer, grid_of, max_scale, mse_scale, quantize
+from oscillations.core.bits import LATENT, grid_of
+from oscillations.engine.quantizer import WeightQuantizer, max_scale, mse_scale, quantize
 
 BITS = [2, 3, 4, 8]
 

@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reported
 
-from oscillations.report.measurements import MEASUREMENTS
+from oscillations.report.results import MEASUREMENTS
 from oscillations.report.tables import rate_search
 from oscillations.study import reading as studies
 
@@ -32,7 +32,7 @@ def measured(experiment, variant, epoch, accuracies, status="done"):
 def table(paper, *runs):
     rows = [row for run in runs for row in measured(*run)]
     measurements = pd.DataFrame(rows, columns=MEASUREMENTS)
-    found = rate_search.searched(*paper, measurements)
+    found = rate_search.searched(reported(*paper, measurements))
     return found[found.main == "mlp5-scratch"]
 
 
@@ -52,7 +52,7 @@ def test_scores_and_ranks(paper):
     assert len(rows) == 1 + 14
     assert ran.score.tolist() == pytest.approx([0, (2 + 5 + 1 + 2) / 4])
     assert ran["rank"].isna().all()  # one seed ranks nothing
-    assert "Rank" not in rate_search.shown(rows)
+    assert "Rank" not in rate_search.shown(paper[0], rows).columns
     assert ran[["lr", "train_images", "validation"]].to_numpy().tolist() == [[3e-3, 40000, 10000], [1e-3, 45000, 5000]]
     assert rows[rows.chosen.eq(True)][["experiment", "lr"]].to_numpy().tolist() == [["mlp5-fingerprint-40k", 3e-3]]
 
@@ -75,7 +75,10 @@ def test_the_sentence_follows_the_numbers(paper):
 def test_a_diverged_run_has_no_score(paper):
     rows = table(paper, ("mlp5-fingerprint-40k", "baseline-lr3e-3", 1, (None,) * 4, "diverged"))
     assert rows.score.isna().all()
-    lines = rate_search.shown(rows)
-    assert lines.FP32.tolist()[:3] == ["51.43", "diverged", "not run"]
-    assert lines["Learning rate"].tolist()[:3] == ["published", "0.003", "0.001"]
-    assert lines.Choice.tolist()[:3] == ["", "this study", ""]
+    shown = rate_search.shown(paper[0], rows)
+    assert [row.cells["FP32"] for row in shown.rows] == ["51.43", "diverged"]
+    assert [row.cells["Learning rate"] for row in shown.rows] == ["published", "0.003"]
+    assert [row.cells["Choice"] for row in shown.rows] == ["", "this study"]
+    assert {one.experiment: len(one.cells) for one in shown.missing} == {
+        "mlp5-fingerprint-40k": 6, "mlp5-fingerprint-45k": 7
+    }  # fmt: skip

@@ -129,7 +129,8 @@ BAD = {
         lambda c: c["figures"]["figure7"].update(panels=["mlp5-scratch/qat-2bit"]),
         r"figures\.figure7\.panels: unknown variant 'mlp5-scratch/qat-2bit'; did you mean 'mlp5-scratch/qat-3bit'",
     ),
-    "figure that shows no run": (lambda c: c["figures"].update(figure1={}), r"figures: unknown key 'figure1'; did you mean 'figure[2-8]'"),
+    "figure that is not drawn": (lambda c: c["figures"].update(figure4={}), r"figures: unknown key 'figure4'; did you mean 'figure[1-8]'"),
+    "exact figure that is told something": (lambda c: c["figures"].update(figure1={"panels": []}), r"figures\.figure1: unknown key 'panels'"),
     "misspelt figure": (lambda c: c["figures"].update({"figrue7-qat": {}}), r"figures: unknown key 'figrue7-qat'; did you mean 'figure7'\?"),
     "bad label": (lambda c: c["figures"].update({"figure2-MLP": {}}), r"figures: 'figure2-MLP': a label is lower-case letters and digits, e\.g\. figure2-mlp5"),
     "key of another figure": (

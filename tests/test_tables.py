@@ -1,20 +1,22 @@
 """Tables: published cells beside reproduced ones, agreement, coverage, and what they say of empty cells."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reported
 from scipy.stats import t, ttest_ind_from_stats
 
-from oscillations.report.measurements import MEASUREMENTS
+from oscillations.report.pages.curves import Curve, chart, ticks
+from oscillations.report.results import MEASUREMENTS
+from oscillations.report.table import Missing, Row, Table, latex
 from oscillations.report.tables.published import (
     AGREEMENTS,
     agreement_cells,
     coverage,
-    notes,
+    published_table,
     reproduced_text,
-    shown,
     table_cells,
 )
 from oscillations.study import reading as studies
@@ -66,7 +68,7 @@ CELLS = {
 
 
 def test_agreement_holds_every_published_cell_once(loaded):
-    agreement = agreement_cells(*loaded, measured({}))
+    agreement = agreement_cells(reported(*loaded, measured({})))
     assert agreement.table.value_counts().to_dict() == {
         "table1": 20, "table2": 20, "table3": 70, "table4": 14, "table5": 10
     }  # fmt: skip
@@ -75,7 +77,7 @@ def test_agreement_holds_every_published_cell_once(loaded):
 
 
 def test_agreement_of_a_cell(loaded):
-    agreement = agreement_cells(*loaded, measured(CELLS))
+    agreement = agreement_cells(reported(*loaded, measured(CELLS)))
     ran = agreement[agreement.n > 0].set_index(["table", "model", "method", "eval_bits"])
     assert len(agreement) == 134
     assert list(ran.index) == [
@@ -112,7 +114,7 @@ def welch_freedom(ours, theirs, runs):
 def test_an_agreement_that_depends_on_the_published_number_of_runs(loaded):
     """3 published runs make the interval wide enough for 0, 5 do not."""
     near = {("mlp5-scratch", "mlp5", "qat", math.nan, 3, 3): (53.4, 53.5, 53.6)}  # 50.53 +- 1.43
-    cell = agreement_cells(*loaded, measured(near)).query("n > 0").iloc[0]
+    cell = agreement_cells(reported(*loaded, measured(near))).query("n > 0").iloc[0]
     assert cell.agreement == "depends"
     assert cell.low_3 < 0 < cell.low_5
 
@@ -123,14 +125,14 @@ def test_two_experiments_in_one_cell_stand_once_in_agreement(loaded):
     other = {("mlp5-other", *key[1:]): (10.0,) for key in list(CELLS)[:3]}
     both = measured(other | CELLS)
     study = study.model_copy(update={"tables": tables})
-    agreement = agreement_cells(study, variants, both)
+    agreement = agreement_cells(reported(study, variants, both))
     assert len(agreement) == 134
     assert agreement[agreement.table == "table1"]["mean"].dropna().tolist() == [51.5, 37, 41]
-    assert table_cells(study, variants, "table1", both)["mean"].notna().sum() == 6
+    assert table_cells(reported(study, variants, both), "table1")["mean"].notna().sum() == 6
 
 
 def test_coverage_counts(loaded):
-    found = coverage(agreement_cells(*loaded, measured(CELLS))).set_index("table")
+    found = coverage(agreement_cells(reported(*loaded, measured(CELLS)))).set_index("table")
     kinds = ["published", "run", "compatible", "different", "depends", "chance", "fitted"]
     assert list(found) == kinds
     assert found.loc["table1"].tolist() == [20, 3, 1, 1, 0, 0, 1]
@@ -144,51 +146,122 @@ def test_coverage_counts(loaded):
 def test_a_miniature_is_never_judged(loaded):
     study, variants = loaded
     miniature = study.model_copy(update={"published": "miniature"})
-    found = coverage(agreement_cells(miniature, variants, measured(CELLS))).set_index("table")
+    found = coverage(agreement_cells(reported(miniature, variants, measured(CELLS)))).set_index("table")
     assert found.loc["all", ["run", "compatible", "different", "chance"]].tolist() == [7, 0, 0, 0]
 
 
 def test_fitted_cells_carry_a_mark(loaded):
-    cells = table_cells(*loaded, "table1", measured(CELLS))
+    cells = table_cells(reported(*loaded, measured(CELLS)), "table1")
     marked = [reproduced_text(cell) for _, cell in cells.iterrows() if cell.fitted]
     assert marked == ["51.50 ± 0.50 †"]
-    assert any(note.startswith("† ") for note in notes(loaded[0], cells))
-    assert not any("†" in note for note in notes(loaded[0], table_cells(*loaded, "table2", measured(CELLS))))
+    assert any(note.startswith("† ") for note in table(loaded, "table1").notes)
+    assert not any("†" in note for note in table(loaded, "table2").notes)
+
+
+def table(loaded, name):
+    report = reported(*loaded, measured(CELLS))
+    return published_table(report, name, table_cells(report, name))
 
 
 def test_own_cells_stand_after_the_published_ones(loaded):
-    cells = table_cells(*loaded, "table4", measured(CELLS))
+    cells = table_cells(reported(*loaded, measured(CELLS)), "table4")
     assert cells.model.tolist() == ["resnet18"] * 14 + ["mlp5"] * 3
     assert cells["lambda"].tolist()[14:] == [0.25, 1.0, 1.0]
     assert cells.published_mean.isna().tolist() == [False] * 14 + [True] * 3
-    assert list(shown("table5", table_cells(*loaded, "table5", measured(CELLS))).columns) == [
-        "Model", "Method", "λ", "Bits", "Fine-tuned from", "Published", "Reproduced", "n", "Difference"
+    assert table(loaded, "table5").columns == [
+        "Method", "λ", "Bits", "Reproduced", "Published", "Difference", "n", "Fine-tuned from", "Model"
     ]  # fmt: skip
 
 
 def test_an_empty_cell_says_what_is_missing_and_why(loaded):
     study, variants = loaded
     study = study.model_copy(update={"not_run": {"resnet18-scratch": "needs a GPU"}})
-    cells = table_cells(study, variants, "table1", measured(CELLS)).set_index(["model", "method", "eval_bits"])
+    report = reported(study, variants, measured(CELLS))
+    cells = table_cells(report, "table1").set_index(["model", "method", "eval_bits"])
     assert cells.missing[("mlp5", "baseline", 32)] == ""
-    assert cells.missing[("mlp5", "ptq", 2)] == "mlp5-scratch/baseline: not trained yet"
-    assert cells.missing[("resnet18", "qat", 3)] == "resnet18-scratch/qat-3bit: needs a GPU"
-    found = notes(study, cells.reset_index())
-    assert found[0] == study.note
-    assert found[-1] == "Not run: resnet18-scratch, needs a GPU."
-    table4 = table_cells(study, variants, "table4", measured(CELLS))
-    assert set(table4.missing[:14]) == {"not in this study"}
+    assert cells.missing[("mlp5", "ptq", 2)] == "mlp5-scratch/baseline"
+    assert cells.missing[("resnet18", "qat", 3)] == "resnet18-scratch/qat-3bit"
+    found = published_table(report, "table1", table_cells(report, "table1"))
+    assert found.notes[0] == study.note
+    assert {one.experiment: (one.reason, len(one.cells)) for one in found.missing} == {
+        "mlp5-scratch": ("not trained yet", 7), "resnet18-scratch": ("needs a GPU", 10)
+    }  # fmt: skip
+    assert "ResNet-18, QAT, 3-bit: published 82.51 ± 2.14" in found.missing[1].cells
+    assert found.not_run == (
+        "Not run: 7 cells of mlp5-scratch (not trained yet); 10 cells of resnet18-scratch (needs a GPU)."
+    )
+    (left,) = table(loaded, "table4").missing
+    assert (left.experiment, left.reason, len(left.cells)) == ("", "not in this study", 14)
+    whole = agreement_cells(report)
+    assert whole.why[whole.n > 0].eq("").all()
+    assert set(whole.why) == {"", "not trained yet", "needs a GPU", "not in this study"}
 
 
 @pytest.mark.parametrize("cells", [{}, {("mlp5-scratch", "mlp5", "baseline", math.nan, 32, 32): (51, 52)}])
 def test_a_study_beside_which_nothing_is_published_has_tables_and_no_agreement(loaded, cells):
     study, variants = loaded
     study = study.model_copy(update={"published": "none"})
-    found = table_cells(study, variants, "table1", measured(cells))
+    found = table_cells(reported(study, variants, measured(cells)), "table1")
     assert found.published_mean.isna().all()
     assert found["mean"].dropna().tolist() == [51.5] * len(cells)
-    agreement = agreement_cells(study, variants, measured(cells))
+    agreement = agreement_cells(reported(study, variants, measured(cells)))
     assert agreement.empty
     assert coverage(agreement).to_dict("records") == [
         {"table": "all"} | dict.fromkeys(["published", "run", *AGREEMENTS, "fitted"], 0)
     ]
+
+
+# -- formats -----------------------------------------------------------------------------------------------
+
+
+WRITTEN = Table(
+    "t", "A_title, 50 % & more", ["a note"],
+    [Row({"Method": "**QAT** #1", "x|y": "1.0 ± 0.1", "empty": ""}, ["results/s/runs/e/v/seed0"], group="first"),
+     Row({"Method": r"{a}\b", "x|y": "<2", "empty": ""}, group="second")],
+    [Missing("e", "no GPU", ["one", "two"]), Missing("", "not in this study", ["three"])],
+)  # fmt: skip
+
+
+def test_a_table_in_every_format(tmp_path):
+    WRITTEN.write(tmp_path, pd.DataFrame({"x": [1 / 3]}))
+    assert {file.name for file in tmp_path.iterdir()} == {f"t.{suffix}" for suffix in ("csv", "md", "tex", "json")}
+    assert (tmp_path / "t.csv").read_text() == "x\n0.333333\n"
+    assert Table.read(tmp_path / "t.json") == WRITTEN
+    assert (tmp_path / "t.md").read_text() == (
+        "### A_title, 50 % & more\n\na note\n\n"
+        "Not run: 2 cells of e (no GPU); 1 cell not in this study.\n\n"
+        "| Method | x\\|y |\n| --- | --- |\n"
+        "| *first* |  |\n| **QAT** #1 | 1.0 ± 0.1 |\n| *second* |  |\n| {a}\\b | <2 |\n"
+    )
+
+
+def test_latex_escapes_every_sign_of_its_own():
+    assert latex(r"a_b 5 % & $x$ #1 {c}\d ~ ^ <>| ± λ → †") == (
+        r"a\_b 5 \% \& \$x\$ \#1 \{c\}\textbackslash{}d \textasciitilde{} \textasciicircum{} $<$$>$$|$ "
+        r"$\pm$ $\lambda$ $\rightarrow$ \dag{}"
+    )
+    assert latex("**best_1** *all*") == r"\textbf{best\_1} \emph{all}"
+    text = WRITTEN.latex()
+    assert r"\caption{A\_title, 50 \% \& more. a note Not run: 2 cells of e (no GPU)" in text
+    assert text.count(r"\\") == 1 + 2 + 2  # the header, two headings, two rows
+
+
+def test_the_committed_latex_has_no_sign_that_it_cannot_set():
+    for file in (ROOT / "results").glob("*/tables/*.tex"):
+        body = file.read_text()
+        assert not set(body) & set("‡λ±−→×|†"), file
+        assert not re.search(r"(?<!\\)[%#_]", body), file
+
+
+def test_ticks_span_what_is_drawn_with_round_numbers():
+    assert ticks(0.3, 9.7) == [0, 5, 10]
+    assert ticks(49.2, 51.1) == [49, 49.5, 50, 50.5, 51, 51.5]
+    assert ticks(5, 5)[0] <= 5 <= ticks(5, 5)[-1]
+
+
+def test_a_chart_leaves_out_what_is_no_number():
+    drawn = chart([Curve([1, 2, 3], [math.nan, 1.0, 2.0], 4, "a < b")], "Loss")
+    (points,) = re.findall(r'<polyline class="c4" data-seed="0" points="([^"]+)"', drawn)
+    assert len(points.split()) == 2
+    assert '<span class="c4">a &lt; b</span>' in drawn
+    assert chart([Curve([1], [math.nan])], "Loss") == ""

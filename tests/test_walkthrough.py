@@ -47,5 +47,6 @@ def test_a_method_is_one_file_and_one_line(extended, blocks):
     assert set(mine.method) == {"shrink"}
     assert sorted(mine.eval_bits) == [2, 3, 4, 8, 32]
     assert mine.accuracy[mine.eval_bits == 3].item() > 30  # ten classes
-    assert "| MLP5 | shrink | 3-bit |" in (results / "tables/table1.md").read_text()
-    assert 'id="run-mlp5-scratch-shrink-3bit"' in (results / "index.html").read_text()
+    assert "| shrink | 3-bit |" in (results / "tables/table1.md").read_text()
+    assert '<a href="runs/mlp5-scratch/shrink-3bit.html">' in (results / "index.html").read_text()
+    assert "<svg" in (results / "runs/mlp5-scratch/shrink-3bit.html").read_text()

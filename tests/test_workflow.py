@@ -41,6 +41,9 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
         "agreement.csv",
         "claims.csv",
         "index.html",
+        "README.md",
+        "../index.html",
+        "runs/mlp5-scratch/qat-3bit.html",
         "tables/table1.md",
         "tables/rate-search.md",
         "provenance.json",
@@ -50,16 +53,46 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
 
 
 def test_every_link_of_the_site_leads_somewhere(finished):
-    page = (finished.folder / "results/tiny/index.html").read_text()
-    links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
-    anchors = set(re.findall(r'id="([^"]+)"', page))
-    assert len(links) > 20
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        else:
-            assert (finished.folder / "results/tiny" / link).resolve().exists(), link
-    assert not [link for link in links if "://" in link], "the page opens without a network"
+    results = finished.folder / "results"
+    pages = [results / "index.html", *results.glob("tiny/**/*.html")]
+    assert len(pages) == 2 + 6
+    for page in pages:
+        links = set(re.findall(r'(?:href|src)="([^"]+)"', page.read_text()))
+        assert len(links) >= 3
+        assert not [link for link in links if "://" in link], "a page opens without a network"
+        for link in links:
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or f'id="{anchor}"' in target.read_text(), f"{page}: {link}"
+
+
+def test_a_variants_page_holds_its_curves_recipe_and_files(finished):
+    page = (finished.folder / "results/tiny/runs/mlp5-scratch/osciquant-3bit.html").read_text()
+    charts = re.findall(r'<svg role="img" aria-label="([^"]+)".*?</svg>', page)
+    assert charts == [
+        "Loss over epochs", "Validation accuracy, % over epochs", "Weights that oscillate per step, % over epochs",
+        "Weights near a threshold, % over epochs",
+    ]  # fmt: skip
+    assert page.count("<polyline") == 2 * (2 + 5 + 1 + 1)  # of two seeds
+    assert page.count('data-seed="1"') == 2 + 5 + 1 + 1
+    history = pd.read_csv(finished.folder / "results/tiny/runs/mlp5-scratch/osciquant-3bit/seed0/history.csv")
+    assert all(len(points.split()) == len(history) for points in re.findall(r'points="([^"]+)"', page))
+    for text in ("method.lambda", "training.lr", "only=mlp5-scratch/osciquant-3bit", "seed1/run.json"):
+        assert text in page
+
+
+def test_the_readme_of_a_study_shows_what_its_page_shows(finished):
+    text = (finished.folder / "results/tiny/README.md").read_text()
+    bullets = (finished.folder / "results/tiny/findings.md").read_text().split("\n\n")[-1]
+    assert bullets.strip() in text
+    assert "| OsciQuant | 3-bit |" in text
+    assert "(../../figures/tiny/figure3.png)" in text
+    assert "figureA1" not in text  # exact figures are the same in every study
+    assert "| C1 | inconclusive |" in text
+    landing = (finished.folder / "results/README.md").read_text()
+    assert "## [A tiny study](tiny/README.md)" in landing
+    assert bullets.splitlines()[0].replace("](", "](tiny/") in landing
 
 
 def test_a_record_explains_itself(finished):

@@ -15,8 +15,7 @@ from oscillations.jobs import launch
 from oscillations.records import identity, numerics, sources
 from oscillations.records import provenance
 from oscillations.records.plans import plans
-from oscillations.study import pretrained
-from oscillations.study import paths
+from oscillations.study import drawing, paths, pretrained
 from oscillations.study.reading import load
 from oscillations.study.variants import select
 
@@ -56,12 +55,13 @@ def posttraining_experiments(entry):
     return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
 
 
-SHOWN_POSTTRAINING = [
-    str(file)
+SHOWN_ENTRIES = [
+    entry
     for entry in STUDY.posttraining
-    for file in paths.posttraining_files(STUDY.study, entry)
-    if posttraining_runs(entry) and (entry in SELECTION.entries or file.exists())
+    if posttraining_runs(entry)
+    and (entry in SELECTION.entries or all(file.exists() for file in paths.posttraining_files(STUDY.study, entry)))
 ]
+SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.posttraining_files(STUDY.study, entry)]
 
 
 # Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
@@ -78,6 +78,9 @@ if workflow.is_main_process:
 
 onsuccess:
     provenance.save(STUDY.study)
+    from oscillations.report.pages.landing import write_landing  # over all studies: no rule of one study makes it
+
+    write_landing()
     page = Path("results", STUDY.study, "index.html")
     if page.exists():
         print(f"results: {page}", file=sys.stderr)

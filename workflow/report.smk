@@ -2,7 +2,8 @@
 REQUIRED INPUTS: records, histories, evaluations and post-training results of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
-         posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,tables/}, figures/<study>/
+         posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,summary.json,tables/},
+         results/<study>/runs/<experiment>/<variant>.html, figures/<study>/
 
 Nothing here but the toy experiment imports torch; every rule runs from what git holds.
 """
@@ -15,7 +16,9 @@ TABLES = [
     *COMPARISONS,
     *(["gain"] if STUDY.gain else []),
 ]
+FIGURE_NAMES = drawing.drawn(STUDY, VARIANTS, {run.path for run in SHOWN}, SHOWN_ENTRIES)
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
+TEMPLATES = sorted(map(str, Path("src/oscillations/report/pages/templates").iterdir()))
 COST = [str(paths.COST)] if paths.COST.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for name in ("measurements", "posttraining")]
@@ -60,7 +63,7 @@ rule collect:
     benchmark:
         f"logs/{STUDY.study}/report/collect.tsv"
     params:
-        code=sources.code("report.measurements:collect"),
+        code=sources.code("report.collect:collect"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations collect --study {params.study} > {log} 2>&1"
@@ -77,7 +80,7 @@ rule oscillations:
     benchmark:
         f"logs/{STUDY.study}/report/oscillations.tsv"
     params:
-        code=sources.code("report.measurements:collect_oscillations"),
+        code=sources.code("report.collect:collect_oscillations"),
         study=STUDY_FILE,
     shell:
         "python -m oscillations oscillations --study {params.study} > {log} 2>&1"
@@ -92,7 +95,7 @@ rule tables:
         COMPANIONS if STUDY.gain else [],
         "params/published.csv",
     output:
-        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex"]),
+        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex", "json"]),
         f"{RESULTS}/agreement.csv",
         f"{RESULTS}/coverage.csv",
     log:
@@ -100,9 +103,7 @@ rule tables:
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
     params:
-        code=sources.code(
-            "report.tables.published", "report.tables.rate_search", "report.tables.comparison", "report.tables.gain"
-        ),
+        code=sources.code("report.tables"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -110,21 +111,21 @@ rule tables:
 
 
 rule figures:
-    """Every figure as PNG and PDF."""
+    """Every figure of which something has run, as PNG and PDF."""
     input:
         rules.collect.output,
-        [f"{RESULTS}/tables/{table}.csv" for table in COMPARISONS],
+        [f"{RESULTS}/tables/{table}.csv" for table in COMPARISONS + (["gain"] if STUDY.gain else [])],
         rules.oscillations.output,
         f"{RESULTS}/toy-regression.csv" if STUDY.toy_regression else [],
         SHOWN_EVALUATIONS,
     output:
-        expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=STUDY.figure_names, suffix=["png", "pdf"]),
+        expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=FIGURE_NAMES, suffix=["png", "pdf"]),
     log:
         f"logs/{STUDY.study}/report/figures.log",
     benchmark:
         f"logs/{STUDY.study}/report/figures.tsv"
     params:
-        code=sources.code("report.figures.runs"),
+        code=sources.code("report.figures"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:
@@ -179,7 +180,8 @@ rule findings:
         rules.claims.output,
         COMPANIONS if STUDY.gain else [],
     output:
-        expand(f"{RESULTS}/{{name}}", name=["findings.csv", "findings.md", "README.md"]),
+        f"{RESULTS}/findings.csv",
+        f"{RESULTS}/findings.md",
     log:
         f"logs/{STUDY.study}/report/findings.log",
     benchmark:
@@ -193,23 +195,25 @@ rule findings:
 
 
 rule site:
-    """The page that shows all of it."""
+    """The page that shows all of it, the same for forges, and a page for every variant."""
     input:
         rules.tables.output,
         rules.figures.output,
+        FILMS,
         rules.claims.output,
         rules.findings.output,
-        "src/oscillations/report/template.html",
+        TEMPLATES,
         "docs/choices.md",
         COST,
     output:
-        f"{RESULTS}/index.html",
+        expand(f"{RESULTS}/{{name}}", name=["index.html", "README.md", "summary.json"]),
+        sorted({str(paths.variant_page(STUDY.study, run.path)) for run in SHOWN}),
     log:
         f"logs/{STUDY.study}/report/site.log",
     benchmark:
         f"logs/{STUDY.study}/report/site.tsv"
     params:
-        code=sources.code("report.site"),
+        code=sources.code("report.pages.study"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:

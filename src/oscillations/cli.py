@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
 from oscillations.study.paths import DATA, measurements_file, toy_file
 from oscillations.study.paths import study_file as file_of
 from oscillations.study.reading import load
 from oscillations.study.variants import select
+
+if TYPE_CHECKING:
+    from oscillations.report.results import Report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
     command(toy)
-    for step in (collect, oscillations, tables, figures, films, claims, site, report):
+    for step in (collect, oscillations, tables, figures, films, claims, site, landing, report):
         command(step)
     command(findings).add_argument("--readme", type=Path, help="bring the sentences of this README up to date, instead")
     command(status, "narrow").add_argument("--jobs", type=int, default=2, help="runs at a time, for the estimate")
@@ -187,70 +191,82 @@ def toy(options: argparse.Namespace) -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
-    from oscillations.report import measurements as module
+    from oscillations.report import collect as module
 
     module.collect(*load(options.study))
 
 
 def oscillations(options: argparse.Namespace) -> None:
     """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
-    from oscillations.report import measurements as module
+    from oscillations.report import collect as module
 
     module.collect_oscillations(*load(options.study))
 
 
 def tables(options: argparse.Namespace) -> None:
     """Write the tables, published beside reproduced: agreement.csv, coverage.csv, searches, comparisons, the gain."""
-    from oscillations.report.tables.comparison import write_comparisons
-    from oscillations.report.tables.gain import write_gain
-    from oscillations.report.tables.published import write_tables
-    from oscillations.report.tables.rate_search import write_searches
+    from oscillations.report.tables import write_all
 
-    study, variants = load(options.study)
-    write_tables(study, variants)
-    write_searches(study, variants)
-    write_comparisons(study, variants)
-    write_gain(study)
+    write_all(_report(options))
 
 
 def figures(options: argparse.Namespace) -> None:
     """Draw the study's figures as PNG and PDF."""
-    from oscillations.report.figures import runs as module
+    from oscillations.report.figures import write_figures
 
-    module.write_figures(*load(options.study))
+    write_figures(_report(options))
 
 
 def films(options: argparse.Namespace) -> None:
     """Draw the study's films as GIF; none of which nothing has run."""
-    from oscillations.report.figures import film as module
+    from oscillations.report.figures.film import write_films
 
-    module.write_films(*load(options.study))
+    write_films(_report(options))
 
 
 def claims(options: argparse.Namespace) -> None:
     """Judge the claims on the measurements."""
-    from oscillations.report import claims as module
+    from oscillations.report.claims import write_claims
 
-    module.write_claims(load(options.study)[0])
+    write_claims(_report(options))
 
 
 def findings(options: argparse.Namespace) -> None:
-    """Write what was found, in sentences: findings.md and README.md of the study's results."""
+    """Write what was found, in sentences: findings.csv and findings.md."""
     from oscillations.report import findings as module
 
-    module.write_findings(load(options.study)[0], getattr(options, "readme", None))
+    if getattr(options, "readme", None):
+        module.update_readme(_report(options), options.readme)
+    else:
+        module.write_findings(_report(options))
 
 
 def site(options: argparse.Namespace) -> None:
-    """Write results/<study>/index.html."""
-    from oscillations.report import site as module
+    """Write what people browse: index.html and README.md of the study's results, and a page for every variant."""
+    from oscillations.report.pages.study import write_site
 
-    module.write_site(*load(options.study))
+    write_site(_report(options))
+
+
+def landing(options: argparse.Namespace) -> None:
+    """Write results/index.html and results/README.md, over all studies that have results."""
+    from oscillations.report.pages.landing import write_landing
+
+    write_landing()
+
+
+def _report(options: argparse.Namespace) -> Report:
+    """The study's report, with what it has read so far."""
+    from oscillations.report.results import Report
+
+    if not hasattr(options, "read"):
+        options.read = Report.load(options.study)
+    return options.read
 
 
 def report(options: argparse.Namespace) -> None:
-    """Everything people read, in order: collect, oscillations, tables, figures, films, claims, findings, site."""
-    for step in (collect, oscillations, tables, figures, films, claims, findings, site):
+    """Everything people read: collect, oscillations, tables, figures, films, claims, findings, site, landing."""
+    for step in (collect, oscillations, tables, figures, films, claims, findings, site, landing):
         step(options)
 
 

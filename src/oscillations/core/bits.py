@@ -1,4 +1,6 @@
-"""Names and sizes of bit widths."""
+"""Names, sizes and grids of bit widths."""
+
+from typing import NamedTuple
 
 LATENT = 32  #: "bits" of the unquantized weights, in every record and table
 
@@ -11,3 +13,29 @@ def largest_code(bits: int) -> int:
 def bit_name(bits: int) -> str:
     """``ternary`` is what the paper calls 2 bits: three levels."""
     return "ternary" if bits == 2 else f"{bits}bit"
+
+
+class Grid(NamedTuple):
+    """Integer codes ``low`` to ``high``; code k stands for the level (k + offset) s, thresholds lie halfway."""
+
+    low: int
+    high: int
+    offset: float = 0.0
+
+    @property
+    def levels(self) -> int:
+        return self.high - self.low + 1
+
+
+def grid_of(name: str, bits: int) -> Grid:
+    """The grid of that name.
+
+    ``sym_odd``: -Q to Q (Eq. 1-2). ``lsq``: one more negative level (Esser et al. 2020), but -1, 0, 1 at 2 bits.
+    ``mid_rise``: 2^b levels around zero, which is a threshold.
+    """
+    limit = largest_code(bits)
+    return {
+        "sym_odd": Grid(-limit, limit),
+        "lsq": Grid(-limit if bits == 2 else -limit - 1, limit),
+        "mid_rise": Grid(-limit - 1, limit, 0.5),
+    }[name]

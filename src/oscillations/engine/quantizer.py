@@ -8,39 +8,12 @@ need other grids and other scales; both are arguments here, so that one pass ove
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oscillations.core.bits import LATENT, largest_code
-
-
-class Grid(NamedTuple):
-    """Integer codes ``low`` to ``high``; code k stands for the level (k + offset) s, thresholds lie halfway."""
-
-    low: int
-    high: int
-    offset: float = 0.0
-
-    @property
-    def levels(self) -> int:
-        return self.high - self.low + 1
-
-
-def grid_of(name: str, bits: int) -> Grid:
-    """The grid of that name.
-
-    ``sym_odd``: -Q to Q (Eq. 1-2). ``lsq``: one more negative level (Esser et al. 2020), but -1, 0, 1 at 2 bits.
-    ``mid_rise``: 2^b levels around zero, which is a threshold.
-    """
-    limit = largest_code(bits)
-    return {
-        "sym_odd": Grid(-limit, limit),
-        "lsq": Grid(-limit if bits == 2 else -limit - 1, limit),
-        "mid_rise": Grid(-limit - 1, limit, 0.5),
-    }[name]
+from oscillations.core.bits import LATENT, grid_of, largest_code
 
 
 def reduced(weight: Tensor, per_channel: bool) -> tuple[int, ...]:

@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from oscillations.core.bits import Grid
 from oscillations.core.files import write_text
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import Grid, round_half_up
+from oscillations.engine.quantizer import round_half_up
 from oscillations.methods.lsq import gradients
 
 LEVELS = Grid(-2, 1)

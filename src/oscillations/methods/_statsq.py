@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oscillations.engine.quantizer import ROUNDING, WeightQuantizer, grid_of, reduced
+from oscillations.core.bits import grid_of
+from oscillations.engine.quantizer import ROUNDING, WeightQuantizer, reduced
 from oscillations.methods.lsq import SMALLEST_SCALE
 
 

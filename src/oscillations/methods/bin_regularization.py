@@ -12,8 +12,8 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oscillations.core.bits import Grid
     from oscillations.engine.method import Quantizer, Tensors
-    from oscillations.engine.quantizer import Grid
 
 
 class BinRegularizationOptions(LsqOptions):

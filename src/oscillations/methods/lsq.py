@@ -12,8 +12,8 @@ from oscillations.engine.method import Method, QuantizerT, SharedScaleOptions, T
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oscillations.core.bits import Grid
     from oscillations.engine.optimizer import Optimizer
-    from oscillations.engine.quantizer import Grid
 
 SMALLEST_SCALE = 1e-8
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from oscillations.core.bits import largest_code
+from oscillations.core.bits import grid_of, largest_code
 from oscillations.core.errors import InputError
 from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
 from oscillations.engine.layers import quantized_parameters
-from oscillations.engine.quantizer import WeightQuantizer, grid_of, max_scale, mse_scale
+from oscillations.engine.quantizer import WeightQuantizer, max_scale, mse_scale
 from oscillations.engine.training import Trainer
 from oscillations.posttraining import PostTraining
 from oscillations.posttraining._reconstruction import Calibration

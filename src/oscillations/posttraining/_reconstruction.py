@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
+from oscillations.core.bits import Grid
 from oscillations.engine.accuracy import weights_as
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import Grid, round_half_up
+from oscillations.engine.quantizer import round_half_up
 from oscillations.posttraining import ReconstructionOptions
 from oscillations.posttraining._units import Chain, Unit
 

@@ -1,6 +1,6 @@
 """What was found: five to eight sentences, each with its numbers, n, interval, scope and a link, made from files.
 
-``findings.csv`` holds them, ``findings.md`` and ``README.md`` of the study's results show them, and so does its page.
+``findings.csv`` holds them, ``findings.md``, the study's page and its README show them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from posixpath import normpath
 
 import numpy as np
 import pandas as pd
@@ -27,24 +28,18 @@ from oscillations.report.estimates import (
     mean_interval,
     spread,
 )
-from oscillations.report.figures.searches import PTQ_BITS
-from oscillations.report.measurements import read_table, read_tests, refuse_missing
+from oscillations.report.results import Report
+from oscillations.report.table import csv
 from oscillations.report.tables import comparison, gain
-from oscillations.report.tables.published import (
-    AGREEMENTS,
-    DIFFERENT,
-    METHOD_NAMES,
-    MODEL_NAMES,
-    bits_label,
-    plus_minus,
-    read_published,
-    with_interval,
-)
+from oscillations.report.tables.published import AGREEMENTS, DIFFERENT
+from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, count, plus_minus, with_interval
 from oscillations.study.paths import results
-from oscillations.study.report_schema import Gain, RatePanels
+from oscillations.study.report_schema import PTQ_BITS, Gain, RatePanels
 from oscillations.study.schema import Study
 
 MOST = 8  # sentences
+NO_FINDING = "No claim, comparison or published table has enough runs to say anything; the numbers follow."
+CHAPTERS = {"variants": "tables"}  # of the README, by anchor of the page
 BEGIN, END = "<!-- findings -->\n", "<!-- end of findings -->\n"  # the part of a README that is made by code
 
 
@@ -55,34 +50,44 @@ class Finding:
     text: str
     target: str
 
-    def markdown(self, folder: str = "") -> str:
-        return f"- {self.text} [→]({folder}{self.target})"
+    def markdown(self, study: str, folder: str = "") -> str:
+        """As a bullet; ``folder``: of the study's results, seen from where it stands."""
+        return f"- {self.text} [→]({normpath(folder + on_forge(self.target, study))})"
 
 
-def findings(study: Study) -> list[Finding]:
+def on_forge(target: str, study: str) -> str:
+    """The file that a forge renders in place of an anchor of the page."""
+    page, _, anchor = target.partition("#")
+    if page != "index.html":
+        return target
+    if anchor.startswith("figure"):
+        return f"../../figures/{study}/{anchor}.png"
+    return (
+        f"tables/{anchor}.md" if anchor.startswith("comparison-") else f"README.md#{CHAPTERS.get(anchor, 'verdicts')}"
+    )
+
+
+def findings(report: Report) -> list[Finding]:
     """The study's sentences, the most general first. Raises InputError if its tables or claims are not there."""
-    folder = results(study.study)
-    names = ("claims.csv", "claims_evidence.csv", "agreement.csv", "coverage.csv")
-    refuse_missing([folder / name for name in names], study)
-    claims = read_table(folder / "claims.csv", "scope", "evidence")
-    evidence = pd.read_csv(folder / "claims_evidence.csv")
-    return list(islice(_all(study, claims, evidence), MOST))
+    return list(islice(_all(report), MOST))
 
 
-def _all(study: Study, claims: pd.DataFrame, evidence: pd.DataFrame) -> Iterator[Finding]:
-    tests = read_tests(study.study)
+def _all(report: Report) -> Iterator[Finding]:
+    study, tests = report.study, report.results.tests
+    claims, evidence = report.read("claims.csv", "scope", "evidence"), report.read("claims_evidence.csv")
+    agreement, coverage = report.read("agreement.csv"), report.read("coverage.csv")
     if study.judged and len(tests):
-        yield from _agreement(study)
+        yield from _agreement(study, agreement, coverage)
     yield from _verdicts(study, claims)
     if study.gain is not None:
-        yield from _gain(study, study.gain)
+        yield from _gain(study.gain, gain.read_gain(report))
     yield from _as_written(study, tests)
     yield from _cross_bit(evidence)
     for name, spec in study.figures.items():
         if isinstance(spec, RatePanels) and study.judged:
-            yield from _rates(name, spec, tests)
+            yield from _rates(name, spec, tests, report.published)
     for name in study.comparisons:
-        yield from _compared(study, name)
+        yield from _compared(study, name, comparison.read_comparison(report, name))
     yield from _decided(study, claims)
 
 
@@ -92,11 +97,9 @@ def _number(value: float, low: float, high: float, n: float, sign: str = "+") ->
     return f"{with_interval(value, low, high, digits, sign)}, n = {int(n)}"
 
 
-def _agreement(study: Study) -> Iterator[Finding]:
+def _agreement(study: Study, cells: pd.DataFrame, coverage: pd.DataFrame) -> Iterator[Finding]:
     """How many published cells have run and agree, and the largest of the differences."""
-    folder = results(study.study)
-    count = pd.read_csv(folder / "coverage.csv").set_index("table").loc["all"]
-    cells = pd.read_csv(folder / "agreement.csv")
+    count = coverage.set_index("table").loc["all"]
     few = int(count.run - count[[*AGREEMENTS, "fitted"]].sum())
     models = ", ".join(MODEL_NAMES.get(model, model) for model in cells[cells.n > 0].model.unique())
     yield Finding(
@@ -134,15 +137,13 @@ def _verdicts(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
 
     kinds = (SUPPORTED, CONTRADICTED, INCONCLUSIVE, NOT_JUDGED, NOT_RUN)
     said = "; ".join(f"{kind}: {names}" for kind in kinds if (names := named(kind)))
-    what = "claims of the paper" if study.tables else "hypotheses"
-    yield Finding(
-        f"**Of {len(claims)} {what}** (in brackets: the comparisons that have run): {said}.", "index.html#claims"
-    )
+    what = count(len(claims), "claim of the paper", "claims of the paper")
+    what = what if study.tables else count(len(claims), "hypothesis", "hypotheses")
+    yield Finding(f"**Of {what}** (in brackets: the comparisons that have run): {said}.", "index.html#claims")
 
 
-def _gain(study: Study, spec: Gain) -> Iterator[Finding]:
+def _gain(spec: Gain, rows: pd.DataFrame) -> Iterator[Finding]:
     """What does as well as the method in question: differences, paired by seed, that an interval tells from 0."""
-    rows = gain.read_gain(study)
     mine, ran = rows[(rows.of == spec.against) & rows.difference.isna()], rows[rows.low.notna()]
     if mine.empty or ran.empty:
         return
@@ -193,12 +194,11 @@ def _cross_bit(evidence: pd.DataFrame) -> Iterator[Finding]:
         )
 
 
-def _rates(name: str, spec: RatePanels, tests: pd.DataFrame) -> Iterator[Finding]:
+def _rates(name: str, spec: RatePanels, tests: pd.DataFrame, published: pd.DataFrame) -> Iterator[Finding]:
     """How near one learning rate and lambda come to two published cells: OsciQuant at the width, and PTQ at 3 bits."""
     mine = tests[tests.experiment == spec.experiment]
     if mine.empty:
         return
-    published = read_published()
     published = published[(published.model == mine.iloc[0].model) & (published.setting == "scratch")]
     cells = published.drop_duplicates(["method", "eval_bits"]).set_index(["method", "eval_bits"])["mean"]
     wanted = {"osciquant": ("osciquant", spec.bits), "ptq": ("ptq", PTQ_BITS)}
@@ -225,12 +225,11 @@ def _rates(name: str, spec: RatePanels, tests: pd.DataFrame) -> Iterator[Finding
     )
 
 
-def _compared(study: Study, name: str) -> Iterator[Finding]:
+def _compared(study: Study, name: str, rows: pd.DataFrame) -> Iterator[Finding]:
     """The best of every ranking of a comparison, or that there are too few runs for one.
 
     What was kept from before its own phase is no result of a method; rows of one mean are named together.
     """
-    rows = comparison.read_comparison(study, name)
     ran = rows[rows.n > 0]
     if ran.empty:
         return
@@ -242,7 +241,17 @@ def _compared(study: Study, name: str) -> Iterator[Finding]:
     ranked = f"highest mean among those with enough seeds, by family and grid: {'; '.join(said)}. " if said else ""
     title, target = comparison.title(study, study.comparisons[name]), f"index.html#{comparison.compared_name(name)}"
     if ranked or rest:
-        yield Finding(f"**{title}**: {ranked}{rest}".strip(), target)
+        yield Finding(f"**{title}**: {ranked}{_one_for_all(ran)}{rest}".strip(), target)
+
+
+def _one_for_all(ran: pd.DataFrame) -> str:
+    """Which method serves several widths best, by its worst; of those with enough seeds."""
+    enough = ran[(ran.n >= MINIMUM_RUNS) & ran.worst.notna()].sort_values("worst", ascending=False)
+    if len(enough) < 2:
+        return ""
+    said = [f"{row.label} {plus_minus(row.worst, row.worst_std)} (n = {row.n})" for row in enough.itertuples()]
+    widths = " and ".join([", ".join(map(str, comparison.SERVED[:-1])), str(comparison.SERVED[-1])])
+    return f"One network for {widths} bits, by its worst width: {', '.join(said[:3])}. "
 
 
 def _decided(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
@@ -260,37 +269,18 @@ def _decided(study: Study, claims: pd.DataFrame) -> Iterator[Finding]:
 # -- files -------------------------------------------------------------------------------------------------
 
 
-def write_findings(study: Study, readme: Path | None = None) -> None:
-    """Write ``findings.csv``, ``findings.md`` and ``README.md``; or only what code makes of another ``readme``."""
-    found = findings(study)
-    folder = results(study.study)
-    if readme is not None:
-        write_text(readme, with_findings(readme.read_text(), study, found))
-        return
+def write_findings(report: Report) -> None:
+    """Write ``findings.csv`` and ``findings.md``."""
+    found, study = findings(report), report.study
     table = pd.DataFrame([vars(one) for one in found], columns=["text", "target"])
-    write_text(folder / "findings.csv", table.to_csv(index=False, lineterminator="\n"))
-    bullets = "\n".join(one.markdown() for one in found) or "Nothing has run."
-    write_text(folder / "findings.md", f"# What was found: {study.title}\n\n{study.note}\n\n{bullets}\n")
-    write_text(folder / "README.md", _readme(study, bullets))
+    write_text(report.folder / "findings.csv", csv(table))
+    bullets = "\n".join(one.markdown(study.study) for one in found) or NO_FINDING
+    write_text(report.folder / "findings.md", f"# What was found: {study.title}\n\n{study.note}\n\n{bullets}\n")
 
 
-def _readme(study: Study, bullets: str) -> str:
-    """What a forge shows of the folder."""
-    folder, figures = results(study.study), f"../../figures/{study.study}"
-    tables = sorted((folder / "tables").glob("*.md"))
-    lines = [f"# {study.title}", study.note, "## What was found", bullets]
-    lines += ["## Tables", "\n".join(f"- [{_heading(file)}](tables/{file.name})" for file in tables)] if tables else []
-    lines += [
-        "## More",
-        "`index.html` shows all of it and opens from disk; [claims.csv](claims.csv) has the verdicts, "
-        "[claims_evidence.csv](claims_evidence.csv) every comparison, [measurements.csv](measurements.csv) every "
-        f"accuracy, `runs/` every run, [the figures]({figures}) stand apart.",
-    ]
-    return "\n\n".join(lines) + "\n"
-
-
-def _heading(table: Path) -> str:
-    return table.read_text().splitlines()[0].removeprefix("### ")
+def update_readme(report: Report, readme: Path) -> None:
+    """Bring the sentences of a README up to date."""
+    write_text(readme, with_findings(readme.read_text(), report.study, findings(report)))
 
 
 def with_findings(text: str, study: Study, found: list[Finding]) -> str:
@@ -298,5 +288,5 @@ def with_findings(text: str, study: Study, found: list[Finding]) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise InputError(f"the README needs one line {BEGIN.strip()} and one {END.strip()}")
     folder = f"{results(study.study).as_posix()}/"
-    bullets = "\n".join(one.markdown(folder) for one in found)
+    bullets = "\n".join(one.markdown(study.study, folder) for one in found)
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}{bullets}\n{END}", text, flags=re.DOTALL)

@@ -13,7 +13,7 @@ from oscillations.core.bits import LATENT
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
-from oscillations.study.report_schema import Film, RatePanels, SweepPanels, WeightPanels
+from oscillations.study.report_schema import Film, Panels, RatePanels, SweepPanels, WeightPanels
 from oscillations.study.schema import Experiment, PostTrainingEntry, Study
 from oscillations.study.variants import Variant, select
 
@@ -139,23 +139,26 @@ def _check_figures(study: Study, variants: Mapping[str, Variant], path: Path) ->
         if isinstance(spec, SweepPanels):
             refuse_unknown(spec.experiments, study.experiments, f"{where}.experiments", "experiment")
             _check_sweep_panels(spec, variants, where)
-            continue
-        if isinstance(spec, RatePanels):
+        elif isinstance(spec, RatePanels):
             refuse_unknown([spec.experiment], study.experiments, f"{where}.experiment", "experiment")
-            continue
-        refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
-        if isinstance(spec, Film):
-            _check_film(spec, variants, where)
-        if isinstance(spec, WeightPanels):
-            layer = spec.layer.removesuffix(".weight")
-            for panel in spec.panels:
-                if variants[panel].recipe.bits == LATENT:
-                    raise InputError(f"{where}.panels: {panel} has no grid; take a variant with bits, qat-3bit say")
-                model = variants[panel].recipe.model
-                layers = models.find(model.name).layers(model.options)
-                if layer not in layers:
-                    wrong = f"{layer!r} is no layer of {panel}"
-                    raise InputError(f"{where}.layer: {wrong}; {did_you_mean(layer, layers)}")
+        elif isinstance(spec, Panels):
+            refuse_unknown(spec.panels, variants, f"{where}.panels", "variant")
+            if isinstance(spec, Film):
+                _check_film(spec, variants, where)
+            elif isinstance(spec, WeightPanels):
+                _check_layer(spec, variants, where)
+
+
+def _check_layer(spec: WeightPanels, variants: Mapping[str, Variant], where: str) -> None:
+    """Every panel's model has the layer, on a grid."""
+    layer = spec.layer.removesuffix(".weight")
+    for panel in spec.panels:
+        if variants[panel].recipe.bits == LATENT:
+            raise InputError(f"{where}.panels: {panel} has no grid; take a variant with bits, qat-3bit say")
+        model = variants[panel].recipe.model
+        layers = models.find(model.name).layers(model.options)
+        if layer not in layers:
+            raise InputError(f"{where}.layer: {layer!r} is no layer of {panel}; {did_you_mean(layer, layers)}")
 
 
 def _check_film(spec: Film, variants: Mapping[str, Variant], where: str) -> None:

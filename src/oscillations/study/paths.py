@@ -71,6 +71,16 @@ def toy_file(study: str) -> Path:
     return results(study) / "toy-regression.csv"
 
 
+def experiment_of(path: str) -> str:
+    """Of ``experiment/variant``."""
+    return path.split("/")[0]
+
+
+def variant_page(study: str, path: str) -> Path:
+    """The page of a variant's runs."""
+    return results(study) / "runs" / f"{path}.html"
+
+
 def run_files(histograms: bool) -> list[str]:
     """What a run's folder holds; the record last, for it vouches for the rest."""
     return ["history.csv", "layers.csv", *([WEIGHTS] if histograms else []), "run.json"]
@@ -84,6 +94,17 @@ class Run:
     experiment: str
     variant: str
     seed: int
+
+    @classmethod
+    def of(cls, folder: str) -> Run:
+        """The run that a table names by its folder."""
+        _, study, _, experiment, variant, seed = Path(folder).parts
+        return cls(study, experiment, variant, int(seed.removeprefix("seed")))
+
+    @property
+    def path(self) -> str:
+        """``experiment/variant``."""
+        return f"{self.experiment}/{self.variant}"
 
     @property
     def name(self) -> str:

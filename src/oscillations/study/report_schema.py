@@ -13,6 +13,10 @@ from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean
 
 
+class Exact(Strict):
+    """A figure that needs no run, and so is told nothing."""
+
+
 class Panels(Strict):
     panels: list[str] = Field(min_length=1, description="experiment/variant of each panel")
 
@@ -30,19 +34,25 @@ class SweepPanels(Strict):
     bits: Literal[2, 3, 4]
 
 
+PTQ_BITS = 3  # at 2, PTQ of a plain network is at chance; at 4, it hardly loses
+
+
 class RatePanels(Strict):
     experiment: str = Field(description="baseline, QAT and OsciQuant over learning rates")
     bits: Literal[2, 3, 4]
 
 
-#: The figures that show runs, and what each must be told.
-FIGURES: dict[str, type[Panels | SweepPanels | RatePanels]] = {
+#: What each figure must be told.
+FIGURES: dict[str, type[Exact | Panels | SweepPanels | RatePanels]] = {
+    "figure1": Exact,
     "figure2": WeightPanels,
     "figure3": Panels,
     "figure5": SweepPanels,
     "figure6": SweepPanels,
     "figure7": Panels,
     "figure8": Panels,
+    "figureA1": Exact,
+    "figureA5": Exact,
     "figure-rates": RatePanels,
     "figure-film": Film,
 }
@@ -73,7 +83,7 @@ def _figure_specs(content: Any) -> Any:
 
 
 Figures = Annotated[
-    dict[str, WeightPanels | Film | Panels | SweepPanels | RatePanels],
+    dict[str, WeightPanels | Film | Panels | SweepPanels | RatePanels | Exact],
     BeforeValidator(_figure_specs),
     WithJsonSchema(
         {
@@ -91,9 +101,6 @@ class ComparisonTable(Strict):
     experiments: list[str] = Field(min_length=1, description="experiments of one model")
     posttraining: list[str] = Field([], description="post-training entries whose methods stand beside the trained ones")
     bits: int = Field(3, ge=2, le=8, description="target bit width (2 = ternary)")
-
-
-COMPARISON_FIGURES = ("figure-comparison", "figure-heatmap")  # of every comparison
 
 
 SET_AFTER_RUNS: dict[str, JsonValue] = {"set_after_runs": True}  #: of margins that entered when runs had been seen

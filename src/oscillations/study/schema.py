@@ -13,7 +13,6 @@ from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
 from oscillations.engine.recipe import Epochs, ReducedSplits, Training
 from oscillations.study.report_schema import (
-    COMPARISON_FIGURES,
     Claims,
     ComparisonTable,
     Figures,
@@ -140,10 +139,11 @@ class Study(Strict):
         {}, description="experiments beside each published table; without any, the paper's claims are not shown"
     )
     figures: Figures = Field(
-        {}, description="what figures 2, 3, 5 to 8 and films show; a label makes another of its kind: figure2-mlp5"
+        {},
+        description="what figures and films show (1, A1, A5: {}); a label makes another of its kind: figure2-mlp5",
     )
     comparisons: dict[Name, ComparisonTable] = Field(
-        {}, description="every method in one table: tables/comparison-<name>, with its two figures"
+        {}, description="every method in one table: tables/comparison-<name>, with its figure"
     )
     rate_searches: dict[str, Names] = Field(
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
@@ -213,10 +213,11 @@ class Study(Strict):
 
     @property
     def figure_names(self) -> list[str]:
-        """All but the films, in the paper's order; 1, A1, A5 are exact and need no run. Of all methods: last."""
-        compared = [f"{kind}-{name}" for name in self.comparisons for kind in COMPARISON_FIGURES]
+        """All figures but films, in the paper's order; those of all methods come last."""
+        compared = [f"figure-comparison-{name}" for name in self.comparisons]
         own = [f"figure-reconstruction-{name}" for name, entry in self.posttraining.items() if entry.reconstructs]
         own += ["figure-aoq-toy"] if self.toy_regression else []
+        own += ["figure-gain"] if self.gain else []
         still = [name for name in self.figures if name not in self.films]
         numbered = sorted(still, key=lambda name: (name.startswith("figure-"), figure_number(name)))
-        return ["figure1", *numbered, "figureA1", "figureA5", *compared, *own]
+        return [*numbered, *compared, *own]

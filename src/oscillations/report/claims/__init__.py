@@ -14,8 +14,8 @@ from oscillations.core.files import write_text
 from oscillations.report.claims import hypotheses, paper
 from oscillations.report.claims.evidence import Claim, Comparison, Evidence
 from oscillations.report.estimates import DECIDED, NOT_JUDGED, PUBLISHED_RUNS, SUPPORTED, Estimate
-from oscillations.report.measurements import read_measurements, read_oscillations
-from oscillations.study.paths import results
+from oscillations.report.results import Report
+from oscillations.report.table import csv
 from oscillations.study.schema import Study
 
 ESTIMATE = ["n", "estimate", "low", "high", "p"]
@@ -29,24 +29,23 @@ EVIDENCE = [
 ]  # fmt: skip
 
 
-def evaluate(study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame) -> list[Claim]:
+def evaluate(report: Report) -> list[Claim]:
     """The paper's claims, if the study holds any of its tables, and the study's own hypotheses.
 
     A hypothesis with the name of a claim stands in its place.
     """
-    evidence = Evidence(study, measurements, oscillations)
-    own = {claim.name: claim for claim in hypotheses.claims(study)}
-    published = paper.claims(evidence) if study.tables else []
+    own = {claim.name: claim for claim in hypotheses.claims(report)}
+    published = paper.claims(Evidence(report)) if report.study.tables else []
     return [own.pop(claim.name, claim) for claim in published] + list(own.values())
 
 
-def write_claims(study: Study) -> None:
+def write_claims(report: Report) -> None:
     """Write ``claims.csv`` and ``claims_evidence.csv``."""
-    claims = evaluate(study, read_measurements(study.study), read_oscillations(study.study))
-    summary = pd.DataFrame([_summary(study, claim) for claim in claims], columns=CLAIMS)
+    claims = evaluate(report)
+    summary = pd.DataFrame([_summary(report.study, claim) for claim in claims], columns=CLAIMS)
     rows = [_row(claim, comparison) for claim in claims for comparison in claim.comparisons]
     for name, table in (("claims.csv", summary), ("claims_evidence.csv", pd.DataFrame(rows, columns=EVIDENCE))):
-        write_text(results(study.study) / name, table.round(6).to_csv(index=False, lineterminator="\n"))
+        write_text(report.folder / name, csv(table))
 
 
 def _summary(study: Study, claim: Claim) -> dict[str, object]:

@@ -30,10 +30,9 @@ from oscillations.report.estimates import (
     verdicts,
     welch,
 )
-from oscillations.report.measurements import with_all_columns
-from oscillations.report.tables.published import MODEL_NAMES, bits_label, read_published
+from oscillations.report.results import Report
+from oscillations.report.text import MODEL_NAMES, bits_label
 from oscillations.study.report_schema import SweepPanels, figure_number
-from oscillations.study.schema import Study
 
 FITTED = "a free choice was fitted to a number of it"
 Measure = Callable[[pd.DataFrame], float]  # of one run's rows
@@ -119,12 +118,6 @@ def per_run(rows: pd.DataFrame, measure: Measure, fitted: bool = False) -> Sampl
     """``measure`` of every run's rows; NaN means that the run says nothing."""
     found = [(seed, run, measure(mine)) for (seed, run), mine in rows.groupby(["seed", "run"])]
     return Sample.of(pd.DataFrame(found, columns=["seed", "run", "value"]), "value", fitted)
-
-
-def without_diverged_numbers(measurements: pd.DataFrame) -> pd.DataFrame:
-    """The table in which a diverged run has neither an accuracy nor a best epoch."""
-    done = measurements.status == "done"
-    return measurements.assign(**{column: measurements[column].where(done) for column in ("accuracy", "best_epoch")})
 
 
 @dataclass(frozen=True)
@@ -299,18 +292,12 @@ class Sweep:
 
 
 class Evidence:
-    """Test accuracies and histories of a study's finished runs."""
+    """Test accuracies (batch-norm statistics kept) and histories of a study's finished runs."""
 
-    def __init__(self, study: Study, measurements: pd.DataFrame, oscillations: pd.DataFrame):
-        """The tables of :mod:`oscillations.report.collect`."""
-        self.study = study
-        self._published = read_published()
-        tests = without_diverged_numbers(measurements)
-        self.tests = tests[(tests.split == "test") & (tests.bn == "keep")]
-        epochs = with_all_columns(oscillations)
-        names = [epochs[column].astype(str) for column in ("experiment", "variant", "seed")]
-        run = f"results/{study.study}/runs/" + names[0] + "/" + names[1] + "/seed" + names[2]
-        self.epochs = epochs.assign(run=run)
+    def __init__(self, report: Report):
+        self.study, self._published = report.study, report.published
+        evaluations = report.results.evaluations
+        self.tests, self.epochs = evaluations[evaluations.bn == "keep"], report.results.epochs
 
     def both_near_chance(self, *samples: Sample) -> str:
         """Why a comparison says nothing: all its means, or if it has not run the published, are near chance."""
@@ -336,6 +323,10 @@ class Evidence:
 
     def _experiments(self, *tables: str) -> list[str]:
         return list(dict.fromkeys(name for table in tables for name in self.study.shown_in(table)))
+
+    def published_lambdas(self, table: str) -> list[float]:
+        """The lambdas of a published table."""
+        return list(self._published[self._published.table == table]["lambda"].unique())
 
     def accuracy(self, group: Group, method: str, train_bits: int, eval_bits: int) -> Sample:
         """Test accuracy in percent."""
@@ -395,9 +386,8 @@ class Evidence:
         found: dict[tuple[str, int], list[Sweep]] = {}
         for (model, bits, _), group in rows.groupby(["model", "train_bits", "lr"], sort=False):
             if group["lambda"].nunique() > 1:
-                variant = group.experiment + "/" + group.variant
-                first = variant.groupby([group.method, group["lambda"]], dropna=False).transform("first")
-                found.setdefault((model, bits), []).append(self._sweep(model, bits, group[variant == first]))
+                first = group.path.groupby([group.method, group["lambda"]], dropna=False).transform("first")
+                found.setdefault((model, bits), []).append(self._sweep(model, bits, group[group.path == first]))
         published = self._published
         published = published[published.table.isin(tables)]
         keys: list[tuple[str, int]]

@@ -7,25 +7,24 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from oscillations.report.claims.evidence import Claim, Measure, Sample, combine, per_run, span, without_diverged_numbers
+from oscillations.report.claims.evidence import Claim, Sample, combine, per_run, span
 from oscillations.report.claims.measures import per_epoch, per_step
 from oscillations.report.estimates import Above, Below, Test, Within
-from oscillations.report.measurements import read_measurements, read_oscillations
+from oscillations.report.results import Report
 from oscillations.study.paths import study_file
 from oscillations.study.reading import load
 from oscillations.study.report_schema import Contrast, Side, Tested
-from oscillations.study.schema import Study
 
 TESTS: dict[str, Callable[[float], Test]] = {"above": Above, "below": Below, "within": Within}
 AFTER_RUNS = "set after runs had been seen"
 
 
-def claims(study: Study) -> list[Claim]:
+def claims(report: Report) -> list[Claim]:
     """All hypotheses of a study, in order, each with its comparisons."""
-    if not study.hypotheses:
+    if not report.study.hypotheses:
         return []
-    found, runs = [], Runs(study)
-    for name, hypothesis in study.hypotheses.items():
+    found, runs = [], Runs(report)
+    for name, hypothesis in report.study.hypotheses.items():
         claim = Claim(name, hypothesis.statement)
         for tested in hypothesis.comparisons:
             sample = runs.contrast(tested, tested)
@@ -40,18 +39,15 @@ def claims(study: Study) -> list[Claim]:
 class Runs:
     """What a study and its reference have measured, by ``experiment/variant``."""
 
-    def __init__(self, study: Study):
+    def __init__(self, report: Report):
+        study = report.study
         names, self.fitted = [study.study], set(study.fitted)
         if study.reference:
             names.append(study.reference)
             self.fitted |= set(load(study_file(study.reference))[0].fitted)
-        tests = without_diverged_numbers(pd.concat([read_measurements(name) for name in names]))
-        tests = tests[tests.split == "test"]
-        self.tests = tests.assign(path=tests.experiment + "/" + tests.variant)
-        best = self.tests[["path", "seed", "run", "best_epoch"]].drop_duplicates()
-        epochs = pd.concat([read_oscillations(name) for name in names])
-        epochs = epochs.assign(path=epochs.experiment + "/" + epochs.variant)
-        self.epochs = epochs.merge(best, on=["path", "seed"])
+        self.tests = pd.concat([report.of(name).evaluations for name in names])
+        best = self.tests[["run", "best_epoch"]].drop_duplicates()
+        self.epochs = pd.concat([report.of(name).epochs for name in names]).merge(best, on="run")
 
     def contrast(self, contrast: Contrast, tested: Tested) -> Sample:
         """``of - minus``, or ``of`` alone."""
@@ -76,7 +72,7 @@ class Runs:
             compared = self.epochs[self.epochs.path.isin(tested.paths)]
             last = int(compared.groupby(["path", "seed"]).epoch.max().min()) if len(compared) else 0
             measure = per_step(last) if tested.measure == "per_step" else per_epoch(last)
-            return per_run(mine, _percent(measure))
+            return per_run(mine, measure)
         if tested.to is not None:  # layer_distance, whole or last
             samples = [self.layer_shares(one, tested.measure) for one in (path, tested.to)]
             return combine(samples, lambda table: (table[0] - table[1]).map(np.abs).map(sum) / 2)
@@ -89,7 +85,3 @@ class Runs:
         column = last.layer_shares if measure == "layer_distance" else last.layer_shares_epoch
         shares = column.map(lambda text: np.array([float(share) for share in text.split()]))
         return Sample(shares, last.run.to_dict())
-
-
-def _percent(measure: Measure) -> Measure:
-    return lambda run: 100 * measure(run)

@@ -10,17 +10,13 @@ from oscillations.report.claims.evidence import Measure
 
 
 def per_epoch(last: int) -> Measure:
-    """Share of the weights that oscillate from one epoch to the next, mean over epochs 2 to ``last``."""
-    return lambda run: _until(run.epoch_nagel / run.weights, run, last)
+    """% of the weights that oscillate from one epoch to the next, mean over epochs 2 to ``last``."""
+    return lambda run: run.per_epoch[run.epoch.between(2, last)].mean()
 
 
 def per_step(last: int) -> Measure:
-    """Share of the weights that oscillate from one optimizer step to the next, mean over epochs 2 to ``last``."""
-    return lambda run: _until(run.iteration_nagel / run.weights / run.steps_per_epoch, run, last)
-
-
-def _until(counts: pd.Series, run: pd.DataFrame, last: int) -> float:
-    return counts[run.epoch.between(2, last)].mean()
+    """% of the weights that oscillate from one optimizer step to the next, mean over epochs 2 to ``last``."""
+    return lambda run: run.per_step[run.epoch.between(2, last)].mean()
 
 
 def own_accuracy(run: pd.DataFrame) -> float:

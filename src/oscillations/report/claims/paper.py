@@ -34,7 +34,7 @@ from oscillations.report.claims.measures import (
     rise_elsewhere,
 )
 from oscillations.report.estimates import Above, Below, Between, ByP, StdAbove, Within
-from oscillations.report.tables.published import bits_label, read_published
+from oscillations.report.text import bits_label
 
 FLAT = (0.25, 1.75)  # the range of lambda in the paper's Table 4
 WIDTHS = (LATENT, 8, 4, 3, 2)
@@ -204,7 +204,9 @@ def _c8(evidence: Evidence) -> Claim:
             counts, qat = sweep.osciquant(measure), sweep.qat(measure)
             _add_trend(claim, sweep, f"count {name}", counts)
             zero = counts.pop(0.0, Sample.none())
-            claim.add(f"{sweep}: QAT - lambda 0, {name}, > 0", qat - zero, Above(), subject=sweep.subject)
+            claim.add(
+                f"{sweep}: QAT - lambda 0, % of the weights {name}, > 0", qat - zero, Above(), subject=sweep.subject
+            )
             _add_similar(claim, evidence, sweep, name, counts, qat, zero)
     return claim
 
@@ -248,7 +250,7 @@ def _c9(evidence: Evidence) -> Claim:
         f"Accuracy at 3 bits is flat in lambda over [{FLAT[0]:g}, {FLAT[1]:g}] (range below {margin:g} points); "
         f"for too small a lambda ViT's collapses.",
     )
-    wanted = sorted(read_published().query("table == 'table4'")["lambda"].unique())
+    wanted = sorted(evidence.published_lambdas("table4"))
     for sweep in evidence.sweeps(evidence.tests, "table4"):
         if sweep.bits == 3:
             found = sweep.osciquant(own_accuracy, *FLAT)

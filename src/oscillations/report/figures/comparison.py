@@ -1,134 +1,138 @@
-"""Figures of a comparison: what each method trades, and all accuracies at a glance."""
+"""Every method of a comparison beside the others, by family."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
+from matplotlib.lines import Line2D
 
-from oscillations.core.bits import LATENT, largest_code
-from oscillations.report.figures.palette import BLACK, GREY
-from oscillations.report.tables.comparison import other_widths, title
-from oscillations.report.tables.published import bits_label
+from oscillations.core.bits import LATENT
+from oscillations.report.figures.dots import LEGEND, draw_seeds, rows_on, seeds_of, width_mark
+from oscillations.report.figures.page import SMALL, WIDTH
+from oscillations.report.figures.palette import BLACK, GREY, LIGHT, METHODS
+from oscillations.report.results import Report
+from oscillations.report.tables.comparison import EARLY, other_widths, read_comparison, title
+from oscillations.report.text import bits_label
 from oscillations.study.report_schema import ComparisonTable
-from oscillations.study.schema import Study
 
-MARKERS = "osD^vP"
-UNRUN = "#ececec"
-SIDES = np.array([(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)])  # of a point, best first
-DISTANCES = np.array([0.07, 0.15, 0.25, 0.4, 0.6, 0.9])  # of a name, in inches
+LINE = 0.138  # inches from one row to the next
+FAILED = 0.12  # so many of the rows, the worst, do not set the axis of differences
+LEAST = 2.0  # points that the axis of differences reaches to the left
+TEXT: dict[str, Any] = {"fontsize": SMALL, "va": "center_baseline"}
+FULL: dict[str, Any] = {"color": BLACK, "lw": 0.9}  # lines of full precision and of PTQ
+PTQ: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": "--"}
 
 
-def scatter(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> Figure | None:
-    """Accuracy at the target over oscillation, coloured by the mean accuracy at the other quantized widths."""
-    rows = rows[rows.accuracy.notna() & rows.per_step.notna()]
+def comparison(name: str, report: Report) -> Figure | None:
+    """Left: how far each method is from its family's QAT. Right: its accuracy at every width."""
+    spec, rows = report.study.comparisons[name], _placed(read_comparison(report, name))
     if rows.empty:
         return None
-    others = [bits for bits in other_widths(study, spec) if bits != LATENT]
-    robustness = rows[[f"at_{bits}" for bits in others]].mean(axis=1, skipna=False)
-    colors = Normalize(robustness.min(), robustness.max())
-    figure, axes = plt.subplots(figsize=(8.6, 5.2), layout="constrained")
-    smallest = rows.per_step[rows.per_step > 0].min()
-    if smallest > 0:  # zero, of frozen weights say, stands left of all others
-        axes.set_xscale("symlog", linthresh=smallest, linscale=0.4)
-    for marker, (family, group) in zip(MARKERS, rows.groupby("family", sort=False)):
-        points = axes.scatter(
-            group.per_step, group.accuracy, c=robustness[group.index], norm=colors, cmap="viridis", marker=marker,
-            s=64, edgecolor=BLACK, linewidth=0.6, label=family, zorder=3,
-        )  # fmt: skip
-    axes.set(
-        xlabel="% of weights that oscillate (change back) per step, mean over the training",
-        ylabel=f"{bits_label(spec.bits)} test accuracy (%)",
+    lines, compared = rows.place.max() + 1, _reference(rows).notna().any()
+    figure, grid = plt.subplots(1, 1 + compared, figsize=(WIDTH, LINE * lines + 0.95), squeeze=False)
+    first, last = grid[0][0], grid[0][-1]
+    for axes in grid[0]:
+        rows_on(axes, lines)
+    if compared:
+        _differences(first, rows, report, spec)
+        last.spines.left.set_visible(False)
+    _widths(last, rows, report, spec)
+    _headings(grid[0], rows)
+    labels = [f"{row.label} {EARLY}" if row.early > 0 else row.label for row in rows.itertuples()]
+    first.set_yticks(rows.place, labels, fontsize=SMALL)
+    for row in rows.itertuples():
+        last.text(1.02, row.place, f"n = {row.n}", transform=last.get_yaxis_transform(), **TEXT)
+    figure.suptitle(title(report.study, spec))
+    return figure
+
+
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have run, each family's best first, with their line; a family's heading stands above them."""
+    rows = rows[(rows.n > 0) | (rows.diverged > 0)]
+    families = {family: number for number, family in enumerate(dict.fromkeys(rows.family))}
+    numbers = rows.family.map(families)
+    rows = rows.assign(family_number=numbers).sort_values(
+        ["family_number", "accuracy"], ascending=[True, False], kind="stable"
     )
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(0.14, 0.1)
-    axes.set_xlim(left=min(0, axes.get_xlim()[0]) if rows.per_step.min() == 0 else smallest / 1.8)
-    axes.grid(alpha=0.25)
-    figure.colorbar(points, label=f"mean accuracy at {', '.join(bits_label(bits) for bits in others)} (%)")
-    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set(facecolor="white", array=None)
-    axes.set_title(title(study, spec), fontsize="medium")
-    place_labels(axes, rows[["per_step", "accuracy"]].to_numpy(dtype=float), names(spec, rows))
-    sns.despine(figure)
-    return figure
+    return rows.assign(place=np.arange(len(rows)) + rows.family_number + 1)
 
 
-def names(spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
-    """Methods, with their number of levels where it is not Eq. 1-2's."""
-    usual = 2 * largest_code(spec.bits) + 1
-    levels = rows.levels.fillna(usual)
-    return [name if n == usual else f"{name} ({n:.0f} levels)" for name, n in zip(rows.label, levels)]
+def _reference(rows: pd.DataFrame) -> pd.Series:
+    """Accuracy of the QAT that each row is compared with, over the same seeds; none where there is no such QAT."""
+    return rows.accuracy - rows.difference.mask((rows.method == "qat") & rows.difference.isna(), 0)
 
 
-def place_labels(axes: Axes, points: np.ndarray, names: list[str]) -> list[Annotation]:
-    """Name every point at the nearest place around it that covers no point and no other name; a line leads home."""
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # fixes the layout that pixels are counted in
-    figure.set_layout_engine("none")
-    homes = axes.transData.transform(points)
-    frame = axes.get_window_extent()
-    marker = 0.055 * figure.dpi
-    taken = [Bbox.from_extents(*(home - marker), *(home + marker)) for home in homes]
-    labels = []
-    for name, point, home in zip(names, points, homes):
-        label = axes.annotate(
-            name, point, xytext=(0, 0), textcoords="offset points", fontsize="x-small", ha="center", va="center",
-            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5, "shrinkA": 0, "shrinkB": 4}, zorder=2.5,
+def _headings(panels: Sequence[Axes], rows: pd.DataFrame) -> None:
+    """A band with the family's name above its rows."""
+    first = panels[0]
+    first.set_zorder(1)  # a name may reach into the next panel
+    first.patch.set_visible(False)
+    for family, places in rows.groupby("family", sort=False).place:
+        place = places.min() - 1
+        for axes in panels:
+            axes.axhspan(place - 0.45, place + 0.45, color=LIGHT, lw=0, zorder=3)
+        name = first.text(0.01, place, family, transform=first.get_yaxis_transform(), weight="bold", zorder=4, **TEXT)
+        name.set_in_layout(False)
+
+
+def _differences(axes: Axes, rows: pd.DataFrame, report: Report, spec: ComparisonTable) -> None:
+    """Dots with intervals; what lies beyond the axis stands at its edge with its number."""
+    reference = _reference(rows)
+    rows = rows.assign(zero=reference, away=rows.accuracy - reference)
+    families = rows.family
+    starts = (rows.method == "baseline") | rows.posttraining.notna()  # rows whose latent weights the family starts from
+    full = (rows[f"at_{LATENT}"] - rows.zero).where(starts).groupby(families, sort=False).first()
+    ptq = rows.away.where(rows.method == "baseline").groupby(families, sort=False).first()
+    low = min(-LEAST, rows.away.quantile(FAILED)) * 1.15
+    axes.set_xlim(low, max(0.5, rows.away.max(), full.max()) - 0.08 * low)
+    for row in rows.itertuples():
+        _difference(axes, row, low, seeds_of(report.results, row.runs, row.posttraining, spec.bits))
+    axes.axvline(0, color=METHODS["qat"], lw=0.8, zorder=1)
+    for found, style in ((full, FULL), (ptq, PTQ)):
+        for family, at in found[found > low].items():
+            places = rows.place[families == family]
+            axes.plot([at, at], [places.min() - 0.5, places.max() + 0.5], zorder=1, **style)
+    axes.set_xlabel(f"accuracy at {bits_label(spec.bits)} − QAT's (points)")
+    handles = [
+        Line2D([], [], color=METHODS["qat"], lw=0.8, label="QAT"),
+        Line2D([], [], label="FP32", **FULL),
+        Line2D([], [], label="PTQ", **PTQ),
+        Line2D([], [], color=BLACK, marker="o", ms=4, lw=0.9, label="mean, 95 %"),
+        Line2D([], [], color=BLACK, marker="o", ms=2, lw=0, alpha=0.6, label="seed"),
+    ]
+    axes.legend(handles=handles, bbox_to_anchor=(0.4, 1), ncols=5, handlelength=1.2, **LEGEND)
+
+
+def _difference(axes: Axes, row: Any, low: float, seeds: pd.Series) -> None:
+    """One row: ``away`` points from its QAT, whose accuracy is ``zero``; ``low`` is where the axis begins."""
+    color = METHODS.get(row.method, BLACK)
+    if pd.isna(row.away):
+        text = " diverged" if pd.isna(row.accuracy) else " no QAT beside"
+        axes.text(low, row.place, text, color=GREY, **TEXT)
+    elif row.away < low:
+        axes.plot(low, row.place, "<", color=color, ms=4, clip_on=False)
+        axes.annotate(
+            f"{row.away:.1f}".replace("-", "−"), (low, row.place), xytext=(7, 0), textcoords="offset points",
+            color=color, bbox={"fc": "white", "lw": 0, "pad": 0.5}, **TEXT,
         )  # fmt: skip
-        extent = label.get_window_extent()
-        half = np.array([extent.width, extent.height]) / 2 + 1
-        places = [home + side * (half + distance) for distance in DISTANCES * figure.dpi for side in SIDES]
-        boxes = [Bbox.from_extents(*(place - half), *(place + half)) for place in places]
-        inside = [box for box in boxes if frame.contains(*box.min) and frame.contains(*box.max)]
-        free = [box for box in inside if box.count_overlaps(taken) == 0]
-        chosen = (free or boxes)[0]
-        taken.append(chosen)
-        x, y = (np.add(chosen.min, chosen.max) / 2 - home) * 72 / figure.dpi
-        label.xyann = (x, y)
-        labels.append(label)
-    return labels
+    else:
+        draw_seeds(axes, seeds - row.zero, row.place, color)
+        axes.plot([row.difference_low, row.difference_high], [row.place] * 2, color=color, lw=0.9, zorder=1)
+        face = "white" if row.early > 0 else color
+        axes.plot(row.away, row.place, "o", ms=4, color=color, mfc=face, mew=0.9, zorder=3)
 
 
-def heatmap(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> Figure | None:
-    """Mean accuracy of every method (rows, by family) at every evaluation width; the target's column is framed."""
-    if rows.accuracy.notna().sum() == 0:
-        return None
-    widths = sorted(study.eval_bits, reverse=True)
-    table = rows.rename(columns={"accuracy": f"at_{spec.bits}"})[[f"at_{bits}" for bits in widths]].astype(float)
-    low, high = np.nanmin(table.to_numpy()), np.nanmax(table.to_numpy())
-    families = list(dict.fromkeys(rows.family))
-    counts = [int((rows.family == family).sum()) for family in families]
-    figure, grid = plt.subplots(
-        len(families), 1, figsize=(7.2, 0.27 * len(rows) + 0.42 * len(families) + 0.9), squeeze=False, sharex=True,
-        height_ratios=counts, layout="constrained",
-    )  # fmt: skip
-    for axes, family in zip(grid[:, 0], families):
-        mine = rows[rows.family == family]
-        axes.set_facecolor(UNRUN)
-        sns.heatmap(
-            table.loc[mine.index], ax=axes, annot=True, fmt=".1f", cmap="viridis", vmin=low, vmax=high, cbar=False,
-            linewidths=0.6, linecolor="white", annot_kws={"fontsize": "small"},
-        )  # fmt: skip
-        target = widths.index(spec.bits)
-        for place, row in enumerate(mine.itertuples()):
-            if pd.isna(row.accuracy):
-                said = "diverged" if row.diverged else "not run"
-                axes.text(target + 0.5, place + 0.5, said, ha="center", va="center", fontsize="small", color=GREY)
-        axes.add_patch(plt.Rectangle((target, 0), 1, len(mine), fill=False, ec=BLACK, lw=1.6, clip_on=False, zorder=3))
-        axes.set_yticklabels(names(spec, mine), rotation=0, fontsize="small")
-        axes.set_xticklabels([bits_label(bits) for bits in widths])
-        axes.set_title(family, fontsize="medium", loc="left")
-        axes.tick_params(length=0)
-    shades = plt.cm.ScalarMappable(Normalize(low, high), "viridis")
-    figure.colorbar(shades, ax=grid[:, 0].tolist(), label="test accuracy (%)", aspect=40)
-    figure.suptitle(title(study, spec), fontsize="medium")
-    return figure
+def _widths(axes: Axes, rows: pd.DataFrame, report: Report, spec: ComparisonTable) -> None:
+    """Accuracy of every row at every width."""
+    widths = sorted({spec.bits, *other_widths(report.study, spec)}, reverse=True)
+    for bits in widths:
+        axes.plot(rows["accuracy" if bits == spec.bits else f"at_{bits}"], rows.place, **width_mark(bits))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("accuracy (%) at every width")
+    axes.legend(bbox_to_anchor=(0.5, 1), ncols=len(widths), handlelength=0.8, **LEGEND)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from oscillations.core.files import replacing
 from oscillations.engine.recipe import Recipe
-from oscillations.records.plans import current, plans
+from oscillations.records.plans import current
+from oscillations.report.figures.page import WIDTH
 from oscillations.report.figures.palette import BLACK, GREY
-from oscillations.report.figures.runs import method_color, model_name, panel_title
+from oscillations.report.figures.panels import method_color, model_name, name_of, options_of
+from oscillations.report.results import Report
 from oscillations.study import paths
 from oscillations.study.report_schema import Film
-from oscillations.study.schema import Study
-from oscillations.study.variants import Variant
 
 FRAME, HELD = 200, 3000  # milliseconds: an epoch, the last one
-WIDTH, HEIGHT, DPI = 7.0, 2.9, 160  # inches, dots per inch
+HEIGHT, DPI = 2.8, 160  # inches, dots per inch
 COLORS = 64
 
 
@@ -44,14 +41,20 @@ class Training:
         return len(self.density) - 1
 
 
-def write_films(study: Study, variants: list[Variant]) -> None:
-    """Draw every film of the study of which something has run."""
-    found = current(plans(variants)) if study.films else []
+def write_films(report: Report) -> None:
+    """Draw every film of the study of which something has run, and remove what no longer stands."""
+    films, folder = report.study.films, paths.figures(report.study.study)
+    for file in folder.glob("*.gif"):
+        if file.stem not in films:
+            file.unlink()
+    found = current(report.plans) if films else []
     first = {plan.variant.path: plan for plan in reversed(found)}  # of several seeds
-    for name, spec in study.films.items():
-        panels = [first[path] for path in spec.panels if path in first]
-        if panels:
-            _write(name, study, spec, [read(plan.variant.recipe, plan.run) for plan in panels])
+    for name, spec in films.items():
+        file = folder / f"{name}.gif"
+        if trainings := [read(first[path].variant.recipe, first[path].run) for path in spec.panels if path in first]:
+            _write(file, frames(spec, trainings))
+        else:
+            file.unlink(missing_ok=True)
 
 
 def read(recipe: Recipe, run: paths.Run) -> Training:
@@ -66,10 +69,7 @@ def read(recipe: Recipe, run: paths.Run) -> Training:
 
 def frames(spec: Film, trainings: list[Training]) -> list[Image.Image]:
     """A picture of the start and of every epoch, until the last training has stopped."""
-    sns.set_theme(style="ticks", context="paper", font_scale=1.0)
-    figure, row = plt.subplots(
-        1, len(trainings), figsize=(WIDTH, HEIGHT), dpi=DPI, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, row = plt.subplots(1, len(trainings), figsize=(WIDTH, HEIGHT), dpi=DPI, sharey=True, squeeze=False)
     panels = [Panel(axes, training) for axes, training in zip(row[0], trainings)]
     row[0][0].set_ylabel("density of weights (log scale)")
     density = np.concatenate([training.density[training.density > 0] for training in trainings])
@@ -79,7 +79,6 @@ def frames(spec: Film, trainings: list[Training]) -> list[Image.Image]:
         "weight in steps of the grid, w / s; dashed: thresholds between levels; near: within 5 % of a step",
         fontsize=8,
     )
-    sns.despine(figure)
     what = f"{spec.layer} of {model_name(trainings[0].recipe)}"
     canvas, pictures = FigureCanvasAgg(figure), []
     for epoch in range(max(training.epochs for training in trainings) + 1):
@@ -113,15 +112,15 @@ class Panel:
         last = min(epoch, self.training.epochs)
         self.bars.set_data(self.training.density[last])
         near = f"near a threshold: {100 * self.training.near[last]:.1f} %"
-        self.axes.set_title(f"{panel_title(self.training.recipe)}\n{near}", fontsize=9)
+        title = ", ".join(filter(None, [name_of(self.training.recipe), *options_of(self.training.recipe)]))
+        self.axes.set_title(f"{title}\n{near}")
         if last == self.training.epochs < self.training.recipe.training.epochs:
             self.note.set_text(f"stopped after epoch {last}")
 
 
-def _write(name: str, study: Study, spec: Film, trainings: list[Training]) -> None:
-    pictures = frames(spec, trainings)
+def _write(file: Path, pictures: list[Image.Image]) -> None:
     palette = pictures[-1].quantize(COLORS, Image.Quantize.FASTOCTREE)  # of its methods that with the whitest white
     first, *rest = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
     durations = [FRAME] * len(rest) + [HELD]
-    with replacing(paths.figures(study.study) / f"{name}.gif") as part:
+    with replacing(file) as part:
         first.save(part, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0)

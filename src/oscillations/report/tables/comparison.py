@@ -1,7 +1,7 @@
 """Every method of a comparison in one table, by family: from scratch, fine-tuned, post-training.
 
 A family shares start and budget; its methods are paired by seed with its QAT. ``tables/comparison-<name>.csv`` holds
-the numbers, from which its Markdown, LaTeX and figures are made.
+the numbers, from which its figure is made.
 """
 
 from __future__ import annotations
@@ -16,35 +16,27 @@ from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.files import read_json
 from oscillations.records import cost
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
-from oscillations.report.measurements import (
-    oscillation_shares,
-    read_measurements,
-    read_oscillations,
-    read_posttraining,
-)
-from oscillations.report.tables.published import (
-    METHOD_NAMES,
-    MODEL_NAMES,
-    bits_label,
-    plus_minus,
-    with_interval,
-    write_formats,
-)
-from oscillations.study.paths import results
+from oscillations.report.results import Report
+from oscillations.report.table import Missing, Row, Table
+from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus, with_interval
+from oscillations.study.paths import experiment_of
 from oscillations.study.report_schema import ComparisonTable
 from oscillations.study.schema import Study
-from oscillations.study.variants import Variant
 
 GRID_NAMES = {"sym_odd": "Eq. 1-2", "lsq": "one more below 0", "mid_rise": "mid-rise, no 0"}
 SCRATCH = "From scratch"
 OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, %", "near": "near a threshold, %"}
 COLUMNS = [
-    "family", "method", "label", "variant", "start", "grid", "levels", "per_channel", "calibration", "planned", "n",
-    "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std", "difference", "difference_low",
-    "difference_high", "difference_n", *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost",
-    "seconds", "runs",
+    "family", "method", "label", "variant", "entry", "posttraining", "start", "grid", "levels", "per_channel",
+    "calibration", "planned", "n", "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std",
+    "difference", "difference_low", "difference_high", "difference_n", "worst", "worst_std", *OSCILLATIONS,
+    "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel"]  # only rows that share all of these are ranked
+EARLY = "‡"
+TITLE = "Every method at its target bits: "
+SERVED = [3, 4, 8]  # widths that one network is wanted for
+WORST = f"worst of {', '.join(map(str, SERVED))} bits"
 WEIGHT_ONLY = (
     "Weight-only: activations, biases and norms stay in floating point, and every loss is the cross-entropy with what "
     "the method adds to it (no distillation)."
@@ -60,40 +52,32 @@ def other_widths(study: Study, spec: ComparisonTable) -> list[int]:
     return sorted((bits for bits in study.eval_bits if bits != spec.bits), reverse=True)
 
 
-def read_comparison(study: Study, name: str) -> pd.DataFrame:
-    """The rows that :func:`write_comparisons` wrote; none before it has."""
-    file = results(study.study) / "tables" / f"{compared_name(name)}.csv"
-    columns = [*COLUMNS, *(f"at_{bits}" for bits in other_widths(study, study.comparisons[name]))]
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=columns)
+def write_comparisons(report: Report) -> None:
+    """Write ``tables/comparison-<name>.*`` of every comparison of the study."""
+    for name, spec in report.study.comparisons.items():
+        rows = comparison_rows(report, spec)
+        shown(report, name, rows).write(report.folder / "tables", rows)
 
 
-def write_comparisons(study: Study, variants: list[Variant]) -> None:
-    """Write ``tables/comparison-<name>.{csv,md,tex}`` of every comparison of the study."""
-    for name, spec in study.comparisons.items():
-        rows = comparison_rows(study, variants, spec)
-        text = shown(study, spec, rows)
-        path = results(study.study) / "tables" / compared_name(name)
-        write_formats(path, title(study, spec), [study.note, *notes(study, spec, rows)], rows, text)
+def read_comparison(report: Report, name: str) -> pd.DataFrame:
+    """The rows that :func:`write_comparisons` wrote."""
+    return report.read(f"tables/{compared_name(name)}.csv")
 
 
 def title(study: Study, spec: ComparisonTable) -> str:
     model = study.experiments[spec.experiments[0]].model["name"]
-    return f"Every method at its target bits: {MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}"
+    return f"{TITLE}{MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}"
 
 
-def comparison_rows(study: Study, variants: list[Variant], spec: ComparisonTable) -> pd.DataFrame:
+def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
     """One row per planned method, run or not: means and spreads over the test split, in percent."""
-    tests = read_measurements(study.study)
-    tests = tests[tests.split == "test"].assign(path=lambda table: table.experiment + "/" + table.variant)
-    shares = oscillation_shares(read_oscillations(study.study))
-    shares = shares.assign(path=shares.experiment + "/" + shares.variant)
-    rows = [*_trained(study, variants, spec, tests, shares), *_posttrained(study, variants, spec, tests)]
+    rows = [*_trained(report, spec), *_posttrained(report, spec)]
     # per-channel scales are compared with per-channel QAT where there is one
     qat = {(row["family"], row["per_channel"]): row["by_seed"] for row in reversed(rows) if row["method"] == "qat"}
     for row in rows:
         family, per_channel = row.pop("paired_with")
         row |= _difference(row.pop("by_seed"), qat.get((family, per_channel), qat.get((family, False))))
-    widths = [f"at_{bits}{suffix}" for bits in other_widths(study, spec) for suffix in ("", "_std")]
+    widths = [f"at_{bits}{suffix}" for bits in other_widths(report.study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
     table = pd.DataFrame(_distinct(rows), columns=[*COLUMNS[:place], *widths, *COLUMNS[place:]])
     families = {family: number for number, family in enumerate(dict.fromkeys(table.family))}
@@ -106,12 +90,10 @@ def _family(study: Study, experiment: str) -> str:
     return f"Fine-tuned from {start}" if start else SCRATCH
 
 
-def _trained(
-    study: Study, variants: list[Variant], spec: ComparisonTable, tests: pd.DataFrame, shares: pd.DataFrame
-) -> Iterator[dict[str, Any]]:
+def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
-    speeds = cost.read_speeds()
-    chosen = [v for v in variants if v.experiment in spec.experiments]
+    study, tests, epochs, speeds = report.study, report.results.evaluations, report.results.epochs, cost.read_speeds()
+    chosen = [v for v in report.variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
         if choice.get("bits", spec.bits) != spec.bits:
@@ -132,15 +114,16 @@ def _trained(
             "planned": len(variant.seeds),
         }
         row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel}
+        kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
+        others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
-            own_scale = mine.calibration.isna() | (mine.calibration == "max")
-            kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & own_scale]
-            row |= _mean(f"at_{bits}", kept[kept.status == "done"].accuracy)
-        logged = shares[(shares.path == variant.path) & shares.seed.isin(row["by_seed"].index)]
+            row |= _mean(f"at_{bits}", others[others.eval_bits == bits].accuracy)
+        row |= _mean("worst", _worst(pd.concat([others, kept[kept.eval_bits == spec.bits]])))
+        logged = epochs[(epochs.path == variant.path) & epochs.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
         began = choice.options.begins * variant.recipe.training.epochs  # epochs before its own phase
-        kept = own[(own.bn == "keep") & (own.status == "done")].best_epoch
+        kept = own[own.bn == "keep"].best_epoch
         yield (
             row
             | of_runs.mean().to_dict()
@@ -152,40 +135,43 @@ def _trained(
         )
 
 
-def _posttrained(
-    study: Study, variants: list[Variant], spec: ComparisonTable, tests: pd.DataFrame
-) -> Iterator[dict[str, Any]]:
+def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the post-training methods on each start, done anew at every width."""
-    found, _ = read_posttraining(study.study)
-    found = found.assign(path=found.experiment + "/" + found.variant)
-    seeds = {variant.path: variant.seeds for variant in variants}
+    study, tests, found = report.study, report.results.tests, report.results.posttraining
+    seeds = {variant.path: variant.seeds for variant in report.variants}
     for name in spec.posttraining:
         entry = study.posttraining[name]
         for path in entry.of:
-            experiment = path.split("/")[0]
             for label, method, _ in entry.resolved():
                 mine = found[(found.path == path) & (found.label == label)]
                 plain = METHOD_NAMES.get(method, method)
                 own = mine[mine.eval_bits == spec.bits]
                 row = {
                     "family": f"Post-training on {path}",
-                    "paired_with": (_family(study, experiment), False),
+                    "paired_with": (_family(study, experiment_of(path)), False),
                     "method": method,
                     "label": plain if label == method else f"{plain} ({label})",
                     "variant": path,
+                    "entry": name,
+                    "posttraining": label,
                     "start": path,
                     "planned": len(seeds[path]),
                 }
                 row |= _accuracies(own) | _grid(own)
-                parents = tests[(tests.path == path) & (tests.eval_bits == LATENT) & (tests.bn == "keep")]
-                row |= _mean(f"at_{LATENT}", parents[parents.run.isin(own.run) & (parents.status == "done")].accuracy)
+                parents = tests[(tests.path == path) & (tests.eval_bits == LATENT) & tests.run.isin(own.run)]
+                row |= _mean(f"at_{LATENT}", parents.accuracy)
                 for bits in other_widths(study, spec):
                     if bits != LATENT:
-                        kept = mine[(mine.eval_bits == bits) & (mine.bn == "keep") & (mine.status == "done")]
-                        row |= _mean(f"at_{bits}", kept.accuracy)
-                kept = own[(own.bn == "keep") & (own.status == "done")]
+                        row |= _mean(f"at_{bits}", mine[(mine.eval_bits == bits) & (mine.bn == "keep")].accuracy)
+                kept = own[(own.bn == "keep") & own.accuracy.notna()]
                 row |= {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
                 yield row | {"calibration_loss": kept.calibration_loss.mean()}
+
+
+def _worst(kept: pd.DataFrame) -> pd.Series:
+    """By seed, the lowest accuracy at :data:`SERVED`: what one network for all these widths must offer."""
+    at = kept[kept.eval_bits.isin(SERVED)].pivot(index="seed", columns="eval_bits", values="accuracy")
+    return at.reindex(columns=SERVED).min(axis=1, skipna=False)
 
 
 def _mean(column: str, values: pd.Series) -> dict[str, float]:
@@ -195,13 +181,13 @@ def _mean(column: str, values: pd.Series) -> dict[str, float]:
 def _accuracies(own: pd.DataFrame) -> dict[str, Any]:
     """Accuracy at the target bits, and how many runs stand behind it; a diverged run enters no mean."""
     kept, fresh = (own[own.bn == bn] for bn in ("keep", "reestimate"))
-    done = kept[kept.status == "done"]
+    done = kept[kept.accuracy.notna()]
     return {
         "by_seed": done.set_index("seed").accuracy.astype(float),
         "n": len(done),
         "diverged": len(kept) - len(done),
         **_mean("accuracy", done.accuracy),
-        **_mean("reestimated", fresh[fresh.status == "done"].accuracy),
+        **_mean("reestimated", fresh.accuracy),
         "runs": " ".join(sorted(kept.run)),
     }
 
@@ -214,7 +200,7 @@ def _grid(own: pd.DataFrame) -> dict[str, Any]:
 
 def _cost(own: pd.DataFrame) -> dict[str, float]:
     """Means over runs: the epoch whose weights are kept, optimizer steps, wall seconds."""
-    done = own[(own.bn == "keep") & (own.status == "done")]
+    done = own[(own.bn == "keep") & own.accuracy.notna()]
     records = [read_json(Path(run, "run.json")) for run in done.run]
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]
@@ -242,7 +228,7 @@ def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of one name in one family say their experiment."""
     names = [(row["family"], row["label"]) for row in rows]
     return [
-        row | {"label": f"{row['label']} ({row['variant'].split('/')[0]})"} if names.count(name) > 1 else row
+        row | {"label": f"{row['label']} ({experiment_of(row['variant'])})"} if names.count(name) > 1 else row
         for row, name in zip(rows, names)
     ]
 
@@ -257,18 +243,20 @@ def best(rows: pd.DataFrame, column: str) -> pd.Series:
     return (values == groups.transform("max")) & (values > groups.transform("min"))
 
 
-def shown(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as people read them: strings, the best of a ranking between ``**``; columns without numbers left out."""
+def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
+    """The rows that have run as people read them, by family, the best of a ranking between ``**``."""
+    study, spec = report.study, report.study.comparisons[name]
     target = bits_label(spec.bits)
-    text = pd.DataFrame({"Family": rows.family, "Method": [_name(row) for row in rows.itertuples()]}, dtype=str)
-    text["Grid"] = [_grid_text(row) for row in rows.itertuples()]
-    text["Scale"] = rows.calibration.astype(object).fillna("")
+    text = pd.DataFrame({"Method": [_name(row) for row in rows.itertuples()]}, dtype=str)
     text[target] = [_state(cell, row) for cell, row in zip(_means(rows, "accuracy"), rows.itertuples())]
-    text[f"{target}, BN re-estimated"] = _means(rows, "reestimated")
+    text[WORST] = _means(rows, "worst")
     text["− QAT [95 %]"] = [_difference_text(row) for row in rows.itertuples()]
     text["n"] = [f"{row.n} of {row.planned}" if row.n != row.planned else f"{row.n}" for row in rows.itertuples()]
+    text[f"{target}, BN re-estimated"] = _means(rows, "reestimated")
     for bits in other_widths(study, spec):
         text[bits_label(bits)] = _means(rows, f"at_{bits}")
+    text["Grid"] = [_grid_text(row) for row in rows.itertuples()]
+    text["Scale"] = rows.calibration.astype(object).fillna("")
     for column, header in OSCILLATIONS.items():
         text[header] = [_number(value, 3 if column == "per_step" else 2) for value in rows[column]]
     text["calibration loss"] = [_number(value, 4) for value in rows.calibration_loss]
@@ -276,15 +264,30 @@ def shown(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> pd.DataFra
     text["steps"] = [_number(value, 0) for value in rows.steps]
     text["a step / FP step"] = [_number(value, 2) for value in rows.step_cost]
     text["seconds"] = [_number(value, 0 if value >= 10 else 1) for value in rows.seconds]
-    return text[[header for header in text if header in ("Family", "Grid", "Scale") or text[header].any()]]
+    ran = (rows.n > 0) | (rows.diverged > 0)
+    said = [
+        Row(cells, row.runs.split(), group=row.family)
+        for row, cells in zip(rows[ran].itertuples(), text[ran].to_dict("records"))
+    ]
+    empty = rows[~ran]
+    made_by = empty.entry.where(empty.entry.notna(), empty.variant.map(experiment_of))
+    missing = [
+        Missing(
+            str(source), report.why_not_run(experiment_of(group.variant.iloc[0])),
+            [f"{row.family}: {row.label}" for row in group.itertuples()], list(dict.fromkeys(group.variant)),
+        )
+        for source, group in empty.groupby(made_by, sort=False)
+    ]  # fmt: skip
+    first = [target, WORST, "− QAT [95 %]", "n", *(bits_label(bits) for bits in other_widths(study, spec) if bits > 2)]
+    said_notes = [note for note in notes(spec) if note[0] != EARLY or (rows.early > 0).any()]
+    return Table(compared_name(name), title(study, spec), [study.note, *said_notes], said, missing, first)
 
 
 def _name(row: Any) -> str:
     """The label, and whether the method's own phase came too late for what was kept."""
     if not row.early > 0:
         return row.label
-    of = "" if row.early == row.n else f" in {row.early:.0f} of {row.n} runs"
-    return f"{row.label} (kept from before its own phase{of})"
+    return f"{row.label} {EARLY}" if row.early == row.n else f"{row.label} {EARLY} ({row.early:.0f} of {row.n})"
 
 
 def _means(rows: pd.DataFrame, column: str) -> list[str]:
@@ -303,7 +306,7 @@ def _grid_text(row: Any) -> str:
 def _state(cell: str, row: Any) -> str:
     if row.diverged:
         return f"{cell} ({row.diverged} diverged)" if cell else "diverged"
-    return cell or "not run"
+    return cell
 
 
 def _number(value: float, digits: int) -> str:
@@ -312,28 +315,27 @@ def _number(value: float, digits: int) -> str:
 
 def _difference_text(row: Any) -> str:
     text = with_interval(row.difference, row.difference_low, row.difference_high)
-    return f"{text} (n = {int(row.difference_n)})" if text else ""
+    return f"{text} (n = {int(row.difference_n)})" if text and row.difference_n != row.n else text
 
 
-def notes(study: Study, spec: ComparisonTable, rows: pd.DataFrame) -> list[str]:
-    """What a reader must know of the columns, and why rows are empty."""
-    found = [
+def notes(spec: ComparisonTable) -> list[str]:
+    """What a reader must know of the columns."""
+    return [
+        f"{EARLY} Kept from before the method's own phase (QC, CGA, freezing ...): the best epoch lies before it, so "
+        "the number is that of what the method is built on.",
         WEIGHT_ONLY,
         "Test accuracy in percent of the best epoch's weights, mean ± standard deviation over n seeds; batch-norm "
         "statistics kept unless said otherwise. Bold: the best mean of a family on one grid; numbers on different "
         f"grids (levels) are not ranked, as {bits_label(spec.bits)} is not one number of levels.",
         "Trained methods: at other widths the latent weights are quantized by Eq. 1-2 (their largest is the last "
         "level), per channel where the method is. Post-training methods are done anew at every width; FP32 is the "
-        "network they start from. − QAT: difference to the QAT of the same family (of per-channel methods to the "
-        "per-channel QAT where there is one; post-training: of the family that its start belongs to), paired by "
-        f"seed, with Student's t interval; fewer than {MINIMUM_RUNS} seeds have none, and are not ranked.",
+        "network they start from. Worst: each seed's lowest accuracy at these widths.",
+        "− QAT: difference to the QAT of the same family (of per-channel methods to the per-channel QAT where there is "
+        "one; post-training: of the family that its start belongs to), paired by seed, with Student's t interval; "
+        f"fewer than {MINIMUM_RUNS} seeds have none, and are not ranked.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
-        "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training. Calibration loss: "
-        "relative error of the network's answers on the calibration images; where no blocks are (MLP5), BRECQ is "
-        "AdaRound. Where the best epoch lies before a "
-        "method's own phase (QC, CGA, freezing ...), the number is that of what it is built on. Steps and "
-        "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
-        "(benchmarks/results/cost.csv).",
+        "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training.",
+        "Calibration loss: relative error of the network's answers on the calibration images; where no blocks are "
+        "(MLP5), BRECQ is AdaRound. Steps and seconds: mean of a run, on a machine that was not always idle; a step's "
+        "cost was measured apart (benchmarks/results/cost.csv).",
     ]
-    empty = dict.fromkeys(path.split("/")[0] for path in rows.variant[(rows.n == 0) & (rows.diverged == 0)])
-    return found + [f"Not run: {name}, {study.not_run[name]}." for name in empty if name in study.not_run]

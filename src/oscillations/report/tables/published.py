@@ -1,12 +1,10 @@
-"""The paper's tables, published beside reproduced, as CSV, Markdown and LaTeX.
+"""The paper's tables, published beside reproduced, as CSV, Markdown, LaTeX and JSON.
 
 ``agreement.csv`` holds every published cell, ``coverage.csv`` counts them by table.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,11 +12,12 @@ import pandas as pd
 from oscillations.core.bits import LATENT
 from oscillations.core.files import write_text
 from oscillations.report.estimates import MINIMUM_RUNS, PUBLISHED_RUNS, spread, welch
-from oscillations.report.measurements import read_measurements
-from oscillations.study.paths import PUBLISHED, results
+from oscillations.report.results import Report
+from oscillations.report.table import Missing, Row, Table, csv
+from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus
+from oscillations.study.paths import experiment_of
 from oscillations.study.pretrained import IMAGENET_LABELS
 from oscillations.study.schema import Study
-from oscillations.study.variants import Variant
 
 CELL = ["model", "setting", "method", "lambda", "train_bits", "eval_bits"]
 TITLES = {
@@ -36,36 +35,23 @@ AGREEMENT_NOTE = (
     "The difference to the published mean has the 95 % interval of Welch's test, once as if the paper had run "
     f"{PUBLISHED_RUNS[0]} seeds and once as if it had run {PUBLISHED_RUNS[1]}: it does not say."
 )
+FIRST = [
+    "Model", "Method", "λ", "Trained", "Evaluated", "Bits", "Reproduced", "Published", "Difference", "Agreement", "n",
+    *(f"95 % if n = {n}" for n in PUBLISHED_RUNS),
+]  # fmt: skip
 COMPARED = ["difference", "ratio", *(f"{end}_{n}" for n in PUBLISHED_RUNS for end in ("low", "high")), "agreement"]
 FINE_TUNED = ("table2", "table3", "table5")
-METHOD_NAMES = {
-    "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
-    "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule", "lsq": "LSQ",
-    "dampening": "Dampening", "freezing": "Freezing", "osciquant-freezing": "OsciQuant + freezing", "aoq": "AOQ",
-    "bin-regularization": "Bin regularization", "statsq": "StatsQ", "cga": "StatsQ + CGA",
-    "gradient-l1": "Gradient-L1", "ema": "EMA", "qc": "QC", "nearest": "Nearest", "adaround": "AdaRound",
-    "brecq": "BRECQ", "qdrop": "QDrop (input mix)", "mrecg": "MRECG",
-}  # fmt: skip
-MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny", "mobilenetv2": "MobileNetV2"}
 
 
-def read_published() -> pd.DataFrame:
-    """The published cells; ``table`` is ``table1`` to ``table5``."""
-    published = pd.read_csv(PUBLISHED)
-    published["table"] = "table" + published["table"].str[1:]
-    return published
-
-
-def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
+def summarise(evaluations: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     """Mean, sample standard deviation (of three runs or more) and n over seeds of every cell on the test split.
 
-    A diverged run never enters a mean; it is counted in ``diverged``.
+    ``evaluations``: as in :class:`Results`. A diverged run never enters a mean; it is counted in ``diverged``.
     """
-    tests = measurements[(measurements.split == "test") & (measurements.bn == bn)]
-    keys = ["experiment", "variant", *CELL, "lr", "start"]
+    keys = ["experiment", "variant", "path", *CELL, "lr", "start"]
     rows = []
-    for key, group in tests.groupby(keys, dropna=False, sort=False):
-        done = group[(group.status == "done") & group.accuracy.notna()]
+    for key, group in evaluations[evaluations.bn == bn].groupby(keys, dropna=False, sort=False):
+        done = group[group.accuracy.notna()]
         rows.append(
             dict(zip(keys, key))
             | {
@@ -80,35 +66,35 @@ def summarise(measurements: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "mean", "std", "n", "diverged", "epochs", "runs"])
 
 
-def table_cells(study: Study, variants: list[Variant], table: str, measurements: pd.DataFrame) -> pd.DataFrame:
+def table_cells(report: Report, table: str) -> pd.DataFrame:
     """One row per cell of a table: all published cells, then those of the study that have no published twin.
 
     Cells are matched on model, method, bits and, in sweeps, lambda. Outside sweeps lambda is a choice of the
     study and stays out of the match, because the published tables name none. The columns of :func:`_compared` say how
-    they agree. ``fitted``: a free choice was fitted to the published cell. ``missing``: what has not run, and why if
-    the study says so.
+    they agree. ``fitted``: a free choice was fitted to the published cell. ``missing``: the variant that would fill an
+    empty cell.
     """
-    published = read_published()
+    study, published = report.study, report.published
     published = published[(published.table == table) & (study.published != "none")].rename(
         columns={"mean": "published_mean", "std": "published_std", "epochs": "published_epochs"}
     )
     # pandas matches NaN with NaN here, which is what a cell without lambda needs
     columns = [*CELL, "published_mean", "published_std", "published_epochs"]
-    merged = published[columns].merge(_own_cells(study, table, measurements, published), on=CELL, how="outer")
+    merged = published[columns].merge(_own_cells(report, table, published), on=CELL, how="outer")
     merged.insert(0, "table", table)
     merged = merged.join(pd.DataFrame([_compared(study, cell) for _, cell in merged.iterrows()], columns=COMPARED))
     cells = merged[["model", "setting", "method", "eval_bits"]].itertuples(index=False, name=None)
     merged["fitted"] = merged.published_mean.notna() & pd.Series([cell in study.fitted for cell in cells], dtype=bool)
-    merged["missing"] = [
-        _missing(study, variants, table, cell) if pd.isna(cell.n) else "" for _, cell in merged.iterrows()
-    ]
+    merged["missing"] = [_missing(report, table, cell) if pd.isna(cell.n) else "" for _, cell in merged.iterrows()]
     return merged.loc[_order(merged, table)].reset_index(drop=True)
 
 
-def _own_cells(study: Study, table: str, measurements: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+def _own_cells(report: Report, table: str, published: pd.DataFrame) -> pd.DataFrame:
     """The study's cells that stand in a table."""
-    found = summarise(measurements).astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
-    found = found[found.experiment.isin(study.shown_in(table))]
+    found = summarise(report.results.evaluations).astype(
+        {"lambda": float, "train_bits": int, "eval_bits": int}
+    )  # also if empty
+    found = found[found.experiment.isin(report.study.shown_in(table))]
     if table != "table3":  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
@@ -163,17 +149,17 @@ def _order(merged: pd.DataFrame, table: str) -> pd.Index:
     return keys.sort_values(list(keys)).index
 
 
-def _missing(study: Study, variants: list[Variant], table: str, cell: pd.Series) -> str:
-    """The variant that would fill an empty cell, with the study's reason for not running it."""
+def _missing(report: Report, table: str, cell: pd.Series) -> str:
+    """The variant that would fill an empty cell; nothing if the study has none."""
     method = "baseline" if cell.method == "ptq" else cell.method
-    for variant in variants:
+    for variant in report.variants:
         recipe = variant.recipe
         about = (recipe.model.name, recipe.method.name, recipe.bits)
         at_lambda = pd.isna(cell["lambda"]) or recipe.method.get("lambda") == cell["lambda"]
-        named = variant.experiment in study.shown_in(table)
+        named = variant.experiment in report.study.shown_in(table)
         if named and at_lambda and about == (cell.model, method, cell.train_bits):
-            return f"{variant.path}: {study.not_run.get(variant.experiment, 'not trained yet')}"
-    return "not in this study"
+            return variant.path
+    return ""
 
 
 def _starts(table: str) -> frozenset[str]:
@@ -181,110 +167,110 @@ def _starts(table: str) -> frozenset[str]:
     return IMAGENET_LABELS if table in FINE_TUNED else IMAGENET_LABELS | {""}
 
 
-def bits_label(bits: int) -> str:
-    return {LATENT: "FP32", 2: "ternary"}.get(bits, f"{bits}-bit")
-
-
-def plus_minus(mean: float, std: float, digits: int = 2) -> str:
-    if pd.isna(mean):
-        return ""
-    return f"{mean:.{digits}f}" if pd.isna(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
-def with_interval(value: float, low: float, high: float, digits: int = 2, sign: str = "+") -> str:
-    """``+1.00 [-1.48, +3.48]``; without an interval where there is none, nothing without a value."""
-    if pd.isna(value):
-        return ""
-    text = f"{value:{sign}.{digits}f}"
-    return text if pd.isna(low) else f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def reproduced_text(row: pd.Series) -> str:
+def reproduced_text(cell: pd.Series) -> str:
     """What a table shows of the study's own cell."""
-    if pd.isna(row.n):
-        return "not run"
-    text = plus_minus(row["mean"], row["std"])
-    if row.diverged:
-        text = f"{text} ({int(row.diverged)} diverged)" if text else "diverged"
-    return f"{text} {FITTED_MARK}" if row.fitted else text
+    text = plus_minus(cell["mean"], cell["std"])
+    if cell.diverged:
+        text = f"{text} ({int(cell.diverged)} diverged)" if text else "diverged"
+    return f"{text} {FITTED_MARK}" if cell.fitted else text
 
 
-def shown(table: str, cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells as people read them: strings, one row per cell."""
-    rows = []
-    for _, cell in cells.iterrows():
-        row = {"Model": MODEL_NAMES.get(cell.model, cell.model), "Method": METHOD_NAMES.get(cell.method, cell.method)}
-        if SETTINGS.get(table) == "sweep":
-            row["λ"] = f"{cell['lambda']:g}"
-        if table == "table3":
-            row["Trained"] = bits_label(cell.train_bits)
-        row["Evaluated" if table == "table3" else "Bits"] = bits_label(cell.eval_bits)
-        if table in FINE_TUNED:
-            row["Fine-tuned from"] = "" if pd.isna(cell.start) else cell.start
-        row["Published"] = plus_minus(cell.published_mean, cell.published_std)
-        row["Reproduced"] = reproduced_text(cell)
-        row["n"] = "" if pd.isna(cell.n) else str(int(cell.n))
-        row["Difference"] = "" if pd.isna(cell.difference) else f"{cell.difference:+.2f}"
-        for runs in PUBLISHED_RUNS:
-            low, high = cell[f"low_{runs}"], cell[f"high_{runs}"]
-            row[f"95 % if n = {runs}"] = "" if pd.isna(low) else f"[{low:+.2f}, {high:+.2f}]"
-        row["/ published std"] = "" if pd.isna(cell.ratio) else f"{cell.ratio:+.1f}"
-        if table in ("table1", "table2"):
-            row["Epochs (published)"] = "" if pd.isna(cell.published_epochs) else f"{cell.published_epochs:.0f}"
-            row["Epochs"] = "" if pd.isna(cell.epochs) else f"{cell.epochs:.1f}"
-        rows.append(row)
-    text = pd.DataFrame(rows)
-    intervals = [f"95 % if n = {runs}" for runs in PUBLISHED_RUNS]
-    without = ["Published", "Difference", "Epochs (published)"] if cells.published_mean.isna().all() else []
-    without += [column for column in ("/ published std", *intervals) if column not in text or not text[column].any()]
-    return text.drop(columns=without, errors="ignore")
+def published_table(report: Report, table: str, cells: pd.DataFrame) -> Table:
+    """The cells that have run as people read them, and what has not run, by experiment."""
+    ran = cells[cells.n.notna()]
+    several = ran.model.nunique() > 1
+    rows = [Row(_texts(table, cell, several), cell.runs.split(), _kind(cell)) for _, cell in ran.iterrows()]
+    empty = cells[cells.n.isna()]
+    left = [
+        Missing(
+            name, report.why_not_run(name), [_named(table, cell) for _, cell in group.iterrows()],
+            list(dict.fromkeys(filter(None, group.missing))),
+        )
+        for name, group in empty.groupby(empty.missing.map(lambda path: path and experiment_of(path)), sort=False)
+    ]  # fmt: skip
+    return Table(table, TITLES[table], notes(report.study, ran), rows, left, FIRST, "Reproduced")
 
 
-def notes(study: Study, cells: pd.DataFrame) -> list[str]:
-    """What a reader of a table must know: about the study, its marks, and why cells are empty."""
+def _kind(cell: pd.Series) -> str:
+    """Agreement with the published cell; a miniature's and a fitted one are never judged."""
+    return "" if cell.fitted or pd.isna(cell.agreement) else cell.agreement
+
+
+def _named(table: str, cell: pd.Series) -> str:
+    """A cell in words: ``ResNet-18, QAT, trained 3-bit, at ternary: published 10.49 ± 0.37``."""
+    said = [MODEL_NAMES.get(cell.model, cell.model), METHOD_NAMES.get(cell.method, cell.method)]
+    said += [f"λ = {cell['lambda']:g}"] if SETTINGS.get(table) == "sweep" else []
+    said += [f"trained {bits_label(cell.train_bits)}, at {bits_label(cell.eval_bits)}"] if table == "table3" else []
+    said += [bits_label(cell.eval_bits)] if table != "table3" else []
+    return f"{', '.join(said)}: published {plus_minus(cell.published_mean, cell.published_std)}"
+
+
+def _texts(table: str, cell: pd.Series, several: bool) -> dict[str, str]:
+    """``several``: whether the table has rows of more than one model."""
+    row = {"Model": MODEL_NAMES.get(cell.model, cell.model)} if several else {}
+    row["Method"] = METHOD_NAMES.get(cell.method, cell.method)
+    if SETTINGS.get(table) == "sweep":
+        row["λ"] = f"{cell['lambda']:g}"
+    if table == "table3":
+        row["Trained"] = bits_label(cell.train_bits)
+    row["Evaluated" if table == "table3" else "Bits"] = bits_label(cell.eval_bits)
+    row["Reproduced"] = reproduced_text(cell)
+    row["Published"] = plus_minus(cell.published_mean, cell.published_std)
+    row["Difference"] = "" if pd.isna(cell.difference) else f"{cell.difference:+.2f}"
+    row["Agreement"] = _kind(cell)
+    row["n"] = str(int(cell.n))
+    for runs in PUBLISHED_RUNS:
+        low, high = cell[f"low_{runs}"], cell[f"high_{runs}"]
+        row[f"95 % if n = {runs}"] = "" if pd.isna(low) else f"[{low:+.2f}, {high:+.2f}]"
+    row["/ published std"] = "" if pd.isna(cell.ratio) else f"{cell.ratio:+.1f}"
+    if table in ("table1", "table2"):
+        row["Epochs (published)"] = "" if pd.isna(cell.published_epochs) else f"{cell.published_epochs:.0f}"
+        row["Epochs"] = "" if pd.isna(cell.epochs) else f"{cell.epochs:.1f}"
+    if table in FINE_TUNED:
+        row["Fine-tuned from"] = cell.start
+    return row if several else row | {"Model": MODEL_NAMES.get(cell.model, cell.model)}
+
+
+def notes(study: Study, ran: pd.DataFrame) -> list[str]:
+    """What a reader of a table must know: about the study, and its marks."""
     found = [study.note]
-    if (cells.fitted & cells.n.notna()).any():
+    if ran.fitted.any():
         found.append(FITTED_NOTE)
-    if cells.agreement.notna().any():
+    if ran.agreement.notna().any():
         found.append(AGREEMENT_NOTE)
-    empty = [name.split("/")[0] for name in cells.missing if "/" in name]
-    found += [f"Not run: {name}, {study.not_run[name]}." for name in dict.fromkeys(empty) if name in study.not_run]
     return found
 
 
-def write_tables(study: Study, variants: list[Variant]) -> None:
+def write_tables(report: Report) -> None:
     """Write every table of the study, ``agreement.csv`` (all published cells) and ``coverage.csv`` (their counts)."""
-    measurements = read_measurements(study.study)
-    folder = results(study.study) / "tables"
-    for table in study.tables:
-        cells = table_cells(study, variants, table, measurements)
-        write_formats(folder / table, TITLES[table], notes(study, cells), cells, shown(table, cells))
-    agreement = agreement_cells(study, variants, measurements)
-    write_text(results(study.study) / "agreement.csv", _csv(agreement))
-    write_text(results(study.study) / "coverage.csv", _csv(coverage(agreement)))
+    for table in report.study.tables:
+        cells = table_cells(report, table)
+        published_table(report, table, cells).write(report.folder / "tables", cells)
+    agreement = agreement_cells(report)
+    write_text(report.folder / "agreement.csv", csv(agreement))
+    write_text(report.folder / "coverage.csv", csv(coverage(agreement)))
 
 
-def _csv(table: pd.DataFrame) -> str:
-    return table.round(6).to_csv(index=False, lineterminator="\n")
-
-
-def agreement_cells(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
+def agreement_cells(report: Report) -> pd.DataFrame:
     """Each published cell once, beside the study's, and how they agree.
 
     Where two experiments fill one cell, the one that the study's table names first stands here.
     """
     tables = []
-    for table in sorted(read_published().table.unique()):
-        cells = table_cells(study, variants, table, measurements)
-        named = {name: place for place, name in enumerate(study.shown_in(table))}
+    for table in sorted(report.published.table.unique()):
+        cells = table_cells(report, table)
+        named = {name: place for place, name in enumerate(report.study.shown_in(table))}
         cells = cells[cells.published_mean.notna()]
         cells = cells.assign(place=cells.experiment.map(named))
         tables.append(cells.loc[cells.sort_values("place", kind="stable").drop_duplicates(CELL).index.sort_values()])
     cells = pd.concat(tables, ignore_index=True)
     cells["n"] = cells.n.fillna(0).astype(int)
-    cells["relation"] = study.published
+    cells["relation"] = report.study.published
+    cells["why"] = [
+        report.why_not_run(path and experiment_of(path)) if not n else "" for path, n in zip(cells.missing, cells.n)
+    ]
     columns = ["published_mean", "published_std", "mean", "std", "n", *COMPARED, "fitted", "relation"]
-    return cells[["table", *CELL, *columns, "missing", "runs", "start"]]
+    return cells[["table", *CELL, *columns, "missing", "why", "runs", "start"]]
 
 
 def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
@@ -296,31 +282,3 @@ def coverage(agreement: pd.DataFrame) -> pd.DataFrame:
     by_table = counted.groupby("table").sum().astype(int)
     by_table.loc["all"] = by_table.sum()
     return by_table.reset_index()
-
-
-def write_formats(path: Path, title: str, notes: list[str], cells: pd.DataFrame, text: pd.DataFrame) -> None:
-    """``cells`` as CSV, and ``text`` (strings for people; ``**bold**``) as Markdown and LaTeX."""
-    write_text(path.with_suffix(".csv"), _csv(cells))
-    write_text(path.with_suffix(".md"), _markdown(title, notes, text))
-    write_text(path.with_suffix(".tex"), _latex(title, notes, text))
-
-
-def _markdown(title: str, notes: list[str], text: pd.DataFrame) -> str:
-    header = " | ".join(text.columns)
-    rules = " | ".join("---" for _ in text.columns)
-    body = "\n".join("| " + " | ".join(row) + " |" for row in text.itertuples(index=False))
-    return f"### {title}\n\n" + "\n\n".join(notes) + f"\n\n| {header} |\n| {rules} |\n{body}\n"
-
-
-def _latex(title: str, notes: list[str], text: pd.DataFrame) -> str:
-    def escape(value: str) -> str:
-        signs = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "−": "$-$", "λ": r"$\lambda$", FITTED_MARK: r"\dag{}"}
-        for plain, tex in signs.items():
-            value = value.replace(plain, tex)
-        return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", value)
-
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(title)}. {escape(' '.join(notes))}}}"]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(text.columns)}}}", r"\toprule"]
-    lines += [" & ".join(map(escape, text.columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])

@@ -12,12 +12,13 @@ from oscillations import datasets
 from oscillations.core.bits import LATENT
 from oscillations.engine.recipe import Recipe
 from oscillations.report.estimates import MINIMUM_RUNS
-from oscillations.report.measurements import read_measurements
-from oscillations.report.tables.published import MODEL_NAMES, read_published, summarise, write_formats
-from oscillations.study.paths import results
+from oscillations.report.results import Report
+from oscillations.report.table import Missing, Row, Table
+from oscillations.report.tables.published import summarise
+from oscillations.report.text import MODEL_NAMES
 from oscillations.study.schema import Study
-from oscillations.study.variants import Variant
 
+NAME = "rate-search"
 TITLE = "Search of the learning rate and the validation split"
 POINTS = 1.0  # least tolerance of an accuracy: a published standard deviation of few runs may be tiny by chance
 EPOCHS = 0.2  # tolerance of the best epoch, as a share of the published one
@@ -25,16 +26,14 @@ CELLS = {"fp32": LATENT, "ptq_2": 2, "ptq_3": 3, "ptq_4": 4}  # accuracy columns
 SCORED = ["fp32", "epoch", "ptq_3", "ptq_4"]  # ternary PTQ is at chance wherever one looks
 
 
-def write_searches(study: Study, variants: list[Variant]) -> None:
+def write_searches(report: Report) -> None:
     """Write the table of all searches of the study, if it has any."""
-    if study.rate_searches:
-        rows = searched(study, variants, read_measurements(study.study))
-        write_formats(
-            results(study.study) / "tables/rate-search", TITLE, [study.note, *sentences(rows)], rows, shown(rows)
-        )
+    if report.study.rate_searches:
+        rows = searched(report)
+        shown(report.study, rows).write(report.folder / "tables", rows)
 
 
-def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) -> pd.DataFrame:
+def searched(report: Report) -> pd.DataFrame:
     """One row per searched experiment and learning rate, under a row with the published values (experiment "").
 
     ``fp32``, ``ptq_2``, ``ptq_3`` and ``ptq_4`` are test accuracies in percent, ``epoch`` the best epoch, all means
@@ -43,17 +42,17 @@ def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) 
     1 means within tolerance on average. ``rank`` 1 fits best, of three seeds or more; ``chosen`` is the main
     experiment's own choice.
     """
-    found = summarise(measurements)
+    study, variants, found = report.study, report.variants, summarise(report.results.evaluations)
     groups = []
     for main, searches in study.rate_searches.items():
         own = next(variant.recipe for variant in variants if (variant.experiment, variant.name) == (main, "baseline"))
-        published, tolerance = _published(own.model.name, own.setting)
+        published, tolerance = _published(report.published, own.model.name, own.setting)
         rows = []
         for variant in variants:
             recipe = variant.recipe
             if variant.experiment not in searches or recipe.method.name != "baseline":
                 continue
-            mine = found[(found.experiment == variant.experiment) & (found.variant == variant.name)]
+            mine = found[found.path == variant.path]
             values = _values(mine)
             differences = [abs(values[cell] - published[cell]) / tolerance[cell] for cell in SCORED]
             rows.append(
@@ -63,6 +62,7 @@ def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) 
                 | values
                 | {"score": sum(differences) / len(differences)}
                 | {"chosen": _choice(recipe) == _choice(own)}
+                | {"runs": " ".join(sorted({run for runs in mine.runs for run in runs.split()}))}
             )
         group = pd.DataFrame(rows)
         enough = group.score.where(group.n >= MINIMUM_RUNS)
@@ -71,7 +71,7 @@ def searched(study: Study, variants: list[Variant], measurements: pd.DataFrame) 
         groups.append(pd.concat([pd.DataFrame([head]).astype(object), group.astype(object)], ignore_index=True))
     return pd.concat(groups, ignore_index=True)[
         ["main", "model", "setting", "experiment", "train_images", "validation", "lr", "n", "diverged", "fp32", "epoch",
-         "ptq_2", "ptq_3", "ptq_4", "score", "rank", "chosen"]
+         "ptq_2", "ptq_3", "ptq_4", "score", "rank", "chosen", "runs"]
     ]  # fmt: skip
 
 
@@ -98,9 +98,8 @@ def _values(cells: pd.DataFrame) -> dict[str, float]:
     return {name: accuracy.get(bits, float("nan")) for name, bits in CELLS.items()} | {"epoch": epoch}
 
 
-def _published(model: str, setting: str) -> tuple[dict[str, float], dict[str, float]]:
+def _published(cells: pd.DataFrame, model: str, setting: str) -> tuple[dict[str, float], dict[str, float]]:
     """Published values of a model's baseline and their tolerances; NaN where nothing is published."""
-    cells = read_published()
     cells = cells[
         (cells.model == model) & (cells.setting == setting) & cells.method.isin(["baseline", "ptq"])
         & cells.table.isin(["table1", "table2"])
@@ -145,31 +144,33 @@ def _few(rows: pd.DataFrame) -> str:
     return f" ({few} of them with fewer than {MINIMUM_RUNS} seeds, which rank nothing)" if few else ""
 
 
-def shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as people read them: strings."""
+def shown(study: Study, rows: pd.DataFrame) -> Table:
+    """The rows that have run as people read them, and the published ones."""
 
     def number(value: float, digits: int = 2) -> str:
         return "" if pd.isna(value) else f"{value:.{digits}f}"
 
-    lines = []
+    ran: list[Row] = []
+    left: dict[str, list[str]] = {}
     for _, row in rows.iterrows():
         published = row.experiment == ""
-        state = "" if published or row.n else "diverged" if row.diverged else "not run"
-        lines.append(
-            {
-                "Model": MODEL_NAMES.get(row.model, row.model),
-                "Learning rate": "published" if published else f"{row.lr:g}",
-                "Training / validation": "" if published else _split(row),
-                "n": "" if published else str(row.n),
-                "FP32": number(row.fp32) or state,
-                "Best epoch": number(row.epoch, 1),
-                "PTQ ternary": number(row.ptq_2),
-                "PTQ 3-bit": number(row.ptq_3),
-                "PTQ 4-bit": number(row.ptq_4),
-                "Score": number(row.score),
-                "Rank": "" if pd.isna(row["rank"]) else str(row["rank"]),
-                "Choice": "this study" if row.chosen is True else "",
-            }
-        )
-    text = pd.DataFrame(lines)
-    return text if text.Rank.any() else text.drop(columns="Rank")
+        if not published and not row.n and not row.diverged:
+            left.setdefault(row.experiment, []).append(f"{row.lr:g}, {_split(row)}")
+            continue
+        cells = {
+            "Model": MODEL_NAMES.get(row.model, row.model),
+            "Learning rate": "published" if published else f"{row.lr:g}",
+            "FP32": number(row.fp32) or ("" if published or row.n else "diverged"),
+            "Best epoch": number(row.epoch, 1),
+            "PTQ ternary": number(row.ptq_2),
+            "PTQ 3-bit": number(row.ptq_3),
+            "PTQ 4-bit": number(row.ptq_4),
+            "Score": number(row.score),
+            "Rank": "" if pd.isna(row["rank"]) else str(row["rank"]),
+            "n": "" if published else str(row.n),
+            "Training / validation": "" if published else _split(row),
+            "Choice": "this study" if row.chosen is True else "",
+        }
+        ran.append(Row(cells, row.runs.split() if isinstance(row.runs, str) else []))
+    missing = [Missing(name, study.not_run.get(name, "not trained yet"), cells) for name, cells in left.items()]
+    return Table(NAME, TITLE, [study.note, *sentences(rows)], ran, missing)

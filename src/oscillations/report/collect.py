@@ -1,0 +1,209 @@
+"""From records to tidy tables: one of everything a study has measured, one of every epoch, two of post-training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from oscillations.core.bits import LATENT
+from oscillations.core.errors import InputError
+from oscillations.core.files import write_text
+from oscillations.engine.recipe import Recipe
+from oscillations.records.identity import (
+    arithmetic,
+    evaluation_key,
+    evaluation_parts,
+    posttraining_key,
+    posttraining_parts,
+)
+from oscillations.records.plans import Plan, current, plans
+from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
+from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION
+from oscillations.study.paths import Run, evaluation_files, measurements_file, posttraining_files, results
+from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
+
+SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
+
+
+def collect(study: Study, variants: list[Variant]) -> None:
+    """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
+    found = plans(variants)
+    _refuse([plan for plan in found if plan.stale])
+    evaluations: dict[str, pd.DataFrame] = {}
+    unevaluated: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    for plan in current(found):
+        variant, run, record = plan.variant, plan.run, plan.result
+        if run.experiment not in evaluations:
+            file, _ = evaluation_files(study.study, run.experiment)
+            evaluations[run.experiment] = read_rows([file], EVALUATIONS)
+        about = _about(study, variant, record, run.seed, str(run.folder))
+        quantizer = record.get("quantizer") or SYMMETRIC
+        for bits, accuracy in record["validation_accuracy"].items():
+            rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
+        parts = evaluation_parts(record["recipe"])
+        tests = current_rows(evaluations[run.experiment], evaluation_key(record), parts)
+        if tests.empty:
+            unevaluated[run.experiment] = unevaluated.get(run.experiment, 0) + 1
+        for row in tests.itertuples():
+            tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
+            rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+    for experiment, count in unevaluated.items():
+        print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
+    table = pd.DataFrame(rows, columns=MEASUREMENTS)
+    write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
+    if study.posttraining:
+        collect_posttraining(study, current(found))
+
+
+def _refuse(stale: list[Plan]) -> None:
+    """Say of stale records why they are not shown, and how they are made again; once for all seeds of a variant."""
+    seeds: dict[tuple[Run, str | None], list[int]] = {}
+    for plan in stale:
+        seeds.setdefault((replace(plan.run, seed=0), plan.stale), []).append(plan.run.seed)
+    for (run, why), numbers in seeds.items():
+        print(
+            f"refused {run.folder.parent}, seeds {numbers}: {why}; make them again with: "
+            f"snakemake all --config study={run.study} only={run.experiment}/{run.variant}",
+            file=sys.stderr,
+        )
+
+
+def collect_posttraining(study: Study, finished: list[Plan]) -> None:
+    """Write ``posttraining.csv`` and ``reconstruction.csv``: what was made of current runs with the present options."""
+    tables: tuple[list, list] = ([], [])
+    for name, entry in study.posttraining.items():
+        files = posttraining_files(study.study, name)
+        found = [read_rows([file], columns) for file, columns in zip(files, (POSTTRAINED, RECONSTRUCTED))]
+        for plan in (plan for plan in finished if plan.variant.path in entry.of):
+            record = plan.result
+            about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
+            about |= {"start_method": about["method"]}
+            about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
+            for label, method, options in entry.resolved():
+                parts = [*posttraining_parts(method), *arithmetic(record["recipe"])[1:]]
+                for bits in entry.bits:
+                    key = posttraining_key(record, method, options, bits)
+                    for table, rows in zip(tables, found):
+                        table.append(current_rows(rows[rows.label == label], key, parts).assign(**about))
+    for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
+        write_rows(results(study.study) / f"{name}.csv", frames, columns)
+
+
+def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, folder: str) -> dict[str, Any]:
+    recipe = variant.recipe
+    method = recipe.method
+    return {
+        "study": study.study,
+        "data": record["data"]["name"],
+        "experiment": variant.experiment,
+        "model": recipe.model.name,
+        "setting": recipe.setting,
+        "method": method.name,
+        "variant": variant.name,
+        "train_bits": recipe.bits,
+        "preset": method.get("preset"),
+        "reg_reduction": method.get("reg_reduction"),
+        "scale_grad": method.get("scale_grad"),
+        "lambda": method.get("lambda"),
+        "lr": recipe.training.lr,
+        "seed": seed,
+        "best_epoch": record["best_epoch"],
+        "epochs_run": record["epochs_run"],
+        "status": record["status"],
+        "run": folder,
+        "start": start_label(recipe, record),
+    }
+
+
+def start_label(recipe: Recipe, record: dict[str, Any]) -> str:
+    """What a run was fine-tuned from, for people; nothing if it was trained from scratch."""
+    return record["start"]["label"] if recipe.pretrained else recipe.start_from or ""
+
+
+def _evaluation(
+    about: dict[str, Any], quantizer: dict[str, Any], bits: int, bn: str, split: str, accuracy: float
+) -> dict[str, Any]:
+    """PTQ is what a quantized evaluation of the baseline is called; away from its target bits, all is Eq. 1-2."""
+    quantized = bits != LATENT
+    own = quantizer if bits == about["train_bits"] else SYMMETRIC
+    return {
+        "method": "ptq" if about["method"] == "baseline" and quantized else about["method"],
+        "eval_bits": bits,
+        "grid": own["grid"] if quantized else None,
+        "levels": own.get("levels", 2**bits - 1) if quantized else None,
+        "calibration": own["calibration"] if quantized else None,
+        "bn": bn,
+        "split": split,
+        "accuracy": accuracy,
+    }
+
+
+def collect_oscillations(study: Study, variants: list[Variant]) -> None:
+    """Write ``oscillations.csv``: every epoch of every current run, counts per epoch, not cumulative.
+
+    ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
+    ``near_threshold``, ``error`` and ``share_zero`` are averages over all quantized weights,
+    ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
+    the layers, in their order; ``layer_shares_epoch``: those of the epoch.
+    """
+    frames = [_epochs(plan) for plan in current(plans(variants))]
+    table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
+    write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _epochs(plan: Plan) -> pd.DataFrame:
+    """Every epoch of one run. Raises InputError if its history is not there."""
+    variant, run = plan.variant, plan.run
+    for name in ("history.csv", "layers.csv"):
+        if not (run.folder / name).exists():
+            raise InputError(f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again")
+    history, layers = (pd.read_csv(run.folder / name) for name in ("history.csv", "layers.csv"))
+    method = variant.recipe.method
+    about = {
+        "experiment": variant.experiment,
+        "variant": variant.name,
+        "model": variant.recipe.model.name,
+        "method": method.name,
+        "train_bits": variant.recipe.bits,
+        "lambda": method.get("lambda"),
+        "lr": variant.recipe.training.lr,
+        "seed": run.seed,
+        "status": plan.result["status"],
+        "steps_per_epoch": plan.result["steps_per_epoch"],
+    }
+    if history.empty:
+        return pd.DataFrame(columns=[*about, *history])
+    frame = history[["epoch", "train_loss", "val_loss", "monitored", *history.filter(regex="^val_acc_")]].assign(
+        **about
+    )
+    counts = history.filter(regex="^(iteration|epoch)_")
+    frame[list(counts)] = counts.diff().fillna(counts).astype(int)
+    frame = frame.assign(**history.filter(regex="^frequency_"))
+    return _with_layers(frame[[*about, *frame.columns.drop(list(about))]], layers)
+
+
+def _with_layers(frame: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+    """Epochs with the means over layers, or over weights, of what is logged by layer."""
+    if layers.empty:
+        return frame
+    by_epoch = layers.groupby("epoch")
+    frame["weights"] = by_epoch.weights.sum().to_numpy()
+    for column in ("max_over_std", "kurtosis"):
+        frame[column] = by_epoch[column].mean().to_numpy()
+    for column in layers.columns.intersection(["near_threshold", "error", "share_zero"]):
+        weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
+        frame[column] = weighted.to_numpy() / frame["weights"]
+    if "iteration_nagel" in layers:
+        counts = layers.assign(own=layers.groupby("layer").iteration_nagel.diff().fillna(layers.iteration_nagel))
+        frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
+        frame["layer_shares_epoch"] = counts.groupby("epoch").own.agg(_shares).to_numpy()
+    return frame
+
+
+def _shares(counts: pd.Series) -> str:
+    return " ".join(f"{share:.5f}" for share in counts / max(counts.sum(), 1))
