@@ -47,12 +47,12 @@ SHOWN_EVALUATIONS = [
 
 def posttraining_runs(entry):
     """Runs of a post-training entry that are shown."""
-    return [run for run in SHOWN if f"{run.experiment}/{run.variant}" in STUDY.posttraining[entry].of]
+    return [run for run in SHOWN if run.path in STUDY.posttraining[entry].of]
 
 
 def posttraining_experiments(entry):
     """Experiments that an entry's runs belong to."""
-    return list(dict.fromkeys(variant.split("/")[0] for variant in STUDY.posttraining[entry].of))
+    return list(dict.fromkeys(paths.experiment_of(variant) for variant in STUDY.posttraining[entry].of))
 
 
 SHOWN_ENTRIES = [

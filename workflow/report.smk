@@ -25,7 +25,7 @@ COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for na
 # those studies are not this one's to make
 REFERENCE, COMPANIONS = ([file for file in files if Path(file).exists()] for files in (REFERENCE, COMPANIONS))
 FILMED = {
-    film: [str(run.folder / paths.WEIGHTS) for run in SHOWN if f"{run.experiment}/{run.variant}" in spec.panels]
+    film: [str(run.folder / paths.WEIGHTS) for run in SHOWN if run.path in spec.panels]
     for film, spec in STUDY.films.items()
 }
 FILMS = [f"{FIGURES}/{film}.gif" for film, histograms in FILMED.items() if histograms]
