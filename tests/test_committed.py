@@ -131,7 +131,8 @@ def committed() -> frozenset[str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [Path(file) for file in listed.split("\0") if file]
     # whoever has made the quick study finds it on the landing page, too
-    files += [file.relative_to(ROOT) for file in (ROOT / "results/quick").rglob("*") if file.is_file()]
+    for folder in ("results/quick", "figures/quick"):
+        files += [file.relative_to(ROOT) for file in (ROOT / folder).rglob("*") if file.is_file()]
     return frozenset(str(path) for file in files for path in (file, *file.parents))
 
 
