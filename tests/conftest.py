@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from oscillations.engine import batches
+from oscillations.engine.method import Moment
 from oscillations.jobs import trainers
 from oscillations.report.results import Report, Results
 from oscillations.study.variants import recipe_of
@@ -22,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 # Sums do not depend on how many cores a machine has, and tiny tensors do not wait for threads of a busy one.
 torch.set_num_threads(1)
+
+
+def at(share):
+    """A step of a training so long that its beginning and its end are one share of it."""
+    return Moment(share, share)
 
 
 def reported(study, variants, measurements, oscillations=None):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import image_sets, make_trainer
+from conftest import at, image_sets, make_trainer
 
 from oscillations import models
 from oscillations.engine.layers import quantized_layers, quantized_parameters
+from oscillations.engine.method import Moment
 from oscillations.methods._aoq import AoqQuantizer, initial_spacing
 from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
@@ -77,9 +78,30 @@ def test_a1_shrinkage_is_the_released_schedules():
     assert shrinkage(1.0) == shrinkage(STAGE2) == pytest.approx(0.3)
 
 
+def test_a1_stages_begin_after_the_released_epochs_50_and_150():
+    learning = [e for e in range(250) if e / 250 >= STAGE2]
+    damped = [e for e in range(250) if e / 250 >= STAGE3]
+    assert (learning[0], damped[0]) == (51, 151)
+
+
+def test_a1_a_step_leaves_the_shrinkage_of_the_next_steps_epoch():
+    method, quantizer = made()
+    method.step(NoStep(), quantizer, Moment(4.9 / 250, 5 / 250))  # the last step of epoch 4
+    assert quantizer.shrinkage.item() == pytest.approx(shrinkage(5 / 250))
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a1_weights_just_below_zero_belong_to_the_lower_cell(bits):
+    weight = torch.tensor([-1e-30, -1e-12, -3e-8, 0.0, 1e-30])
+    quantizer = AoqQuantizer({"a": weight}, bits, tie="half_up")
+    quantizer.thresholds, quantizer.levels = [torch.tensor(1.0)], [torch.tensor(1.0)]
+    quantizer.update()
+    assert quantizer.codes.tolist() == [-1, -1, -1, 0, 0]
+
+
 def test_a1_stage_1_output_scales_with_the_shrinkage():
     method, quantizer = made()
-    method.step(NoStep(), quantizer, 0.1)
+    method.step(NoStep(), quantizer, at(0.1))
     quantizer.update()
     assert quantizer.shrinkage.item() == pytest.approx(0.65)
     for weight, q, codes in zip(quantizer.weights, quantizer.quantized, quantizer.code_views):
@@ -109,7 +131,7 @@ def test_a1_a_smaller_spacing_puts_more_weights_near_thresholds():
 def test_a1_weights_beyond_the_levels_receive_the_whole_gradient_and_thresholds_none():
     method, quantizer = made({"a": torch.tensor([[-9.0, -0.1, 0.2, 9.0]])})
     grads = [torch.tensor([[1.0, -2.0, 3.0, -4.0]])]
-    method.after_backward(quantizer, grads, 0.5)
+    method.after_backward(quantizer, grads, at(0.5))
     assert grads[0].tolist() == [[1.0, -2.0, 3.0, -4.0]]
     assert all(spacing.grad is None for spacing in quantizer.thresholds)
 
@@ -130,7 +152,7 @@ def test_a1_level_gradient_by_finite_differences(bits, per_channel):
         return (quantizer.quantized[0] - target).square().sum()
 
     loss()
-    method.after_backward(quantizer, [2 * (quantizer.quantized[0] - target)], 0.3)
+    method.after_backward(quantizer, [2 * (quantizer.quantized[0] - target)], at(0.3))
     found = quantizer.levels[0].grad
     for entry in range(found.numel()):
         change = torch.zeros_like(found)
@@ -143,12 +165,12 @@ def test_a1_level_gradient_by_finite_differences(bits, per_channel):
 def test_a1_nothing_is_learned_in_stage_1():
     method, quantizer = made()
     before = [level.clone() for level in quantizer.levels]
-    method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], 0.19)
-    method.step(NoStep(), quantizer, 0.19)
+    method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(0.19))
+    method.step(NoStep(), quantizer, at(0.19))
     assert all(level.grad is None for level in quantizer.levels)
     assert all(torch.equal(a, b) for a, b in zip(before, quantizer.levels))
-    method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], STAGE2)
-    method.step(NoStep(), quantizer, STAGE2)
+    method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(STAGE2))
+    method.step(NoStep(), quantizer, at(STAGE2))
     assert not any(torch.equal(a, b) for a, b in zip(before, quantizer.levels))
 
 
@@ -166,7 +188,7 @@ def test_a1_damping_gradient_is_autograds(target, norm):
     quantizer.levels = [1.3 * level for level in quantizer.levels]
     quantizer.update()
     grads = [torch.zeros_like(w) for w in quantizer.weights]
-    method.after_backward(quantizer, grads, STAGE3)
+    method.after_backward(quantizer, grads, at(STAGE3))
     total = 0.0
     for i, grad in enumerate(grads):
         weight = quantizer.weights[i].clone().requires_grad_()
@@ -177,8 +199,8 @@ def test_a1_damping_gradient_is_autograds(target, norm):
         (0.7 * norm_of_layer).backward()
         total += 0.7 * norm_of_layer.item()
         assert torch.allclose(grad, weight.grad, atol=1e-6)
-    assert method.penalty(quantizer, STAGE3).item() == pytest.approx(total, rel=1e-6)
-    assert method.penalty(quantizer, STAGE3 - 0.01) is None
+    assert method.penalty(quantizer, at(STAGE3)).item() == pytest.approx(total, rel=1e-6)
+    assert method.penalty(quantizer, at(STAGE3 - 0.01)) is None
 
 
 def test_a1_damping_rests_at_its_target():
@@ -195,7 +217,7 @@ def test_a1_damping_does_not_reach_the_levels():
     gradients = []
     for progress in (0.5, 0.9):
         method, quantizer = made()
-        method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], progress)
+        method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(progress))
         gradients.append([level.grad.item() for level in quantizer.levels])
     assert gradients[0] == gradients[1]
 

@@ -37,6 +37,20 @@ def test_o1_qkr_without_quantization_is_the_same_attention():
     assert not torch.allclose(module(x), found)
 
 
+def test_o1_qkr_learnable_vectors_beside_the_product_change_nothing():
+    """As released: x (M x^T + b) with any b for each head is the attention without b."""
+    module, x = attention()
+    heads, width = module.num_heads, module.attn_dim
+    query, key, value = (w.view(heads, -1, width) for w in module.qkv.weight.split(width))
+    vectors = torch.randn(1, heads, width, 1)
+    tokens = x.unsqueeze(1)
+    scores = tokens @ (query.transpose(1, 2) @ key @ tokens.transpose(-2, -1) + vectors) * module.scale
+    values = tokens @ value.transpose(1, 2) + module.qkv.bias[2 * width :].view(heads, 1, -1)
+    mixed = (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
+    found = product_attention(module, x, lambda product: product)
+    torch.testing.assert_close(module.proj(mixed), found, atol=1e-5, rtol=1e-5)
+
+
 def test_o1_qkr_gradients_reach_query_key_and_value():
     module, x = attention()
     upstream = torch.randn(5, 7, 12)

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from conftest import at
 
 from oscillations import methods
 from oscillations.engine.quantizer import WeightQuantizer
@@ -40,7 +41,7 @@ def closed_form(chosen, weights, grads, progress=0.0):
     quantizer = WeightQuantizer(dict(weights), chosen.bits)
     quantizer.update()
     grads = [grad.clone() for grad in grads]
-    chosen.after_backward(quantizer, grads, progress)
+    chosen.after_backward(quantizer, grads, at(progress))
     return grads
 
 
@@ -190,7 +191,7 @@ def test_osciquant_gradient_is_autograds(options, bits, dtype, tolerance):
     quantizer.update()
     forward = [w.clone().requires_grad_() for w in osci.forward_weights(quantizer) or latent.values()]
     grads = list(torch.autograd.grad(task(*forward), forward))
-    osci.after_backward(quantizer, grads, 0.0)
+    osci.after_backward(quantizer, grads, at(0.0))
     for grad, reference in zip(grads, expected):
         scale = reference.abs().max().item()
         torch.testing.assert_close(grad, reference, rtol=tolerance, atol=tolerance * scale)
@@ -213,7 +214,7 @@ def test_qat_gradient_is_autograds(bits, scale_grad, dtype, tolerance):
     quantizer.update()
     (forward,) = [q.clone().requires_grad_() for q in qat.forward_weights(quantizer)]
     (grad,) = torch.autograd.grad(task(forward), forward)
-    qat.after_backward(quantizer, [grad], 0.0)
+    qat.after_backward(quantizer, [grad], at(0.0))
     torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
@@ -245,7 +246,7 @@ def test_convolutions_in_any_layout_and_on_any_device(name, memory_format, sees_
     assert sorted(quantizer.codes.tolist()) == sorted(codes.flatten().tolist())
     forward = (chosen.forward_weights(quantizer) or [weight])[0].detach().clone().requires_grad_()
     (grad,) = torch.autograd.grad(task(forward), forward)
-    chosen.after_backward(quantizer, [grad], 0.0)
+    chosen.after_backward(quantizer, [grad], at(0.0))
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -266,7 +267,7 @@ def test_fisher_curvature_weighs_the_error():
 )
 def test_lambda_schedules(schedule, values):
     osci = method("osciquant", bits=3, lambda_schedule=schedule, **{"lambda": 2.0})
-    assert [osci.strength(progress) for progress in (0.0, 0.05, 1.0)] == pytest.approx(
+    assert [osci.strength(at(progress)) for progress in (0.0, 0.05, 1.0)] == pytest.approx(
         [values[0], values[1] if schedule != "cosine" else 1 - 0.98768834, values[2]]
     )
 
@@ -274,9 +275,9 @@ def test_lambda_schedules(schedule, values):
 def test_penalty_only_where_asked():
     quantizer = WeightQuantizer({"w": GOLDEN}, 3)
     quantizer.update()
-    assert method("osciquant", bits=3, **{"lambda": 1.0}).penalty(quantizer, 0.0) is None
+    assert method("osciquant", bits=3, **{"lambda": 1.0}).penalty(quantizer, at(0.0)) is None
     always = method("osciquant", bits=3, reg_when="always", **{"lambda": 1.0})
-    assert always.penalty(quantizer, 0.0).item() == pytest.approx(0.0424305556, abs=1e-10)
+    assert always.penalty(quantizer, at(0.0)).item() == pytest.approx(0.0424305556, abs=1e-10)
 
 
 def kurtosis(weight):
@@ -347,7 +348,7 @@ def test_d1_pseudo_noise_has_the_quantizers_size_and_autograds_gradient(noise, v
     upstream = torch.randn_like(weight)
     ((leaf + leaf.abs().amax() / 3 * xi) * upstream).sum().backward()
     grads = [upstream.clone()]
-    chosen.after_backward(quantizer, grads, 0.0)
+    chosen.after_backward(quantizer, grads, at(0.0))
     torch.testing.assert_close(grads[0], leaf.grad)
 
 
@@ -360,7 +361,7 @@ def test_d1_pseudo_noise_detached_keeps_the_gradient_at_the_noisy_point():
     assert not torch.equal(first, chosen.forward_weights(quantizer)[0])  # fresh noise at every step
     grads = [torch.randn(5, 5)]
     before = grads[0].clone()
-    chosen.after_backward(quantizer, grads, 0.0)
+    chosen.after_backward(quantizer, grads, at(0.0))
     assert torch.equal(grads[0], before)
 
 
@@ -369,13 +370,13 @@ def test_d1_pseudo_noise_detached_keeps_the_gradient_at_the_noisy_point():
 )
 def test_signed_schedule_goes_from_oscillation_to_dampening(shape, expected):
     chosen = method("signed", bits=3, preset="paper_text", lambda_start=0.4, lambda_end=-0.2, shape=shape)
-    assert [chosen.strength(p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
+    assert [chosen.strength(at(p)) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected)
     weights = {"w": torch.randn(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)}
     quantizer = WeightQuantizer(weights, 3)
     quantizer.update()
     for progress in (0, 0.75):
         (grad,) = closed_form(chosen, weights, [torch.zeros(4, 4).double()], progress)
-        torch.testing.assert_close(grad, chosen.strength(progress) * quantizer.error(0))
+        torch.testing.assert_close(grad, chosen.strength(at(progress)) * quantizer.error(0))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -394,5 +395,5 @@ def test_g8_per_channel_flow_is_autograds(bits, shape):
     quantizer.update()
     torch.testing.assert_close(quantizer.quantized[0], quantized.detach())
     grads = [upstream.clone()]
-    chosen.after_backward(quantizer, grads, 0.0)
+    chosen.after_backward(quantizer, grads, at(0.0))
     torch.testing.assert_close(grads[0], latent.grad)

@@ -40,8 +40,10 @@ def network(name, seed=0):
 
 
 def calibration(model, weights, images, bits=3, scale=max_scale, per_channel=False, seed=0):
-    scales = {name: scale(weight.data, bits, per_channel=per_channel) for name, weight in weights.items()}
-    return Calibration(model, weights, scales, bits, grid_of("sym_odd", bits), images, seed)
+    grid = grid_of("sym_odd", bits)
+    width = bits if scale is max_scale else grid
+    scales = {name: scale(weight.data, width, per_channel=per_channel) for name, weight in weights.items()}
+    return Calibration(model, weights, scales, bits, grid, images, seed)
 
 
 def apply(method, model, weights, images, bits=3, **options):
@@ -180,11 +182,21 @@ def test_R1_rounding_term_is_zero_iff_decided_and_largest_at_one_half():
     assert beta(0.2) == 20 and beta(1.0) == 2 and beta(0.6) == pytest.approx(11)
 
 
+def test_R1_the_exponent_of_every_step_is_the_releases(trained, monkeypatch):
+    """Steps count from 1: of 10, the second is the first with the term (20), and the last ends at 2."""
+    seen = []
+    gradient = Rounding.gradient
+    monkeypatch.setattr(Rounding, "gradient", lambda self, *args: (seen.append(args[2]), gradient(self, *args))[1])
+    apply("adaround", *trained, iterations=10)
+    assert seen[:10] == [None, *(pytest.approx(20 - 18 * (t - 2) / 8) for t in range(2, 11))]
+
+
 @pytest.mark.parametrize("exponent", [None, 2.0, 7.3, 20.0])
 def test_R1_gradient_is_autograds(exponent):
     torch.manual_seed(2)
     weight, upstream = torch.randn(50, 40), torch.randn(50, 40)
-    scale, grid = mse_scale(weight, 3), grid_of("sym_odd", 3)
+    grid = grid_of("sym_odd", 3)
+    scale = mse_scale(weight, grid)
     rounding = Rounding(weight, scale, grid)
     rounding.v.add_(torch.randn_like(weight))
     rounding.soft()
@@ -328,11 +340,14 @@ def test_R2_qdrop_takes_the_expected_share(trained, monkeypatch):
 def test_R2_fisher_weights(trained):
     model, weights, images = trained
     cal = calibration(model, weights, images)
+    first = cal.fisher_weights(cal.chain.units[0], 32)  # itself latent, as the release's soft weights are at first
+    torch.testing.assert_close(first, torch.ones_like(first), atol=1e-6, rtol=0)
+    cal.quantized |= {f"fc{i}.weight": cal.nearest(f"fc{i}.weight") for i in (1, 2)}
     importance = cal.fisher_weights(cal.chain.units[2], 32)
     assert importance.shape == cal.value(cal.chain.units[2].stop, {}).shape
     assert (importance >= 1).all() and importance.max() > 1
     last = cal.fisher_weights(cal.chain.units[-1], 32)  # there g = (softmax(q) - softmax(fp)) / batch
-    wrong = cal.value(cal.chain.output, {"fc6.weight": cal.nearest("fc6.weight")}).softmax(1)
+    wrong = cal.value(cal.chain.output, cal.quantized).softmax(1)
     g = (wrong - cal.value(cal.chain.output, {}).softmax(1)) / 32
     torch.testing.assert_close(last, (g.abs() + 1).square(), atol=1e-5, rtol=1e-5)
 
@@ -376,6 +391,7 @@ def test_M1_full_resnet18_shows_what_each_score_picks():
     inner = [False, *[True] * 7, False]
     released = {place - 1 for group in mrecg.RELEASED["resnet18"][1] for place in group[:-1]}
     assert mrecg.largest(mrecg.scores(capacities, "log_ratio"), inner, 2) == released
+    assert mrecg.MrecgOptions(k=2).capacity == "log_ratio"
     counts = [mrecg.capacity(cal, unit, 1.0) for unit in cal.chain.units]
     assert mrecg.largest(mrecg.scores(counts, "diff2"), [True] * 9, 3) == {6, 7, 8}
 

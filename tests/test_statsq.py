@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import at
 from pydantic import ValidationError
 
 from oscillations.engine.optimizer import OPTIMIZERS
@@ -53,7 +54,7 @@ def test_o1_clamped_codes_are_the_sources_clip(bits, shape):
 def test_o1_the_gradient_is_the_identity_for_all_weights():
     weight = torch.tensor([[0.1, -0.2, 0.3, -9.0]])
     grads, method = [torch.tensor([[1.0, 2.0, 3.0, 4.0]])], Statsq(Statsq.Options(bits=2))
-    method.after_backward(quantizer_of(weight), grads, 0.5)
+    method.after_backward(quantizer_of(weight), grads, at(0.5))
     assert grads[0].tolist() == [[1, 2, 3, 4]]
 
 
@@ -75,8 +76,8 @@ def test_o1_weights_outside_the_boundary_keep_their_bits(name):
     def step(progress):
         weight.grad = torch.randn_like(weight)
         before, free = weight.clone(), near_threshold(quantizer, 0, 0.05)
-        method.after_backward(quantizer, [weight.grad], progress)
-        method.step(optimizer, quantizer, progress)
+        method.after_backward(quantizer, [weight.grad], at(progress))
+        method.step(optimizer, quantizer, at(progress))
         quantizer.update()
         return free, weight != before
 

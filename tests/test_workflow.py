@@ -147,7 +147,7 @@ def test_a_new_method_plans_only_its_jobs(finished):
     (finished.folder / "src/oscillations/methods/halved.py").write_text(
         '"""A toy."""\n\nfrom oscillations.engine.method import Method, QuantizedOptions\n\n\n'
         "class Halved(Method):\n    Options = QuantizedOptions\n\n"
-        "    def after_backward(self, quantizer, grads, progress):\n        for grad in grads:\n            grad.mul_(0.5)\n"
+        "    def after_backward(self, quantizer, grads, moment):\n        for grad in grads:\n            grad.mul_(0.5)\n"
     )
     assert finished.planned() == {}
     finished.edit("params/tiny.yaml", "      qat: {bits: 3}", "      qat: {bits: 3}\n      halved: {bits: 3}")

@@ -30,12 +30,13 @@ class Grid(NamedTuple):
 def grid_of(name: str, bits: int) -> Grid:
     """The grid of that name.
 
-    ``sym_odd``: -Q to Q (Eq. 1-2). ``lsq``: one more negative level (Esser et al. 2020), but -1, 0, 1 at 2 bits.
-    ``mid_rise``: 2^b levels around zero, which is a threshold.
+    ``sym_odd``: -Q to Q (Eq. 1-2). ``lsq``: one more negative level (Esser et al. 2020), but -1, 0, 1 at 2 bits;
+    ``lsq_full`` has it there, too. ``mid_rise``: 2^b levels around zero, which is a threshold.
     """
     limit = largest_code(bits)
     return {
         "sym_odd": Grid(-limit, limit),
         "lsq": Grid(-limit if bits == 2 else -limit - 1, limit),
+        "lsq_full": Grid(-limit - 1, limit),
         "mid_rise": Grid(-limit - 1, limit, 0.5),
     }[name]

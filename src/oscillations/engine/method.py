@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 Quantizer: TypeAlias = "WeightQuantizer"
 Tensors: TypeAlias = "list[Tensor]"
 QuantizerT = TypeVar("QuantizerT", bound="WeightQuantizer")
+
+
+class Moment(NamedTuple):
+    """Where a step stands in a training: shares of the maximal number of steps, in [0, 1].
+
+    ``begun``: made before it; ``ended``: made with it, which is how most released codes count.
+    """
+
+    begun: float
+    ended: float
 
 
 class MethodOptions(Strict):
@@ -121,17 +131,14 @@ class Method(Generic[QuantizerT]):
         """Weights of the training forward pass; None means the latent ones."""
         return None
 
-    def loss(self, loss: Tensor, parameters: Tensors, progress: float) -> Tensor:
+    def loss(self, loss: Tensor, parameters: Tensors, moment: Moment) -> Tensor:
         """The loss to differentiate, given the task's; for terms whose gradient has no closed form."""
         return loss
 
-    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
-        """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients.
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, moment: Moment) -> None:
+        """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients."""
 
-        ``progress`` is the share of the maximal number of training steps already made, in [0, 1).
-        """
-
-    def step(self, optimizer: Optimizer, quantizer: QuantizerT, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: QuantizerT, moment: Moment) -> None:
         """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it."""
         optimizer.step()
 
@@ -139,7 +146,7 @@ class Method(Generic[QuantizerT]):
         """Inside it the network holds the weights that are validated and kept, if these are not the trained ones."""
         return nullcontext()
 
-    def penalty(self, quantizer: QuantizerT, progress: float) -> Tensor | float | None:
+    def penalty(self, quantizer: QuantizerT, moment: Moment) -> Tensor | float | None:
         """Value of the loss term that :meth:`after_backward` stands for, if there is one."""
         return None
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oscillations.core.bits import LATENT, grid_of, largest_code
+from oscillations.core.bits import LATENT, Grid, grid_of, largest_code
 
 
 def reduced(weight: Tensor, per_channel: bool) -> tuple[int, ...]:
@@ -30,22 +30,23 @@ def max_scale(weight: Tensor, bits: int, per_channel: bool = False) -> Tensor:
     return torch.where(largest > 0, largest / largest_code(bits), torch.ones_like(largest))
 
 
-def mse_scale(weight: Tensor, bits: int, candidates: int = 80, per_channel: bool = False) -> Tensor:
-    """The scale among ``candidates`` fractions of Eq. 2's with the least squared error, codes clamped.
+def mse_scale(weight: Tensor, grid: Grid, candidates: int = 80, per_channel: bool = False) -> Tensor:
+    """The scale among ``candidates`` fractions of max|w| / (largest code) with the least squared error, codes clamped.
 
     Shaped as :func:`max_scale`'s.
     """
-    widest = max_scale(weight, bits, per_channel)
+    largest = weight.abs().amax(reduced(weight, per_channel), keepdim=per_channel)
+    widest = torch.where(largest > 0, largest / grid.high, torch.ones_like(largest))
     fractions = torch.linspace(1 / candidates, 1, candidates, device=weight.device, dtype=weight.dtype)
     if not per_channel:
         scales = widest * fractions
-        errors = torch.stack([(clamped_codes(weight, s, bits) * s - weight).square().sum() for s in scales])
+        errors = torch.stack([(clamped_codes(weight, s, grid) * s - weight).square().sum() for s in scales])
         return scales.index_select(0, errors.argmin().view(1)).squeeze(0)  # indexing would read the place on the host
     inside = reduced(weight, per_channel)
     best, least = widest, torch.full_like(widest, torch.inf)
     for fraction in fractions:
         scale = widest * fraction
-        error = (clamped_codes(weight, scale, bits) * scale - weight).square().sum(inside, keepdim=True)
+        error = (clamped_codes(weight, scale, grid) * scale - weight).square().sum(inside, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 
@@ -57,10 +58,9 @@ def round_half_up(u: Tensor) -> Tensor:
 ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {"half_even": torch.round, "half_up": round_half_up}
 
 
-def clamped_codes(weight: Tensor, scale: Tensor, bits: int, tie: str = "half_even") -> Tensor:
-    """Codes round(w/s) within +-Q, in ``weight``'s floating type. With Eq. 2's scale the clamp never acts."""
-    limit = largest_code(bits)
-    return ROUNDING[tie](weight / scale).clamp_(-limit, limit)
+def clamped_codes(weight: Tensor, scale: Tensor, grid: Grid, tie: str = "half_even") -> Tensor:
+    """Codes round(w/s) within the grid, in ``weight``'s floating type. With Eq. 2's scale the clamp never acts."""
+    return ROUNDING[tie](weight / scale).clamp_(grid.low, grid.high)
 
 
 def quantize(weight: Tensor, bits: int, tie: str = "half_even", per_channel: bool = False) -> Tensor:
@@ -68,7 +68,7 @@ def quantize(weight: Tensor, bits: int, tie: str = "half_even", per_channel: boo
     if bits == LATENT:
         return weight
     scale = max_scale(weight, bits, per_channel)
-    return clamped_codes(weight, scale, bits, tie) * scale
+    return clamped_codes(weight, scale, grid_of("sym_odd", bits), tie) * scale
 
 
 class WeightQuantizer:
@@ -116,7 +116,7 @@ class WeightQuantizer:
                 largest = torch.stack([rows.amax() for rows in self._row_max])
                 self.scales = (largest / self.limit).masked_fill_(largest == 0, 1).unbind()
         elif self.scale_source == "mse":
-            self.scales = [mse_scale(w, self.bits, per_channel=self.per_channel) for w in self.weights]
+            self.scales = [mse_scale(w, self.grid, per_channel=self.per_channel) for w in self.weights]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -126,12 +126,14 @@ class WeightQuantizer:
         level_scales = self.level_scales or self.scales
         for i, (weight, scale, quantized) in enumerate(zip(self.weights, self.scales, self.quantized)):
             torch.div(weight, scale, out=quantized)
-            if offset:
-                quantized.sub_(offset)
             if self.tie == "half_even":
+                if offset:
+                    quantized.sub_(offset)
                 quantized.round_()
             else:
-                quantized.add_(0.5).floor_()
+                if offset != 0.5:  # else the floor is the code: exact also just below the threshold 0
+                    quantized.add_(0.5 - offset)
+                quantized.floor_()
             if self.scale_source != "dynamic_max":
                 quantized.clamp_(self.grid.low, self.grid.high)
             self.code_views[i].copy_(quantized)

@@ -22,7 +22,7 @@ from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
 from oscillations.engine.batches import ImageSet, crop_flip
 from oscillations.engine.counters import TOTALS, OscillationCounter
 from oscillations.engine.determinism import random_state, set_random_state
-from oscillations.engine.method import Method, Tensors
+from oscillations.engine.method import Method, Moment, Tensors
 from oscillations.engine.optimizer import OPTIMIZERS
 from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.engine.recipe import Recipe
@@ -89,27 +89,29 @@ class Trainer:
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One optimizer step on a batch; returns its cross-entropy (a tensor, so that nothing waits)."""
-        quantizer, method, progress = self.quantizer, self.method, self.share_done()
+        quantizer, method, moment = self.quantizer, self.method, self.moment()
         if self.cosine:
-            self.optimizer.lr = self.lr * (1 + math.cos(math.pi * progress)) / 2
+            self.optimizer.lr = self.lr * (1 + math.cos(math.pi * moment.begun)) / 2
         values = None if quantizer is None else method.forward_weights(quantizer)
         with weights_as(self.parameters, values):
             with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
                 loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
-            method.loss(loss, self.parameters, progress).backward()
+            method.loss(loss, self.parameters, moment).backward()
         if quantizer is None:
             self.optimizer.step()
         else:
             grads: Tensors = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]  # all have one now
-            method.after_backward(quantizer, grads, progress)
-            method.step(self.optimizer, quantizer, progress)
+            method.after_backward(quantizer, grads, moment)
+            method.step(self.optimizer, quantizer, moment)
             quantizer.update()
         return loss.detach()
 
-    def share_done(self) -> float:
-        """Share of the maximal number of steps already made."""
-        return (self.progress.epoch + self.progress.step / self.steps_per_epoch) / self.epochs
+    def moment(self) -> Moment:
+        """Of the step that comes next."""
+        epoch, step = self.progress.epoch, self.progress.step
+        begun, ended = (epoch + steps / self.steps_per_epoch for steps in (step, step + 1))
+        return Moment(begun / self.epochs, ended / self.epochs)
 
     # -- the run -------------------------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Trainer:
                     else:
                         row[f"val_acc_{bits}"], _ = accuracy(self.model, validation)
             if self.quantizer is not None:
-                penalty = self.method.penalty(self.quantizer, self.share_done())
+                penalty = self.method.penalty(self.quantizer, self.moment())
                 row["val_loss"] += 0.0 if penalty is None else float(penalty)
         return row
 

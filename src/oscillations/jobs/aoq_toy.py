@@ -26,7 +26,7 @@ LSQ_STEP, AOQ_SPACING = 1.8, 1.0  # at the start
 PULLED_IN = (
     0.2  # LSQ: weights beyond the outer levels are put so many steps inside them, or they would never move again
 )
-LEARNS_LEVELS = 0.75  # AOQ: share of the training after which its levels are learned
+LEARNS_LEVELS = 151 / 200  # AOQ: share of the training after which its levels are learned: epoch 150 is the last
 
 
 def shrinkage(progress: float) -> float:

@@ -31,7 +31,9 @@ def _is_plain(module: Attention) -> bool:
 def product_attention(module: Attention, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``module`` computes from ``x`` ``[N, tokens, D]``, on the quantized products ``[heads, D, D]``.
 
-    A head's scores are x W_q^T W_k x^T, scaled; the biases of query and key have no place in them and are dropped.
+    A head's scores are x W_q^T W_k x^T, scaled; the biases of query and key have no place in them and are dropped. The
+    released code adds two learnable vectors b to W_q^T W_k x^T, before and behind a quantizer of it. Without that
+    quantizer they add x_n b to all scores of token n, which the softmax over these takes away: they are left out.
     """
     heads, width = module.num_heads, module.attn_dim
     with torch.autocast(x.device.type, enabled=False):  # the product is formed in full precision

@@ -20,7 +20,7 @@ class FreezeTracker(OscillationCounter):
     """Every weight's oscillation frequency f, and the moving average psi of its code, with the same momentum m.
 
     f_t = m o_t + (1 - m) f_{t-1}, psi_t = m k_t + (1 - m) psi_{t-1}, psi_0 = k_0 = ``codes``; both are averages from
-    the first step on. (The released code starts psi together with freezing, from the codes of the first step.)
+    the first step on, unless psi is restarted.
     Positions in all tensors together are int64 ``[n]`` on the CPU, and a mask of all weights on a device.
     """
 
@@ -42,6 +42,10 @@ class FreezeTracker(OscillationCounter):
         super().tick(codes)
         if self._since_rebase == 0:
             self._scaled_deviation.mul_((1 - self.momentum) ** REBASE_AFTER)
+
+    def restart_average(self) -> None:
+        """psi is the present codes from here on."""
+        self._scaled_deviation.zero_()
 
     def positions(self, threshold: float, above: bool = True) -> Tensor:
         """Weights whose frequency exceeds the threshold; or those whose frequency does not."""
@@ -91,11 +95,11 @@ class FreezingQuantizer(WeightQuantizer):
         return at & ~self.frozen if at.dtype == torch.bool else at[~self.frozen[at]]
 
     def freeze(self, at: Tensor, codes: Tensor) -> None:
-        """Freeze the weights at these free positions at ``codes`` (of a mask: all weights' codes)."""
+        """Freeze the weights at these positions at ``codes`` (of a mask: all weights' codes)."""
         self.holds = True
         if at.dtype == torch.bool:
             self.frozen |= at
-            self.frozen_codes.add_(codes * at)
+            self.frozen_codes.copy_(torch.where(at, codes, self.frozen_codes))
             self._free.masked_fill_(at, 0)
         else:
             self.frozen[at] = True

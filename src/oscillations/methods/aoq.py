@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, SharedScaleOptions, Tensors
+from oscillations.engine.method import Method, Moment, SharedScaleOptions, Tensors
 from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from oscillations.engine.optimizer import Optimizer
     from oscillations.methods._aoq import AoqQuantizer
 
-STAGE2, STAGE3 = 0.2, 0.6  # shares of the training after which they begin: epochs 50 and 150 of the released 250
-REFRESHES = 10  # of the shrinkage within stage 1
+STAGE2, STAGE3 = 51 / 250, 151 / 250  # shares of the training before they begin: the released epochs 0-50 and 51-150
+SHRINKING, REFRESHES = 0.2, 10  # share of the training with a shrinkage that changes, and how often: every fifth epoch
 LARGEST, SMALLEST = 1.0, 0.3  # shrinkage at the start and from stage 2 on
 SMALLEST_SPACING = 1e-8
 
@@ -42,12 +42,12 @@ class AoqOptions(SharedScaleOptions):
 
 
 def shrinkage(progress: float) -> float:
-    """Factor alpha on the initial spacings: half a cosine wave from 1 to 0.3, in ten steps over stage 1.
+    """Factor alpha on the initial spacings: half a cosine wave from 1 to 0.3, in ten steps.
 
     ``progress`` is the share of the training done. With 250 epochs it is 0.65 + 0.35 cos(2 pi e / 100) at every
     fifth epoch e up to 50.
     """
-    refreshes = min(int(progress / STAGE2 * REFRESHES + 1e-9), REFRESHES)
+    refreshes = min(int(progress / SHRINKING * REFRESHES + 1e-9), REFRESHES)
     return (LARGEST + SMALLEST) / 2 + (LARGEST - SMALLEST) / 2 * math.cos(math.pi * refreshes / REFRESHES)
 
 
@@ -62,8 +62,7 @@ def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
 class Aoq(Method["AoqQuantizer"]):
     """Forward and backward pass on q(w), whose gradient all weights receive, also beyond the last levels (STE).
 
-    Thresholds receive none; the levels' spacings learn at the run's learning rate. What the schedule sets follows the
-    share of the training that a step began with, and acts from the next step on.
+    Thresholds receive none; the levels' spacings learn at the run's learning rate.
     """
 
     Options = AoqOptions
@@ -81,12 +80,12 @@ class Aoq(Method["AoqQuantizer"]):
     def forward_weights(self, quantizer: AoqQuantizer) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer: AoqQuantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: AoqQuantizer, grads: Tensors, moment: Moment) -> None:
         for i, grad in enumerate(grads):
-            if progress >= STAGE2:
+            if moment.begun >= STAGE2:
                 spacing = quantizer.levels[i]
                 spacing.grad = spacing_gradient(grad, quantizer.code_views[i], spacing) * quantizer.shrinkage
-            if progress >= STAGE3:
+            if moment.begun >= STAGE3:
                 damping = damping_gradient(self.displacement(quantizer, i), self.options.damp_norm)
                 grad.add_(damping, alpha=self.options.damp_strength)
 
@@ -96,17 +95,17 @@ class Aoq(Method["AoqQuantizer"]):
             return quantizer.weights[i] - quantizer.quantized[i]
         return quantizer.weights[i] - (quantizer.code_views[i] + 0.5) * quantizer.scales[i]
 
-    def step(self, optimizer: Optimizer, quantizer: AoqQuantizer, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: AoqQuantizer, moment: Moment) -> None:
         optimizer.step()
-        quantizer.shrinkage.fill_(shrinkage(progress))
-        if progress >= STAGE2:
+        quantizer.shrinkage.fill_(shrinkage(moment.ended))
+        if moment.begun >= STAGE2:
             self.level_optimizer.lr = optimizer.lr
             self.level_optimizer.step()
             for spacing in quantizer.levels:
                 spacing.clamp_(min=SMALLEST_SPACING)
 
-    def penalty(self, quantizer: AoqQuantizer, progress: float) -> Tensor | float | None:
-        if progress < STAGE3:
+    def penalty(self, quantizer: AoqQuantizer, moment: Moment) -> Tensor | float | None:
+        if moment.begun < STAGE3:
             return None
         offsets = [self.displacement(quantizer, i) for i in range(len(quantizer.weights))]
         return self.options.damp_strength * sum(distance(offset, self.options.damp_norm) for offset in offsets)

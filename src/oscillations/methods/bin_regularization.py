@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oscillations.core.bits import Grid
-    from oscillations.engine.method import Quantizer, Tensors
+    from oscillations.engine.method import Moment, Quantizer, Tensors
 
 
 class BinRegularizationOptions(LsqOptions):
@@ -27,31 +27,30 @@ class BinRegularizationOptions(LsqOptions):
 
 
 def bin_shares(codes: Tensor, grid: Grid) -> Tensor:
-    """1 / V for every weight, V the number of weights of its tensor with its code; 0 if it is the only one."""
+    """1 / V for every weight, V the number of weights of its tensor with its code."""
     import torch
 
     places = (codes.int() - grid.low).flatten()
     ones = torch.ones((), device=codes.device).expand(len(places))
     counts = torch.zeros(grid.levels, device=codes.device).index_add_(0, places, ones)
-    shares = counts.reciprocal().masked_fill_(counts < 2, 0)
-    return shares.index_select(0, places).view(codes.shape)
+    return counts.reciprocal().index_select(0, places).view(codes.shape)
 
 
 class BinRegularization(Lsq):
     """Adds lambda times the sum over tensors and bins of (mean of the bin - level)^2 + variance of the bin.
 
     That is the mean of (w - level)^2 over the bin: dampening, normalised for each bin. Which bin a weight is in is
-    constant; bins of less than two weights count nothing.
+    constant. A weight alone in its bin has no variance, but a mean that is pulled.
     """
 
     Options = BinRegularizationOptions
     options: BinRegularizationOptions
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         from oscillations.engine.quantizer import reduced
 
-        super().after_backward(quantizer, grads, progress)
-        if progress < self.options.start:
+        super().after_backward(quantizer, grads, moment)
+        if moment.begun < self.options.start:
             return
         for i, (scale, grad, codes) in enumerate(zip(quantizer.scales, grads, quantizer.code_views)):
             pull = quantizer.error(i).mul_(bin_shares(codes, quantizer.grid)).mul_(2 * self.options.lambda_)
@@ -59,8 +58,8 @@ class BinRegularization(Lsq):
             if self.options.scale_gradient:
                 scale.grad += (pull * codes).sum(reduced(grad, scale.dim() > 0), keepdim=scale.dim() > 0)
 
-    def penalty(self, quantizer: Quantizer, progress: float) -> Tensor | float | None:
-        if progress < self.options.start:
+    def penalty(self, quantizer: Quantizer, moment: Moment) -> Tensor | float | None:
+        if moment.begun < self.options.start:
             return None
         tensors = enumerate(quantizer.code_views)
         losses = [quantizer.error(i).square_().mul_(bin_shares(codes, quantizer.grid)).sum() for i, codes in tensors]

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oscillations.core.bits import Grid
-    from oscillations.engine.method import Quantizer, Tensors
+    from oscillations.engine.method import Moment, Quantizer, Tensors
 
 
 class NagelOptions(LsqOptions):
-    """LSQ with the rate of the scales, the first range and the order of clipping that Nagel et al. released.
+    """LSQ with the scales' rate and gradient, the first range and the order of clipping of Nagel et al.'s release.
 
-    As everywhere here the grid is Eq. 1-2's unless a study says otherwise, and LSQ's gradient scale is on.
+    As everywhere here the grid is Eq. 1-2's unless a study says otherwise.
     """
 
     scale_init: Literal["lsq", "mse"] = "mse"
+    grad_scale: bool = Field(False, description="whether the scales' gradients are divided by sqrt(N p)")
     scale_lr: PositiveFloat = Field(1e-5, description="learning rate of the scales' Adam; constant")
     clip_order: Literal["clip_first", "round_first"] = Field(
         "round_first", description="whether weights within half a step beyond the last levels receive a gradient"
@@ -58,12 +59,12 @@ class Dampening(Lsq):
     Options = DampeningOptions
     options: DampeningOptions
 
-    def strength(self, progress: float) -> float:
-        return cosine(progress, self.options.lambda_start, self.options.lambda_, self.options.start)
+    def strength(self, moment: Moment) -> float:
+        return cosine(moment.ended, self.options.lambda_start, self.options.lambda_, self.options.start)
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
-        super().after_backward(quantizer, grads, progress)
-        strength = self.strength(progress)
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
+        super().after_backward(quantizer, grads, moment)
+        strength = self.strength(moment)
         if strength:
             for weight, quantized, scale, grad in zip(
                 quantizer.weights, quantizer.quantized, quantizer.scales, grads

@@ -17,7 +17,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from oscillations.engine.method import Quantizer
+    from oscillations.engine.method import Moment, Quantizer
     from oscillations.engine.optimizer import Optimizer
 
 
@@ -54,8 +54,8 @@ class Ema(Lsq):
         self.steps = 0
         return quantizer
 
-    def step(self, optimizer: Optimizer, quantizer: Quantizer, progress: float) -> None:
-        super().step(optimizer, quantizer, progress)
+    def step(self, optimizer: Optimizer, quantizer: Quantizer, moment: Moment) -> None:
+        super().step(optimizer, quantizer, moment)
         self.steps += 1
         share = 1 - math.exp(-self.steps / self.options.warmup_steps)
         average(self.averages, self._values, self.options.decay * share)

@@ -14,7 +14,7 @@ from oscillations.methods.lsq import Lsq
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oscillations.engine.method import Tensors
+    from oscillations.engine.method import Moment, Tensors
     from oscillations.engine.optimizer import Optimizer
     from oscillations.methods._freezing import FreezingQuantizer
 
@@ -32,6 +32,12 @@ class ThresholdOptions(MethodOptions):
     target: Literal["ema", "current"] = Field(
         "ema", description="the code a weight freezes at: its average code, rounded, or its present one"
     )
+    psi_from: Literal["training", "freezing"] = Field(
+        "training", description="where the average of the codes starts; freezing: at `start`, as released"
+    )
+    refreeze: bool = Field(
+        True, description="whether a frozen weight's code is set again while its frequency exceeds the threshold"
+    )
 
 
 class FreezingOptions(ThresholdOptions, NagelOptions):
@@ -47,7 +53,10 @@ class FreezingOptions(ThresholdOptions, NagelOptions):
 
 
 class Freezes(Method["FreezingQuantizer"]):
-    """The part of a method that watches the codes of every forward pass and freezes weights by their frequency."""
+    """The part of a method that watches the codes of every forward pass and freezes weights by their frequency.
+
+    What a step freezes acts from the next forward pass on.
+    """
 
     options: ThresholdOptions
     above = True  #: whether it freezes weights above the threshold, again and again, or all others, once
@@ -66,19 +75,27 @@ class Freezes(Method["FreezingQuantizer"]):
         self.finished = False  # with freezing
         return quantizer
 
-    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, moment: Moment) -> None:
         if not self.finished:
             self.tracker.tick(quantizer.codes)
-            if progress >= self.options.start:
-                at = quantizer.still_free(self.tracker.positions(self.threshold(progress), self.above))
-                quantizer.freeze(at, self.tracker.codes_at(at, average=self.options.target == "ema"))
-                self.finished = not self.above
-        super().step(optimizer, quantizer, progress)
+            if moment.ended >= self.options.start:
+                self._freeze(quantizer, moment)
+        super().step(optimizer, quantizer, moment)
 
-    def threshold(self, progress: float) -> float:
+    def _freeze(self, quantizer: FreezingQuantizer, moment: Moment) -> None:
+        o = self.options
+        if o.psi_from == "freezing" and moment.begun < o.start:
+            self.tracker.restart_average()
+        at = self.tracker.positions(self.threshold(moment), self.above)
+        if not o.refreeze:
+            at = quantizer.still_free(at)
+        quantizer.freeze(at, self.tracker.codes_at(at, average=o.target == "ema"))
+        self.finished = not self.above
+
+    def threshold(self, moment: Moment) -> float:
         if not self.above:
             return self.options.threshold_start
-        return cosine(progress, self.options.threshold_start, self.options.threshold_final, self.options.start)
+        return cosine(moment.ended, self.options.threshold_start, self.options.threshold_final, self.options.start)
 
     def state(self) -> dict[str, Tensor]:
         import torch
@@ -95,6 +112,9 @@ class Freezes(Method["FreezingQuantizer"]):
 class Freezing(Freezes, Lsq["FreezingQuantizer"]):
     """Weights whose oscillation frequency exceeds an annealed threshold keep their integer code for good.
 
+    With ``refreeze`` the code is set again, to the average that by now holds frozen codes, while the frequency is
+    still above the threshold: the release does so, and a few weights change their level once more.
+
     A frozen weight receives no gradient, and gives the scale its code as dq/ds. The control ``which: low`` freezes
     at ``start`` the weights that have not oscillated more often than ``threshold_start`` by then, and leaves the
     oscillating ones free for the rest of the training.
@@ -107,10 +127,10 @@ class Freezing(Freezes, Lsq["FreezingQuantizer"]):
         super().__init__(options)
         self.above = options.which == "high"
 
-    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, moment: Moment) -> None:
         latent = quantizer.weights
         if quantizer.holds:  # a frozen latent weight counts no more; as 0 it leaves the scale dq/ds = k
             quantizer.weights = [weight * free for weight, free in zip(latent, quantizer.free)]
-        super().after_backward(quantizer, grads, progress)
+        super().after_backward(quantizer, grads, moment)
         quantizer.weights = latent
         quantizer.stop(grads)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, QuantizedOptions, Tensors
+from oscillations.engine.method import Method, Moment, QuantizedOptions, Tensors
 from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class GradientL1(Method):
             if hasattr(module, "fused_attn"):  # timm's attention: torch's fused form has no second derivative
                 module.fused_attn = False  # type: ignore[assignment]  # to torch's stubs all attributes are modules
 
-    def loss(self, loss: Tensor, parameters: Tensors, progress: float) -> Tensor:
+    def loss(self, loss: Tensor, parameters: Tensors, moment: Moment) -> Tensor:
         import torch
 
-        if progress < 1 - self.options.share or self.options.lambda_ == 0:
+        if moment.begun < 1 - self.options.share or self.options.lambda_ == 0:
             return loss
         grads = torch.autograd.grad(loss, parameters, create_graph=True)
         return loss + self.options.lambda_ * sum(grad.abs().sum() for grad in grads)

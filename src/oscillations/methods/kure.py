@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
+from oscillations.engine.method import Method, Moment, QuantizedOptions, Quantizer, Tensors, regularized
 from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Kure(Method):
     Options = KureOptions
     options: KureOptions
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         chosen = regularized(quantizer, self.options.reg_layers)
         for weight, grad, one in zip(quantizer.weights, grads, chosen):
             if one:

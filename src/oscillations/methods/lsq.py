@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from oscillations.engine.method import Method, QuantizerT, SharedScaleOptions, Tensors
+from oscillations.engine.method import Method, Moment, QuantizerT, SharedScaleOptions, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,13 @@ SMALLEST_SCALE = 1e-8
 
 
 class LsqOptions(SharedScaleOptions):
-    grid: Literal["sym_odd", "lsq"] = Field("sym_odd", description="levels of Eq. 1-2, or one more below zero")
+    grid: Literal["sym_odd", "lsq", "lsq_full"] = Field(
+        "sym_odd", description="levels of Eq. 1-2, or one more below zero: above 2 bits, or (lsq_full) there too"
+    )
     scale_init: Literal["lsq", "mse"] = Field(
         "lsq", description="2 mean|w| / sqrt(largest code), or the least squared error"
     )
+    grad_scale: bool = Field(True, description="whether the scales' gradients are divided by sqrt(N p)")
     scale_lr: PositiveFloat = Field(1e-4, description="learning rate of the scales' Adam; constant")
     clip_order: Literal["clip_first", "round_first"] = Field(
         "clip_first", description="whether weights within half a step beyond the last levels receive a gradient"
@@ -56,8 +59,8 @@ def gradients(
 class Lsq(Method[QuantizerT]):
     """Forward and backward pass on q(w) with clamped codes; scales follow their gradients by an Adam of their own.
 
-    The scale's gradient is multiplied by 1 / sqrt(N p), N the weights that share it and p the largest code. What
-    builds on LSQ (dampening, freezing, averaging ...) subclasses this and has its options.
+    With ``grad_scale`` a scale's gradient is divided by sqrt(N p), N the weights that share it and p the largest code
+    (LSQ section 2.2). What builds on LSQ (dampening, freezing, averaging ...) subclasses this and has its options.
     """
 
     Options: ClassVar[type[LsqOptions]] = LsqOptions
@@ -73,7 +76,7 @@ class Lsq(Method[QuantizerT]):
         )
         quantizer.scales = [
             initial_scale(weight, quantizer.grid, o.per_channel) if o.scale_init == "lsq"
-            else mse_scale(weight, o.bits, per_channel=o.per_channel).clamp_min(SMALLEST_SCALE)
+            else mse_scale(weight, quantizer.grid, per_channel=o.per_channel).clamp_min(SMALLEST_SCALE)
             for weight in quantizer.weights
         ]  # fmt: skip
         self.scale_optimizer = Adam(quantizer.scales, o.scale_lr)
@@ -82,14 +85,16 @@ class Lsq(Method[QuantizerT]):
     def forward_weights(self, quantizer: QuantizerT) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, moment: Moment) -> None:
         margin = 0.5 if self.options.clip_order == "round_first" else 0.0
         for i, (weight, scale, grad) in enumerate(zip(quantizer.weights, quantizer.scales, grads)):
             inner, scale_gradient = gradients(weight, scale, quantizer.code_views[i], grad, quantizer.grid, margin)
             grad.copy_(inner)
-            scale.grad = scale_gradient / math.sqrt(weight.numel() / scale.numel() * quantizer.grid.high)
+            shared_by = weight.numel() / scale.numel()
+            divisor = math.sqrt(shared_by * quantizer.grid.high) if self.options.grad_scale else 1.0
+            scale.grad = scale_gradient / divisor
 
-    def step(self, optimizer: Optimizer, quantizer: QuantizerT, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: QuantizerT, moment: Moment) -> None:
         optimizer.step()
         self.scale_optimizer.step()
         for scale in quantizer.scales:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from oscillations.core.errors import did_you_mean
-from oscillations.engine.method import Method, Quantizer, QuantizerT, ScaleGradientOptions, Tensors, regularized
+from oscillations.engine.method import Method, Moment, Quantizer, QuantizerT, ScaleGradientOptions, Tensors, regularized
 from oscillations.engine.recipe import SignedStrength
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class Regularizer(Method[QuantizerT]):
     def forward_weights(self, quantizer: QuantizerT) -> Tensors | None:
         return quantizer.quantized if self.options.train_forward == "fake_quant" else None
 
-    def after_backward(self, quantizer: QuantizerT, grads: Tensors, progress: float) -> None:
-        strength, flow = self.strength(progress), self.options.scale_grad == "flow"
+    def after_backward(self, quantizer: QuantizerT, grads: Tensors, moment: Moment) -> None:
+        strength, flow = self.strength(moment), self.options.scale_grad == "flow"
         curvatures = self._curvatures(grads)
         for i, (grad, coefficient) in enumerate(zip(grads, self.coefficients(quantizer))):
             error = quantizer.error(i)
@@ -92,13 +92,13 @@ class Regularizer(Method[QuantizerT]):
                 quantizer.add_scale_gradient(i, grad, quantizer.quantized[i], error, factor)
             grad.add_(error, alpha=factor)
 
-    def penalty(self, quantizer: QuantizerT, progress: float) -> Tensor | float | None:
+    def penalty(self, quantizer: QuantizerT, moment: Moment) -> Tensor | float | None:
         if self.options.reg_when == "train_only":
             return None
         tensors = zip(self.coefficients(quantizer), quantizer.quantized, quantizer.weights)
-        return self.strength(progress) * sum(c * (q.square() - w.square()).sum() for c, q, w in tensors)
+        return self.strength(moment) * sum(c * (q.square() - w.square()).sum() for c, q, w in tensors)
 
-    def strength(self, progress: float) -> float:
+    def strength(self, moment: Moment) -> float:
         """lambda at this point of training."""
         raise NotImplementedError
 
@@ -142,10 +142,10 @@ class OsciQuant(Regularizer[QuantizerT]):
     Options: ClassVar[type[OsciQuantOptions]] = OsciQuantOptions
     options: OsciQuantOptions
 
-    def strength(self, progress: float) -> float:
+    def strength(self, moment: Moment) -> float:
         schedule = {
             "const": 1.0,
-            "linear_warmup": min(1.0, progress / 0.1),
-            "cosine": (1 - math.cos(math.pi * progress)) / 2,
+            "linear_warmup": min(1.0, moment.begun / 0.1),
+            "cosine": (1 - math.cos(math.pi * moment.begun)) / 2,
         }
         return self.options.lambda_ * schedule[self.options.lambda_schedule]

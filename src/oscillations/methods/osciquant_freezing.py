@@ -10,7 +10,7 @@ from oscillations.methods.freezing import Freezes, ThresholdOptions
 from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
 
 if TYPE_CHECKING:
-    from oscillations.engine.method import Tensors
+    from oscillations.engine.method import Moment, Tensors
     from oscillations.engine.optimizer import Optimizer
     from oscillations.methods._freezing import FreezingQuantizer
 
@@ -33,10 +33,10 @@ class OsciQuantFreezing(Freezes, OsciQuant["FreezingQuantizer"]):
     Options = OsciQuantFreezingOptions
     options: OsciQuantFreezingOptions
 
-    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, progress: float) -> None:
-        super().after_backward(quantizer, grads, progress)
+    def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, moment: Moment) -> None:
+        super().after_backward(quantizer, grads, moment)
         quantizer.stop(grads)
 
-    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, progress: float) -> None:
-        super().step(optimizer, quantizer, progress)
+    def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, moment: Moment) -> None:
+        super().step(optimizer, quantizer, moment)
         quantizer.to_levels(quantizer.weights)  # an optimizer's momentum moves weights without a gradient, too

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, Quantizer, ScaleGradientOptions, Tensors
+from oscillations.engine.method import Method, Moment, Quantizer, ScaleGradientOptions, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class PseudoNoise(Method):
             torch.add(weight, error.mul_(scale), out=noisy)
         return self._noisy
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         if self.options.scale_grad == "flow":
             for i, (grad, error) in enumerate(zip(grads, self._errors)):
                 quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oscillations.engine.method import Method, Quantizer, ScaleGradientOptions, Tensors
+from oscillations.engine.method import Method, Moment, Quantizer, ScaleGradientOptions, Tensors
 
 
 class QAT(Method):
@@ -19,7 +19,7 @@ class QAT(Method):
     def forward_weights(self, quantizer: Quantizer) -> Tensors:
         return quantizer.quantized
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         if self.options.scale_grad == "flow":
             for i, grad in enumerate(grads):
                 error = quantizer.error(i, out=quantizer.quantized[i])

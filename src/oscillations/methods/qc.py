@@ -14,7 +14,7 @@ from oscillations.methods.lsq import Lsq, LsqOptions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from oscillations.engine.method import Tensors
+    from oscillations.engine.method import Moment, Tensors
     from oscillations.engine.optimizer import Optimizer
     from oscillations.methods._qc import CorrectedQuantizer
 
@@ -78,17 +78,17 @@ class Qc(Lsq["CorrectedQuantizer"]):
         self.correction_optimizer = Adam(corrections, self.options.correction_lr)
         return quantizer
 
-    def after_backward(self, quantizer: CorrectedQuantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: CorrectedQuantizer, grads: Tensors, moment: Moment) -> None:
         if not quantizer.corrects:
-            super().after_backward(quantizer, grads, progress)
+            super().after_backward(quantizer, grads, moment)
 
-    def step(self, optimizer: Optimizer, quantizer: CorrectedQuantizer, progress: float) -> None:
+    def step(self, optimizer: Optimizer, quantizer: CorrectedQuantizer, moment: Moment) -> None:
         if quantizer.corrects:
             self.correction_optimizer.step()
             self.correction_optimizer.zero_grad()
         else:
-            super().step(optimizer, quantizer, progress)
-            quantizer.corrects = progress >= self.options.start
+            super().step(optimizer, quantizer, moment)
+            quantizer.corrects = moment.begun >= self.options.start
 
     def state(self) -> dict[str, Tensor]:
         import torch

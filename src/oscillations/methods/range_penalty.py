@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from oscillations.engine.method import Method, QuantizedOptions, Quantizer, Tensors, regularized
+from oscillations.engine.method import Method, Moment, QuantizedOptions, Quantizer, Tensors, regularized
 from oscillations.engine.recipe import Strength
 
 
@@ -26,7 +26,7 @@ class RangePenalty(Method):
     Options = RangePenaltyOptions
     options: RangePenaltyOptions
 
-    def after_backward(self, quantizer: Quantizer, grads: Tensors, progress: float) -> None:
+    def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         for i, (grad, chosen) in enumerate(zip(grads, regularized(quantizer, self.options.reg_layers))):
             if chosen:
                 quantizer.add_to_maximum(i, grad, self.options.lambda_)

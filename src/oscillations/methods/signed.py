@@ -6,12 +6,15 @@ Nagel et al. (2022) with strength -lambda / 2.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from oscillations.engine.recipe import SignedStrength
 from oscillations.methods.osciquant import Regularizer, RegularizerOptions
+
+if TYPE_CHECKING:
+    from oscillations.engine.method import Moment
 
 
 class SignedOptions(RegularizerOptions):
@@ -29,6 +32,6 @@ class Signed(Regularizer):
     Options = SignedOptions
     options: SignedOptions
 
-    def strength(self, progress: float) -> float:
-        share = progress if self.options.shape == "linear" else float(progress >= 0.5)
+    def strength(self, moment: Moment) -> float:
+        share = moment.begun if self.options.shape == "linear" else float(moment.begun >= 0.5)
         return self.options.lambda_start + share * (self.options.lambda_end - self.options.lambda_start)

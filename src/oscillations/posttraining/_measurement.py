@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -71,8 +70,11 @@ def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibr
         grid, per_channel = quantizer.grid_name, quantizer.per_channel
         scales = rescaled(quantizer, list(weights), bits)
     else:
-        scale_of: Callable[..., Tensor] = mse_scale if o.scale == "mse" else max_scale
-        scales = {name: scale_of(weight.data, bits, per_channel=per_channel) for name, weight in weights.items()}
+        scales = {
+            name: mse_scale(weight.data, grid_of(grid, bits), per_channel=per_channel) if o.scale == "mse"
+            else max_scale(weight.data, bits, per_channel)
+            for name, weight in weights.items()
+        }  # fmt: skip
     images, _ = trainer.sets["train"].batch(slice(0, o.images))
     calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, trainer.seed)
     about = {

@@ -91,7 +91,7 @@ class Calibration:
                 loss = error.sum() * (channels(error) / error.numel())
                 gradients = torch.autograd.grad(loss, parameters)
             for rounding, gradient in zip(roundings, gradients):
-                rounding.v.grad = rounding.gradient(gradient, options.nu, beta(step / options.iterations))
+                rounding.v.grad = rounding.gradient(gradient, options.nu, beta((step + 1) / options.iterations))
             optimizer.step()
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -101,11 +101,10 @@ class Calibration:
     def fisher_weights(self, unit: Unit, batch_size: int) -> Tensor:
         """(|g| + 1)^2 at the unit's output, g the gradient of KL(quantized || latent) of the network's answers.
 
-        Quantized are the predecessors and, to nearest, the unit itself; the rest is latent (BRECQ, Li et al. 2021,
-        arXiv:2102.05426, and its released code).
+        Quantized are the predecessors; the unit itself is latent, as the soft weights that it starts from in BRECQ's
+        released code (Li et al. 2021, arXiv:2102.05426) equal the latent ones: the first unit's are all 1.
         """
-        before = self.quantized | {name: self.nearest(name) for name in unit.weights}
-        outputs, answers = self.value(unit.stop, before), self.value(self.chain.output, {})
+        outputs, answers = self.value(unit.stop, self.quantized), self.value(self.chain.output, {})
         rest = self.chain.module(unit.stop, self.chain.output)
         gradients: list[Tensor] = []
         for z, answer in zip(outputs.split(batch_size), answers.split(batch_size)):
@@ -183,7 +182,10 @@ def initial_v(remainder: Tensor) -> Tensor:
 
 
 def beta(progress: float) -> float | None:
-    """The rounding term's exponent: none during the warm-up, then linearly from 20 to 2."""
+    """The rounding term's exponent: none during the warm-up, then linearly from 20 to 2.
+
+    ``progress`` is the share of the iterations with the present one, in (0, 1], as the release counts it.
+    """
     if progress < WARM_UP:
         return None
     return FIRST_BETA + (LAST_BETA - FIRST_BETA) * (progress - WARM_UP) / (1 - WARM_UP)

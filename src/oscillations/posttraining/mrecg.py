@@ -37,10 +37,10 @@ RELEASED = {
 
 class MrecgOptions(BrecqOptions):
     prob: float = Field(1.0, ge=0, le=1, description="below 1: QDrop's mixing of the inputs")
-    capacity: Literal["diff2", "log_ratio", "data_dependent"] = Field(
-        "diff2",
-        description="score of neighbours: squared difference or log ratio of ModCap, or the squared difference of "
-        "their own errors",
+    capacity: Literal["log_ratio", "diff2", "data_dependent"] = Field(
+        "log_ratio",
+        description="score of neighbours: log ratio or squared difference of ModCap, or the squared difference of "
+        "their own errors; with k: 2 only the first joins what the release joins in ResNet-18",
     )
     k: NonNegativeInt | None = Field(None, description="so many pairs of neighbours are merged")
     exclude_first_last: bool = Field(True, description="never merge the first and the last unit")
