@@ -13,7 +13,7 @@ import torch
 from oscillations.datasets import cifar10
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.training import Trainer
-from oscillations.jobs.trainers import make_trainer
+from oscillations.jobs.networks import make_network
 from oscillations.study.variants import recipe_of
 
 CPU = torch.device("cpu")
@@ -59,12 +59,29 @@ def stand_in(images: int = 50_000, dataset=cifar10) -> tuple[dict, dict]:
     return about, tensors
 
 
-def our_trainer(method: dict, data: tuple[dict, dict], model: dict, batch_size: int = 128) -> Trainer:
-    """A trainer of this project; ``method`` holds its name and options."""
+def make_trainer(recipe, seed: int, about: dict, sets: dict, device: torch.device) -> Trainer:
+    """The trainer of a recipe, from new weights."""
+    return Trainer(recipe, make_network(recipe, seed, about, device), sets, seed)
+
+
+class Uncounted:
+    """In the place of a counter: counts nothing."""
+
+    def tick(self, codes: torch.Tensor) -> None:
+        pass
+
+
+def our_trainer(
+    method: dict, data: tuple[dict, dict], model: dict, batch_size: int = 128, counting: bool = False
+) -> Trainer:
+    """A trainer of this project, that need not count oscillations; ``method`` holds its name and options."""
     training = RECIPE["training"] | {"batch_size": batch_size}
     recipe = recipe_of(RECIPE | {"model": model, "method": method, "quant_layers": ["*"], "training": training})
     about, tensors = data
-    return make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
+    trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
+    if trainer.quantizer is not None and not counting:
+        trainer.counters["iteration"] = Uncounted()
+    return trainer
 
 
 def input_pipeline(images: ImageSet, batch_size: int):

@@ -1,6 +1,6 @@
 """Seconds per training step and per evaluated image of a study's workloads.
 
-    python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS] [--steps N]
+    python benchmarks/cost.py [--study NAME ...] [--only EXPERIMENTS] [--steps N] [--images N]
     python benchmarks/cost.py --check STUDY
 
 ``check``, ``status`` and the site predict core-hours from them. Runs with equal workloads
@@ -21,31 +21,28 @@ import time
 from dataclasses import replace
 
 import torch
-from common import RESULTS, alternate, ratio, report, stand_in
+from common import RESULTS, alternate, make_trainer, ratio, report, stand_in
 
 from oscillations import datasets
 from oscillations.engine.accuracy import accuracy
 from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.trainers import make_trainer
 from oscillations.records import cost
 from oscillations.records.plans import current, plans
 from oscillations.study.paths import study_file
 from oscillations.study.reading import load
 from oscillations.study.variants import Variant, select
 
-IMAGES = 500  # evaluated at once
 
-
-def measure(variants: list, rounds: int, steps: int) -> list[dict]:
+def measure(variants: list, rounds: int, steps: int, images: int) -> list[dict]:
     """Rows of the distinct workloads of one model."""
     candidates, abouts = {}, {}
     for variant in variants:
         recipe = variant.recipe
         device = set_up_torch(recipe.threads, recipe.training.precision)
         batch_size, module = recipe.training.batch_size, datasets.find(recipe.data)
-        about, tensors = stand_in(IMAGES + steps * batch_size, module)
-        recipe = replace(recipe, validation=IMAGES, classes=None)
+        about, tensors = stand_in(images + steps * batch_size, module)
+        recipe = replace(recipe, validation=images, classes=None)
         trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, device), device)
         key = cost.workload(variant.recipe)
         candidates |= {
@@ -66,7 +63,7 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
         | {
             "ratio_to_fp": round(ratio(times, f"step {key}", baseline), 3) if baseline else "",
             "step_ms": round(1e3 * statistics.median(times[f"step {key}"]) / steps, 3),
-            "image_ms": round(1e3 * statistics.median(times[f"image {key}"]) / IMAGES, 4),
+            "image_ms": round(1e3 * statistics.median(times[f"image {key}"]) / images, 4),
             "rounds": rounds,
             "workload": key,
         }
@@ -74,14 +71,12 @@ def measure(variants: list, rounds: int, steps: int) -> list[dict]:
     ]
 
 
-def counted(trainer):
-    """A step with counters, as the engine makes it, ended on the device."""
+def ended(trainer):
+    """A step as the engine makes it, ended on the device."""
 
     def step(x, y):
         trainer.model.train()
         trainer.step(x, y)
-        if trainer.quantizer is not None:
-            trainer.counters["iteration"].tick(trainer.quantizer.codes)
         if x.is_cuda:
             torch.cuda.synchronize()
 
@@ -91,7 +86,7 @@ def counted(trainer):
 def whole_training(trainer, batch_size: int, steps: int):
     """A function that makes steps of every part of a training, evenly: what begins late counts by its share."""
     start = {key: value.clone() for key, value in trainer.state().items()}
-    train, step = trainer.sets["train"], counted(trainer)
+    train, step = trainer.sets["train"], ended(trainer)
     order = train.order(0, 0)
 
     def run():
@@ -141,6 +136,7 @@ def main():
     parser.add_argument("--only", help="experiments (or experiment/variant), comma-separated")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=12, help="of a round; fewer for methods without phases, if long")
+    parser.add_argument("--images", type=int, default=500, help="evaluated at once")
     parser.add_argument("--check", metavar="STUDY", help="only compare with the finished runs of this study")
     options = parser.parse_args()
     os.chdir(RESULTS.parent.parent)  # studies and records are found from the project's root
@@ -152,7 +148,11 @@ def main():
         for variant in select(*load(study_file(name)), options.only or "all").variants:
             of_model = models.setdefault(f"{name} {variant.recipe.model.plain()}", {})
             of_model.setdefault(cost.workload(variant.recipe), variant)
-    rows = [row for found in models.values() for row in measure(list(found.values()), options.rounds, options.steps)]
+    rows = [
+        row
+        for found in models.values()
+        for row in measure(list(found.values()), options.rounds, options.steps, options.images)
+    ]
     report("cost.csv", rows, key=("workload", "device_kind"))
 
 

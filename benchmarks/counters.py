@@ -18,11 +18,10 @@ from oscillations.engine.determinism import set_up_torch
 STEPS = 10  # per measurement
 
 
-def prepared(method: str, data, warm_up: int):
-    """A trainer after some steps, and its training images."""
-    trainer = our_trainer(METHODS[method][1], data, {"name": "mlp5"})
+def prepared(method: str, data, warm_up: int, counting: bool):
+    """A trainer after some steps."""
+    trainer = our_trainer(METHODS[method][1], data, {"name": "mlp5"}, counting=counting)
     repeat(trainer.step, trainer.sets["train"], 128, warm_up)()
-    trainer.counters["iteration"].codes.copy_(trainer.quantizer.codes)
     return trainer
 
 
@@ -32,17 +31,12 @@ def measure(threads: int, rounds: int, warm_up: int) -> list[dict]:
     for method, (about, _) in METHODS.items():
         if about["method"] == "fp":
             continue
-        plain, counted = (prepared(method, data, warm_up) for _ in range(2))
+        plain, counted = (prepared(method, data, warm_up, counting) for counting in (False, True))
         counter = counted.counters["iteration"]
-
-        def step_and_count(x, y, trainer=counted, counter=counter):
-            trainer.step(x, y)
-            counter.tick(trainer.quantizer.codes)
-
         train = plain.sets["train"]
         candidates = {
             "off": repeat(plain.step, train, 128, STEPS),
-            "on": repeat(step_and_count, train, 128, STEPS),
+            "on": repeat(counted.step, train, 128, STEPS),
         }
         times = alternate(candidates, rounds)
         off, on = (1e3 * statistics.median(times[name]) / STEPS for name in ("off", "on"))

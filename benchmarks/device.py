@@ -13,39 +13,27 @@ import statistics
 
 import torch
 import torch.nn.functional as F
-from common import METHODS, RECIPE, alternate, report, stand_in
+from common import METHODS, RECIPE, alternate, make_trainer, report, stand_in
 from naive import NaiveTrainer
 from steps import repeat
 
 from oscillations import models
 from oscillations.engine.batches import image_sets
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.trainers import make_trainer
 from oscillations.jobs.turns import in_turns
 from oscillations.study.variants import recipe_of
 
 COMPARED = ("fp", "qat flow", "osciquant official_code")
 
 
-def step_and_count(trainer):
-    """An optimizer step with its counters."""
-
-    def step(x, y):
-        trainer.step(x, y)
-        if trainer.quantizer is not None:
-            trainer.counters["iteration"].tick(trainer.quantizer.codes)
-
-    return step
-
-
 def together(trainers, batch_size: int, steps: int, device: torch.device):
     """All trainers take ``steps`` steps in turn, as the runs of a training job do."""
 
     def task(trainer):
-        step, train = step_and_count(trainer), trainer.sets["train"]
+        train = trainer.sets["train"]
         order = train.order(0, 0)
         for i in range(steps):
-            step(*train.batch(order[i * batch_size : (i + 1) * batch_size]))
+            trainer.step(*train.batch(order[i * batch_size : (i + 1) * batch_size]))
             yield
 
     return lambda: in_turns([task(trainer) for trainer in trainers], len(trainers), device)

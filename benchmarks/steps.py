@@ -18,6 +18,7 @@ from naive import NaiveTrainer
 
 from oscillations import models
 from oscillations.engine.determinism import set_up_torch
+from oscillations.engine.method import Moment
 from oscillations.engine.quantizer import largest_code
 
 LIBRARIES = [library for library in ("torchao", "brevitas") if find_spec(library)]
@@ -49,7 +50,7 @@ def quantization(trainer):
     grads = [torch.randn_like(weight) for weight in trainer.quantizer.weights]
 
     def part(x, y):
-        trainer.method.after_backward(trainer.quantizer, grads, 0.0)
+        trainer.method.after_backward(trainer.quantizer, grads, Moment(0.0, 0.0))
         trainer.quantizer.update()
 
     return part

@@ -12,9 +12,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from oscillations.engine import batches
+from oscillations.engine import batches, forms
 from oscillations.engine.method import Moment
-from oscillations.jobs import trainers
+from oscillations.engine.training import Trainer
+from oscillations.jobs.networks import make_network
 from oscillations.report.results import Report, Results
 from oscillations.study.variants import recipe_of
 
@@ -146,7 +147,19 @@ def plain_recipe():
 
 def make_trainer(recipe, seed, about, sets, device, start=None):
     """The trainer of a plain recipe, such as the fixture's."""
-    return trainers.make_trainer(recipe_of(recipe), seed, about, sets, device, start)
+    found = recipe_of(recipe)
+    return Trainer(found, make_network(found, seed, about, device, start), sets, seed)
+
+
+@pytest.fixture
+def dense(monkeypatch):
+    """What is made from here on has the forms for a device, on the CPU; calling it with False ends that."""
+
+    def choose(on=True):
+        monkeypatch.setattr(forms, "dense", lambda tensor: on)
+
+    choose()
+    return choose
 
 
 def image_sets(about, tensors, recipe, device):

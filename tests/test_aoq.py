@@ -5,9 +5,11 @@ import torch
 from conftest import at, image_sets, make_trainer
 
 from oscillations import models
+from oscillations.core.bits import grid_of
 from oscillations.engine.layers import quantized_layers, quantized_parameters
 from oscillations.engine.method import Moment
-from oscillations.methods._aoq import AoqQuantizer, initial_spacing
+from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.methods._aoq import Spacings, initial_spacing
 from oscillations.methods.aoq import (  # fmt: skip
     STAGE2,
     STAGE3,
@@ -27,6 +29,7 @@ def made(weights=None, **options):
     method = Aoq(Aoq.Options(**{"bits": 2} | options))
     weights = weights or {"a": torch.randn(16, 8), "b": torch.randn(4, 8)}
     quantizer = method.make_quantizer(weights)
+    method.begin(quantizer)
     quantizer.update()
     return method, quantizer
 
@@ -49,8 +52,8 @@ class NoStep:
 def test_a1_levels_and_thresholds(bits, levels, thresholds):
     below = torch.tensor(thresholds) - 1e-3
     weight = torch.cat([torch.tensor([-99.0]), below, torch.tensor(thresholds), torch.tensor([99.0])])
-    quantizer = AoqQuantizer({"a": weight}, bits, tie="half_up")
-    quantizer.thresholds, quantizer.levels = [torch.tensor(1.0)], [torch.tensor(2.0)]
+    quantizer = WeightQuantizer({"a": weight}, bits, Spacings, grid="mid_rise", tie="half_up")
+    quantizer.scale.of_thresholds, quantizer.scale.of_levels = [torch.tensor(1.0)], [torch.tensor(2.0)]
     quantizer.update()
     lower = [levels[0], *levels[:-1]]  # each threshold separates two neighbouring levels, and belongs to the upper
     assert quantizer.quantized[0].tolist() == [2 * level for level in [*lower, *levels[1:], levels[-1]]]
@@ -61,12 +64,12 @@ def test_a1_levels_and_thresholds(bits, levels, thresholds):
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_a1_initial_spacing(bits):
     torch.manual_seed(bits)
-    weight = torch.randn(6, 5, 3, 3)
-    assert initial_spacing(weight, bits).item() == pytest.approx(weight.std().item() / 2 ** (bits - 2))
-    per_channel = initial_spacing(weight, bits, per_channel=True)
+    weight, grid = torch.randn(6, 5, 3, 3), grid_of("mid_rise", bits)
+    assert initial_spacing(weight, grid).item() == pytest.approx(weight.std().item() / 2 ** (bits - 2))
+    per_channel = initial_spacing(weight, grid, per_channel=True)
     assert per_channel.shape == (6, 1, 1, 1)
     assert torch.allclose(per_channel.flatten(), weight.flatten(1).std(1) / 2 ** (bits - 2))
-    assert initial_spacing(torch.zeros(4), bits) > 0
+    assert initial_spacing(torch.zeros(4), grid) > 0
 
 
 def test_a1_shrinkage_is_the_released_schedules():
@@ -87,14 +90,14 @@ def test_a1_stages_begin_after_the_released_epochs_50_and_150():
 def test_a1_a_step_leaves_the_shrinkage_of_the_next_steps_epoch():
     method, quantizer = made()
     method.step(NoStep(), quantizer, Moment(4.9 / 250, 5 / 250))  # the last step of epoch 4
-    assert quantizer.shrinkage.item() == pytest.approx(shrinkage(5 / 250))
+    assert quantizer.scale.shrinkage.item() == pytest.approx(shrinkage(5 / 250))
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a1_weights_just_below_zero_belong_to_the_lower_cell(bits):
     weight = torch.tensor([-1e-30, -1e-12, -3e-8, 0.0, 1e-30])
-    quantizer = AoqQuantizer({"a": weight}, bits, tie="half_up")
-    quantizer.thresholds, quantizer.levels = [torch.tensor(1.0)], [torch.tensor(1.0)]
+    quantizer = WeightQuantizer({"a": weight}, bits, Spacings, grid="mid_rise", tie="half_up")
+    quantizer.scale.of_thresholds, quantizer.scale.of_levels = [torch.tensor(1.0)], [torch.tensor(1.0)]
     quantizer.update()
     assert quantizer.codes.tolist() == [-1, -1, -1, 0, 0]
 
@@ -103,7 +106,7 @@ def test_a1_stage_1_output_scales_with_the_shrinkage():
     method, quantizer = made()
     method.step(NoStep(), quantizer, at(0.1))
     quantizer.update()
-    assert quantizer.shrinkage.item() == pytest.approx(0.65)
+    assert quantizer.scale.shrinkage.item() == pytest.approx(0.65)
     for weight, q, codes in zip(quantizer.weights, quantizer.quantized, quantizer.code_views):
         spacing = 0.65 * weight.std()
         assert torch.allclose(q, (codes + 0.5) * spacing)
@@ -133,7 +136,7 @@ def test_a1_weights_beyond_the_levels_receive_the_whole_gradient_and_thresholds_
     grads = [torch.tensor([[1.0, -2.0, 3.0, -4.0]])]
     method.after_backward(quantizer, grads, at(0.5))
     assert grads[0].tolist() == [[1.0, -2.0, 3.0, -4.0]]
-    assert all(spacing.grad is None for spacing in quantizer.thresholds)
+    assert all(spacing.grad is None for spacing in quantizer.scale.of_thresholds)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -142,50 +145,50 @@ def test_a1_level_gradient_by_finite_differences(bits, per_channel):
     torch.manual_seed(bits)
     weight = {"a": torch.randn(6, 5, 3, 3, dtype=torch.float64)}
     method, quantizer = made(weight, bits=bits, per_channel=per_channel)
-    quantizer.shrinkage.fill_(0.3)
+    quantizer.scale.shrinkage.fill_(0.3)
     target = torch.randn(6, 5, 3, 3, dtype=torch.float64)
 
     def loss(change=None):
         if change is not None:
-            quantizer.levels[0] += change
+            quantizer.scale.of_levels[0] += change
         quantizer.update()
         return (quantizer.quantized[0] - target).square().sum()
 
     loss()
     method.after_backward(quantizer, [2 * (quantizer.quantized[0] - target)], at(0.3))
-    found = quantizer.levels[0].grad
+    found = quantizer.scale.of_levels[0].grad
     for entry in range(found.numel()):
         change = torch.zeros_like(found)
         change.view(-1)[entry] = 1e-5
         difference = (loss(change) - loss(-2 * change)) / 2e-5
-        quantizer.levels[0] += change
+        quantizer.scale.of_levels[0] += change
         assert found.view(-1)[entry].item() == pytest.approx(difference.item(), rel=1e-5)
 
 
 def test_a1_nothing_is_learned_in_stage_1():
     method, quantizer = made()
-    before = [level.clone() for level in quantizer.levels]
+    before = [level.clone() for level in quantizer.scale.of_levels]
     method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(0.19))
     method.step(NoStep(), quantizer, at(0.19))
-    assert all(level.grad is None for level in quantizer.levels)
-    assert all(torch.equal(a, b) for a, b in zip(before, quantizer.levels))
+    assert all(level.grad is None for level in quantizer.scale.of_levels)
+    assert all(torch.equal(a, b) for a, b in zip(before, quantizer.scale.of_levels))
     method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(STAGE2))
     method.step(NoStep(), quantizer, at(STAGE2))
-    assert not any(torch.equal(a, b) for a, b in zip(before, quantizer.levels))
+    assert not any(torch.equal(a, b) for a, b in zip(before, quantizer.scale.of_levels))
 
 
 def test_a1_stage_2_begins_where_stage_1_ends():
     _, quantizer = made()
-    quantizer.shrinkage.fill_(shrinkage(STAGE2))
+    quantizer.scale.shrinkage.fill_(shrinkage(STAGE2))
     quantizer.update()
-    for weight, thresholds, levels in zip(quantizer.weights, quantizer.scales, quantizer.level_scales):
+    for weight, thresholds, levels in zip(quantizer.weights, quantizer.scales, quantizer.scale.levels):
         assert thresholds == levels == torch.tensor(0.3) * weight.std()
 
 
 @pytest.mark.parametrize(("target", "norm"), PAIRS)
 def test_a1_damping_gradient_is_autograds(target, norm):
     method, quantizer = made(bits=3, damp_target=target, damp_norm=norm, damp_strength=0.7)
-    quantizer.levels = [1.3 * level for level in quantizer.levels]
+    quantizer.scale.of_levels = [1.3 * level for level in quantizer.scale.of_levels]
     quantizer.update()
     grads = [torch.zeros_like(w) for w in quantizer.weights]
     method.after_backward(quantizer, grads, at(STAGE3))
@@ -218,7 +221,7 @@ def test_a1_damping_does_not_reach_the_levels():
     for progress in (0.5, 0.9):
         method, quantizer = made()
         method.after_backward(quantizer, [torch.ones_like(w) for w in quantizer.weights], at(progress))
-        gradients.append([level.grad.item() for level in quantizer.levels])
+        gradients.append([level.grad.item() for level in quantizer.scale.of_levels])
     assert gradients[0] == gradients[1]
 
 
@@ -231,7 +234,9 @@ def test_a1_a_whole_training_runs_through_all_stages(recipe, blobs):
     quantizer, seen = made.quantizer, []
     for epoch_ended in made.steps():
         if epoch_ended:
-            seen.append((quantizer.shrinkage.item(), quantizer.levels[0].item(), quantizer.scales[0].item()))
+            seen.append(
+                (quantizer.scale.shrinkage.item(), quantizer.scale.of_levels[0].item(), quantizer.scales[0].item())
+            )
     losses = [row["train_loss"] for row in made.progress.history]
     assert losses[-1] < losses[0]
     assert made.progress.history[-1]["val_acc_3"] > 50  # of four classes

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from test_training import run, same_state, trainer
+from timm.models.vision_transformer import Attention
 
 from oscillations import models
 from oscillations.core.errors import InputError
-from oscillations.methods._attention import attentions, product_attention
+from oscillations.methods._attention import ProductAttention, attentions, product_attention
 from oscillations.methods._statsq import straight_through
 from oscillations.methods.statsq import Statsq
 
@@ -89,11 +90,16 @@ def test_o1_qkr_acts_at_the_target_bits_alone(recipe, blobs):
     x, _ = made.sets["validation"].batch(torch.arange(6))
     assert torch.equal(made.model.eval()(x), plain.model.eval()(x))
     module, tokens = modules["blocks.1.attn"], torch.randn(5, 7, 12)
-    module.qkv.weight.data = quantized
-    expected = product_attention(module, tokens, lambda product: straight_through(product, 3))
-    assert torch.equal(module(tokens), expected)
-    module.qkv.weight.data = quantized.clone()  # any other weights, were they equal
-    assert not torch.allclose(module(tokens), expected)
+    assert type(module) is ProductAttention
+    with made.network.at(3):
+        expected = product_attention(module, tokens, lambda product: straight_through(product, 3))
+        assert torch.equal(module(tokens), expected)
+    for bits in (2, 4, 32):
+        with made.network.at(bits):
+            assert torch.equal(module(tokens), Attention.forward(module, tokens))
+    with made.network.holding([value.clone() for value in quantizer.quantized]):  # any others, were they equal
+        assert not torch.allclose(module(tokens), expected)
+    assert list(made.model.state_dict()) == list(plain.model.state_dict())
 
 
 def test_o1_qkr_trains_resumes_and_evaluates_as_trained(recipe, blobs):
@@ -108,7 +114,7 @@ def test_o1_qkr_trains_resumes_and_evaluates_as_trained(recipe, blobs):
     again.load_state({key: value.clone() for key, value in first.state().items()})
     assert same_state(run(again), whole)
     loaded = trainer(recipe, blobs, **VIT)
-    loaded.load_trained(whole.best)
+    loaded.network.load_trained(whole.best)
     best = whole.progress.history[whole.progress.best_epoch - 1]
     assert all(best[key] == value for key, value in loaded.validate().items() if key != "val_loss")
 

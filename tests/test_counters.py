@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from oscillations.engine.counters import TOTALS, OscillationCounter
+from oscillations.engine.counters import TOTALS, DenseCounter, SparseCounter
+from oscillations.engine.counters import counter as counter_for
 
 A = [0, 0, 1, 0, 1, 1, 0, 0, 1, 2, 2, 1, 1]
 B = [i % 2 for i in range(13)]
@@ -18,7 +19,7 @@ TOY = [0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
 def stream(sequences, **options):
     """A counter after ticking through several sequences of equal length, one weight each."""
     codes = torch.tensor(sequences, dtype=torch.int8).T.contiguous()
-    counter = OscillationCounter(codes[0], [len(sequences)], **options)
+    counter = counter_for(codes[0], [len(sequences)], **options)
     for row in codes[1:]:
         counter.tick(row)
     return counter
@@ -79,7 +80,7 @@ def test_timeout_ends_a_run():
 
 def test_frequency_of_sequence_a():
     expected = [0, 0, 0.1, 0.19, 0.171, 0.2539, 0.2285, 0.3057, 0.2751, 0.2476, 0.3228, 0.2905]
-    counter = OscillationCounter(torch.zeros(1, dtype=torch.int8), [1], momentum=0.1)
+    counter = counter_for(torch.zeros(1, dtype=torch.int8), [1], momentum=0.1)
     for code, frequency in zip(A[1:], expected):
         counter.tick(torch.tensor([code], dtype=torch.int8))
         assert counter.frequency().item() == pytest.approx(frequency, abs=5e-5)
@@ -111,7 +112,7 @@ def test_streaming_equals_definition(timeout):
 
 def test_totals_are_kept_per_tensor():
     codes = [torch.tensor(row, dtype=torch.int8) for row in ([0, 0, 0], [1, 0, 0], [0, 0, 5])]
-    counter = OscillationCounter(codes[0], [1, 2])
+    counter = counter_for(codes[0], [1, 2])
     for row in codes[1:]:
         counter.tick(row)
     assert dict(zip(TOTALS, counter.totals.tolist())) == {
@@ -124,7 +125,7 @@ def test_state_round_trip():
     sequences = [[rng.randint(0, 1) for _ in range(300)] for _ in range(50)]
     whole = stream(sequences)
     first = stream([sequence[:260] for sequence in sequences])
-    resumed = OscillationCounter(torch.zeros(50, dtype=torch.int8), [50])
+    resumed = counter_for(torch.zeros(50, dtype=torch.int8), [50])
     resumed.load_state(first.state())
     for t in range(260, 300):
         resumed.tick(torch.tensor([sequence[t] for sequence in sequences], dtype=torch.int8))
@@ -139,8 +140,7 @@ def test_the_dense_form_counts_the_same(timeout):
     sizes = [5, 1, 130, 64]  # no multiple of the eight codes that are compared at once
     codes = torch.randint(-127, 128, (300, sum(sizes)), dtype=torch.int8, generator=generator)
     codes[:, 10:] = codes[0, 10:] + torch.randint(0, 2, (300, 190), dtype=torch.int8, generator=generator)
-    sparse, dense = (OscillationCounter(codes[0], sizes, timeout=timeout) for _ in range(2))
-    dense.sees_values = False
+    sparse, dense = (form(codes[0], sizes, timeout=timeout) for form in (SparseCounter, DenseCounter))
     for row in codes[1:]:
         sparse.tick(row)
         dense.tick(row)
@@ -153,6 +153,6 @@ def test_the_dense_form_counts_the_same(timeout):
 
 
 def test_the_state_is_six_bytes_a_weight():
-    counter = OscillationCounter(torch.zeros(1000, dtype=torch.int8), [1000])
+    counter = counter_for(torch.zeros(1000, dtype=torch.int8), [1000])
     state = [value for value in counter.state().values() if len(value) == 1000]
     assert sum(value.element_size() for value in state) == 6

@@ -96,12 +96,15 @@ def test_e1_a_correction_changes_nothing_but_itself(recipe, blobs, changes):
             assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), lsq.model.parameters()))
             assert made.progress.history == lsq.progress.history
         elif frozen is None:
-            frozen, codes = {key: value.clone() for key, value in made.trained().items()}, made.quantizer.codes.clone()
+            frozen, codes = (
+                {key: value.clone() for key, value in made.network.trained().items()},
+                made.quantizer.codes.clone(),
+            )
             assert made.progress.step == 3 and made.progress.epoch == 1  # 12 of 20 steps were done before the last
     corrections = zip(made.quantizer.gammas.values(), made.quantizer.betas.values())
     assert all(gamma.ne(1).any() and beta.ne(0).any() for gamma, beta in corrections)
     assert torch.equal(made.quantizer.codes, codes)
-    for key, value in made.trained().items():
+    for key, value in made.network.trained().items():
         own = key.startswith(("quantizer/gamma", "quantizer/beta"))
         assert own or torch.equal(value, frozen[key]), key
 
@@ -144,7 +147,7 @@ def test_e1_a_trained_networks_corrections_fold(recipe, blobs):
         )
         folded = F.linear(folded, quantizer.code_views[i] * scale, bias)
         folded = folded if layer == "fc6" else F.relu(folded)
-    for parameter, value in zip(made.parameters, quantizer.quantized):
+    for parameter, value in zip(made.network.parameters, quantizer.quantized):
         parameter.data = value
     torch.testing.assert_close(made.model(x), folded, atol=1e-5, rtol=1e-5)
 

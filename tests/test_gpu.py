@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import image_sets, make_trainer
 
-from oscillations.engine.counters import OscillationCounter
+from oscillations.engine.counters import counter
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.turns import in_turns
 
@@ -63,7 +63,7 @@ def test_every_precision_trains(recipe, blobs, precision):
 
 def test_the_counter_counts_as_on_the_cpu():
     codes = torch.randint(-3, 4, (50, 300), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    here, there = (OscillationCounter(codes[0].to(device), [100, 200]) for device in ("cpu", "cuda"))
+    here, there = (counter(codes[0].to(device), [100, 200]) for device in ("cpu", "cuda"))
     for row in codes[1:]:
         here.tick(row)
         there.tick(row.cuda())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import at
 from test_training import run, trainer
 from torch.autograd.functional import hvp
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ def test_j1_closed_form():
     """L = (x w - y)^2 / 2 with x = 2, y = w = 1: |L'| = 2, and its own gradient sign(2) x^2 = 4."""
     weight = torch.tensor(1.0, requires_grad=True)
     task = (2 * weight - 1).square() / 2
-    total = method(**{"lambda": 0.3}).loss(task, [weight], 0.8)
+    total = method(**{"lambda": 0.3}).loss(task, [weight], at(0.8))
     assert total.item() == pytest.approx(0.5 + 0.3 * 2)
     total.backward()
     assert weight.grad.item() == pytest.approx(2 + 0.3 * 4)
@@ -40,7 +41,7 @@ def test_j1_gradient_is_the_hessian_times_the_gradients_signs():
 
     grad = torch.autograd.grad(task(weight), weight)[0]
     expected = grad + 0.1 * hvp(task, weight.detach(), grad.sign())[1]
-    method(**{"lambda": 0.1}).loss(task(weight), [weight], 0.9).backward()
+    method(**{"lambda": 0.1}).loss(task(weight), [weight], at(0.9)).backward()
     torch.testing.assert_close(weight.grad, expected)
 
 
@@ -48,7 +49,7 @@ def test_j1_no_bounded_perturbation_has_a_larger_effect_than_the_norm():
     network, x, y = small_network()
     weights = [network[0].weight, network[2].weight]
     task = F.cross_entropy(network(x), y)
-    norm = (method(**{"lambda": 1.0}).loss(task, weights, 1.0) - task).item()
+    norm = (method(**{"lambda": 1.0}).loss(task, weights, at(1.0)) - task).item()
     grads = torch.autograd.grad(task, weights)
     delta = 0.01
     for _ in range(200):
@@ -61,9 +62,9 @@ def test_j1_no_bounded_perturbation_has_a_larger_effect_than_the_norm():
 def test_j1_off_before_its_share_of_the_training():
     weight = torch.tensor(1.0, requires_grad=True)
     task = weight.square()
-    assert method().loss(task, [weight], 0.7499) is task
-    assert method().loss(task, [weight], 0.75) is not task
-    assert method(share=0.0).loss(task, [weight], 0.9999) is task
+    assert method().loss(task, [weight], at(0.7499)) is task
+    assert method().loss(task, [weight], at(0.75)) is not task
+    assert method(share=0.0).loss(task, [weight], at(0.9999)) is task
 
 
 def test_j1_lambda_zero_trains_the_baseline(recipe, blobs):
@@ -91,5 +92,5 @@ def test_j1_attention_has_a_second_derivative():
     regularizer.attach(network)
     weights = list(quantized_parameters(network, ["blocks.*"]).values())
     task = F.cross_entropy(network(torch.randn(4, 1, 8, 8)), torch.arange(4))
-    regularizer.loss(task, weights, 1.0).backward()
+    regularizer.loss(task, weights, at(1.0)).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in weights)

@@ -117,11 +117,11 @@ ROWS = {
         {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the engine": (
-        edit(QUANTIZER, "torch.floor(u + 0.5)", "torch.floor(u + 0.25)"),
+        edit(QUANTIZER, "u.add_(0.5 - offset)", "u.add_(0.25 - offset)"),
         {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the evaluation": (
-        edit(f"{SOURCE}/engine/crossbit.py", "trainer.sets[\"test\"])[0]", "trainer.sets[\"test\"])[0] / 2"), {"evaluate": 2},
+        edit(f"{SOURCE}/engine/crossbit.py", "sets[\"test\"])[0]", "sets[\"test\"])[0] / 2"), {"evaluate": 2},
     ),
 }  # fmt: skip
 
@@ -279,8 +279,8 @@ def test_rows_are_of_the_versions_that_made_them(monkeypatch):
 @pytest.mark.parametrize("part", ["evaluation", "reconstruction"])
 @pytest.mark.parametrize(
     "definition",
-    [("engine.batches", "ImageSet"), ("engine.quantizer", "WeightQuantizer"), ("engine.training", "Trainer"),
-     ("engine.quantizer", "mse_scale"), ("engine.accuracy", "accuracy"), ("core.bits", "largest_code")],
+    [("engine.batches", "ImageSet"), ("engine.quantizer", "WeightQuantizer"), ("engine.network", "Network"),
+     ("engine.scales", "mse_scale"), ("engine.accuracy", "accuracy"), ("core.bits", "largest_code")],
 )  # fmt: skip
 def test_what_evaluates_is_a_part_of_the_evaluation(part, definition):
     module, name = definition

@@ -7,7 +7,7 @@ import torch
 from conftest import at
 
 from oscillations.core.bits import grid_of
-from oscillations.engine.quantizer import mse_scale
+from oscillations.engine.scales import mse_scale
 from oscillations.methods.lsq import Lsq, gradients, initial_scale
 
 WEIGHT = torch.tensor([0.9, -0.2, 0.45, -1.0, 2.0], dtype=torch.float64)
@@ -62,6 +62,7 @@ def made(**options):
     method = Lsq(Lsq.Options(bits=3, **options))
     weights = {"a": torch.randn(8, 4), "b": torch.randn(3, 8)}
     quantizer = method.make_quantizer(weights)
+    method.begin(quantizer)
     quantizer.update()
     return method, quantizer
 

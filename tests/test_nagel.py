@@ -14,7 +14,7 @@ from oscillations.engine.annealing import cosine
 from oscillations.engine.batches import ImageSet
 from oscillations.engine.method import Moment
 from oscillations.engine.quantizer import WeightQuantizer, quantize
-from oscillations.methods._freezing import FreezeTracker, FreezingQuantizer
+from oscillations.methods._freezing import DenseFreezeTracker, FreezingQuantizer, SparseFreezeTracker
 from oscillations.methods.dampening import Dampening, dampening_gradient
 from oscillations.methods.freezing import Freezing
 from oscillations.methods.osciquant import OsciQuant
@@ -25,18 +25,14 @@ from oscillations.methods.osciquant import OsciQuant
 def followed(codes, momentum, threshold, average=True, dense=False, refreeze=False, psi_from=0):
     """Codes ``[steps, weights]`` as they are after freezing, and frequencies and frozen masks of every step."""
     quantizer = FreezingQuantizer({"w": codes[0].float()}, 4)
-    tracker = FreezeTracker(codes[0], quantizer.sizes, momentum)
-    quantizer.sees_values = tracker.sees_values = not dense
+    tracker = (DenseFreezeTracker if dense else SparseFreezeTracker)(codes[0], quantizer.sizes, momentum)
     seen, frequencies, frozen = [], [], []
     for t, row in enumerate(codes):
         seen.append(torch.where(quantizer.frozen, quantizer.frozen_codes, row))
         tracker.tick(seen[-1])
         if t == psi_from:
             tracker.restart_average()
-        at = tracker.positions(threshold)
-        if not refreeze:
-            at = quantizer.still_free(at)
-        quantizer.freeze(at, tracker.codes_at(at, average))
+        tracker.freeze(quantizer, threshold, average=average, again=refreeze)
         frequencies.append(tracker.frequency())
         frozen.append(quantizer.frozen.clone())
     return torch.stack(seen), torch.stack(frequencies), torch.stack(frozen)
@@ -147,7 +143,8 @@ def test_n1_frozen_weights_receive_no_gradient_and_give_the_scale_their_code(met
     quantizer = made.make_quantizer({"w": torch.randn(6, 5)})
     mask = torch.arange(30) % 3 == 0
     kept = torch.randint(-1, 2, (30,), dtype=torch.int8)
-    quantizer.freeze(mask.nonzero().flatten(), kept[mask])
+    quantizer.frozen[mask], quantizer.frozen_codes[mask], quantizer.flat_free[mask] = True, kept[mask], 0
+    quantizer.holds = True
     quantizer.update()
     upstream = torch.randn(6, 5)
 
@@ -161,12 +158,11 @@ def test_n1_frozen_weights_receive_no_gradient_and_give_the_scale_their_code(met
     torch.testing.assert_close(quantizer.quantized[0], (codes * scale).detach())
     (codes * scale * upstream).sum().backward()
 
-    grads, latent = [upstream.clone()], quantizer.weights[0]
+    grads = [upstream.clone()]
     made.after_backward(quantizer, grads, Moment(0.5, 0.5))
     assert (grads[0].flatten()[mask] == 0).all()
     torch.testing.assert_close(grads[0], weight.grad)
     torch.testing.assert_close(quantizer.scales[0].grad, scale.grad)
-    assert quantizer.weights[0] is latent
 
 
 @pytest.mark.parametrize("start", [0.3, 0.5])
@@ -202,17 +198,17 @@ def test_n1_frozen_oscillating_weights_sit_on_their_levels(recipe, blobs, method
         for i, (weight, free) in enumerate(zip(made.quantizer.weights, made.quantizer.free)):
             plain = quantize(weight, method["bits"], per_channel=method.get("per_channel", False))
             torch.testing.assert_close(plain[free == 0], made.quantizer.quantized[i][free == 0])
-            assert made.parameters[i].data_ptr() == weight.data_ptr()
+            assert made.network.parameters[i].data_ptr() == weight.data_ptr()
 
     run(made, check)
     assert made.quantizer.frozen.any()
 
 
 @pytest.mark.parametrize("method", FREEZING, ids=str)
-def test_n1_the_form_for_devices_freezes_the_same_and_reads_no_value(recipe, blobs, method):
-    here, there = (trainer(recipe, blobs, method=method | {"start": 0.0}) for _ in range(2))
-    for part in (there.quantizer, there.method.tracker, *there.counters.values()):
-        part.sees_values = False
+def test_n1_the_form_for_devices_freezes_the_same_and_reads_no_value(recipe, blobs, method, dense):
+    there = trainer(recipe, blobs, method=method | {"start": 0.0})
+    dense(False)
+    here = trainer(recipe, blobs, method=method | {"start": 0.0})
     names = set()
 
     class Recorded(TorchDispatchMode):

@@ -12,7 +12,7 @@ from oscillations.core.bits import grid_of
 from oscillations.core.errors import InputError
 from oscillations.engine.layers import quantized_layers, quantized_parameters
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import max_scale, mse_scale
+from oscillations.engine.scales import max_scale, mse_scale
 from oscillations.posttraining import _measurement as measurement
 from oscillations.posttraining import mrecg
 from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
@@ -41,8 +41,7 @@ def network(name, seed=0):
 
 def calibration(model, weights, images, bits=3, scale=max_scale, per_channel=False, seed=0):
     grid = grid_of("sym_odd", bits)
-    width = bits if scale is max_scale else grid
-    scales = {name: scale(weight.data, width, per_channel=per_channel) for name, weight in weights.items()}
+    scales = {name: scale(weight.data, grid, per_channel=per_channel) for name, weight in weights.items()}
     return Calibration(model, weights, scales, bits, grid, images, seed)
 
 

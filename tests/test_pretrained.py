@@ -15,7 +15,7 @@ from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, read_json
 from oscillations.engine.layers import load_weights
 from oscillations.jobs import train as runs
-from oscillations.jobs.trainers import new_trainer
+from oscillations.jobs.networks import new_network
 from oscillations.records.identity import OTHER_WEIGHTS
 from oscillations.records.plans import plans
 from oscillations.report.collect import start_label
@@ -328,9 +328,8 @@ def test_a_run_knows_what_it_started_from(trained, here):
     assert record["start_sha256"] == about["sha256"]
     assert record["start"] == {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
     assert start_label(variant.recipe, record) == "local file mine.pth, not verified"
-    sets = image_sets(*small_cifar(), variant.recipe.plain(), torch.device("cpu"))
-    trainer = new_trainer(variant, run, small_cifar()[0], sets, torch.device("cpu"))
-    start, own = resnet_state(), trainer.model.state_dict()
+    network = new_network(variant, run, small_cifar()[0], torch.device("cpu"))
+    start, own = resnet_state(), network.model.state_dict()
     assert all(torch.equal(own[key], start[key]) for key in start if not key.startswith("fc."))
     assert own["fc.weight"].shape == (10, 512)
     assert load_file(run.checkpoint)["fc.weight"].shape == (10, 512)
@@ -360,7 +359,7 @@ def test_tiny_vit_5m_fine_tunes_from_another_number_of_classes(recipe):
     own = trainer.model.state_dict()
     assert all(torch.equal(own[key], start[key]) for key in start if not key.startswith("head.fc."))
     assert own["head.fc.weight"].shape == (10, 320)
-    assert len(trainer.parameters) == 40
+    assert len(trainer.network.parameters) == 40
     assert torch.isfinite(trainer.step(*sets["train"].batch(slice(0, 2))))
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from oscillations.core.bits import LATENT, grid_of
-from oscillations.engine.quantizer import WeightQuantizer, max_scale, mse_scale, quantize
+from oscillations.engine.quantizer import WeightQuantizer, quantize
+from oscillations.engine.scales import FrozenScale, LeastSquaresScale, max_scale, mse_scale
+from oscillations.methods._aoq import Spacings
 
 BITS = [2, 3, 4, 8]
 
@@ -22,7 +24,7 @@ def test_q1_number_of_levels(weight, bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_q2_error_is_at_most_half_a_step(weight, bits):
-    assert (quantize(weight, bits) - weight).abs().max() <= max_scale(weight, bits) / 2 + 1e-6
+    assert (quantize(weight, bits) - weight).abs().max() <= max_scale(weight, grid_of("sym_odd", bits)) / 2 + 1e-6
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -63,7 +65,7 @@ def test_q9_zero_tensor_stays_zero(bits):
     fused = WeightQuantizer({"zero": zero}, bits)
     fused.update()
     gradient = torch.ones(4, 4)
-    fused.add_scale_gradient(0, gradient, gradient.clone(), fused.error(0))
+    fused.scale.add_gradient(0, gradient, gradient.clone(), fused.error(0))
     assert torch.equal(fused.quantized[0], zero)
     assert torch.equal(gradient, torch.ones(4, 4))
 
@@ -97,7 +99,7 @@ def test_ties_round_as_told():
 
 def test_frozen_scale_stays_and_clamps():
     weight = torch.tensor([1.0, 0.2])
-    fused = WeightQuantizer({"w": weight}, 2, scale_source="frozen_max")
+    fused = WeightQuantizer({"w": weight}, 2, FrozenScale)
     weight.mul_(3)
     fused.update()
     assert fused.scales[0] == 1.0
@@ -107,7 +109,7 @@ def test_frozen_scale_stays_and_clamps():
 def test_mse_scale_beats_the_maximum():
     torch.manual_seed(0)
     weight = torch.randn(4000)
-    fused = WeightQuantizer({"w": weight}, 2, scale_source="mse")
+    fused = WeightQuantizer({"w": weight}, 2, LeastSquaresScale)
     fused.update()
     assert (fused.quantized[0] - weight).square().sum() < 0.5 * (quantize(weight, 2) - weight).square().sum()
     assert fused.codes.unique().tolist() == [-1, 0, 1]
@@ -117,9 +119,11 @@ def test_per_channel_scales_are_those_of_the_channels_alone():
     torch.manual_seed(0)
     weight = torch.randn(4, 3, 3, 3)
     for scale_of in (max_scale, mse_scale):
-        scales = scale_of(weight, 3, per_channel=True)
+        scales = scale_of(weight, grid_of("sym_odd", 3), per_channel=True)
         assert scales.shape == (4, 1, 1, 1)
-        assert [scale.item() for scale in scales] == [scale_of(channel, 3).item() for channel in weight]
+        assert [scale.item() for scale in scales] == [
+            scale_of(channel, grid_of("sym_odd", 3)).item() for channel in weight
+        ]
     rows = torch.stack([quantize(channel, 3) for channel in weight])
     assert torch.equal(quantize(weight, 3, per_channel=True), rows)
 
@@ -128,11 +132,11 @@ def test_grids_of_the_field():
     assert [grid_of("sym_odd", bits).levels for bits in (2, 3, 4)] == [3, 7, 15]
     assert [grid_of("lsq", bits) for bits in (2, 3)] == [(-1, 1, 0), (-4, 3, 0)]
     assert grid_of("mid_rise", 2) == (-2, 1, 0.5)
-    fused = WeightQuantizer({"w": torch.tensor([-9.0, -0.1, 0.1, 1.2])}, 2, scale_source="learned", grid="mid_rise")
-    fused.scales = [torch.tensor(1.0)]
+    fused = WeightQuantizer({"w": torch.tensor([-9.0, -0.1, 0.1, 1.2])}, 2, Spacings, grid="mid_rise")
+    fused.scale.of_thresholds = fused.scale.of_levels = [torch.tensor(1.0)]
     fused.update()
     assert fused.codes.tolist() == [-2, -1, 0, 1]
     assert fused.quantized[0].tolist() == [-1.5, -0.5, 0.5, 1.5]
-    fused.level_scales = [torch.tensor(2.0)]
+    fused.scale.of_levels = [torch.tensor(2.0)]
     fused.update()
     assert fused.quantized[0].tolist() == [-3.0, -1.0, 1.0, 3.0]

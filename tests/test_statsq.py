@@ -70,6 +70,7 @@ def test_o1_weights_outside_the_boundary_keep_their_bits(name):
     weight = torch.randn(20, 500)
     method = Cga(Cga.Options(bits=3, start=0.5, boundary=0.05))
     quantizer = method.make_quantizer({"a.weight": weight})
+    method.begin(quantizer)
     quantizer.update()
     optimizer = OPTIMIZERS[name]([weight], lr=1e-2)
 

@@ -7,28 +7,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from oscillations.engine.batches import ImageSet
 
 REESTIMATION_IMAGES = 4096  # training images for new batch-norm statistics
 REESTIMATION_BATCH = 128
-
-
-@contextmanager
-def weights_as(parameters: list[Tensor], values: list[Tensor] | None) -> Iterator[None]:
-    """Let the parameters hold other values (None: their own) inside the block, without copying any."""
-    if values is None:
-        yield
-        return
-    own = [parameter.data for parameter in parameters]
-    try:
-        for parameter, value in zip(parameters, values):
-            parameter.data = value
-        yield
-    finally:
-        for parameter, value in zip(parameters, own):
-            parameter.data = value
 
 
 @torch.no_grad()

@@ -8,9 +8,13 @@ alone, so it is looked up: seven states, two directions, fourteen transitions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from oscillations.engine import forms
 
 TOTALS = ("crossings", "levels", "nagel", "corrected", "trips")
 RUN_STATES = range(-3, 4)  # place in an alternating run: 0 before any change, 1 first change, then 2, 3, 2, 3 ...
@@ -43,8 +47,7 @@ class OscillationCounter:
     * ``trips`` = there-and-back pairs, sum of floor(length / 2)
 
     ``momentum`` is m of f_t = m o_t + (1 - m) f_{t-1}; None keeps no frequency. ``timeout`` ends a run after
-    that many quiet ticks. On the CPU a tick touches only the weights that changed; on a device it is dense, so
-    that nothing waits.
+    that many quiet ticks. :func:`counter` makes the form for a device.
     """
 
     def __init__(
@@ -57,63 +60,23 @@ class OscillationCounter:
         self.run = torch.zeros_like(codes)
         self.totals = torch.zeros(len(TOTALS), len(sizes), dtype=torch.int64, device=device)
         self.ticks = 0
-        self.sees_values = device.type == "cpu"  #: as the quantizer's
         self._scaled_frequency = None if momentum is None else torch.zeros(codes.shape, dtype=dtype, device=device)
         self._since_rebase = 0
-        self._next_run, self._counts = (torch.from_numpy(table).to(device) for table in (NEXT_RUN, COUNTS))
         self._last_change = torch.zeros(codes.shape, dtype=torch.int32, device=device) if timeout else None
 
     def tick(self, codes: Tensor) -> None:
         """Compare with the codes of the previous tick and count."""
         self.ticks += 1
         self._since_rebase += 1
-        weight = self.momentum * (1 - self.momentum) ** -self._since_rebase
-        if self.sees_values:
-            self._count_changed(codes.numpy(), weight)
-        else:
-            self._count_all(codes, weight)
+        self._count(codes, self.momentum * (1 - self.momentum) ** -self._since_rebase)
         if self._since_rebase == REBASE_AFTER:
             if self._scaled_frequency is not None:
                 self._scaled_frequency.mul_((1 - self.momentum) ** self._since_rebase)
             self._since_rebase = 0
 
-    def _count_changed(self, codes: np.ndarray, weight: float) -> None:
-        """Count on the CPU, by numpy: on the few weights that changed its calls cost a third of torch's."""
-        old, run = self.codes.numpy(), self.run.numpy()
-        at = differing(codes, old)
-        new = codes.take(at)
-        change = new.astype(np.int16) - old.take(at)
-        if self._last_change is not None:
-            last_change = self._last_change.numpy()
-            run[at[self.ticks - last_change[at] > self.timeout]] = 0
-            last_change[at] = self.ticks
-        kind = 2 * (run.take(at) + 3) + (change > 0)
-        old[at] = new
-        run[at] = NEXT_RUN.take(kind)
-        if self._scaled_frequency is not None:
-            frequency = self._scaled_frequency.numpy()
-            frequency[at] += (weight * COUNTS[:, NAGEL]).astype(frequency.dtype).take(kind)
-        ends = np.searchsorted(at, np.cumsum(self.sizes)).tolist()
-        tensors = [slice(start, end) for start, end in zip([0, *ends], ends)]
-        happened = np.stack([np.bincount(kind[part], minlength=len(COUNTS)) for part in tensors])
-        self.totals.numpy()[:] += (happened @ COUNTS).T
-        self.totals.numpy()[LEVELS] += [np.abs(change[part]).sum(dtype=np.int64) for part in tensors]
-
-    def _count_all(self, codes: Tensor, weight: float) -> None:
-        """Count without reading any value on the host: the same table, looked up for every weight."""
-        change = codes.short() - self.codes
-        moved = change != 0
-        if self._last_change is not None:
-            self.run.masked_fill_(moved & (self.ticks - self._last_change > self.timeout), 0)
-            self._last_change.masked_fill_(moved, self.ticks)
-        kind = (2 * (self.run + 3) + (change > 0)).int()
-        counts = self._counts[kind].mul_(moved[:, None])
-        counts[:, LEVELS] = change.abs()
-        if self._scaled_frequency is not None:
-            self._scaled_frequency.add_(counts[:, NAGEL], alpha=weight)
-        self.run.copy_(torch.where(moved, self._next_run[kind], self.run))
-        self.codes.copy_(codes)
-        self.totals += torch.stack([part.sum(0) for part in counts.split(self.sizes)]).T
+    def _count(self, codes: Tensor, weight: float) -> None:
+        """Count the changes, of which each adds ``weight`` to the stored frequency if it is an oscillation."""
+        raise NotImplementedError
 
     def frequency(self) -> Tensor:
         """Exponential moving average of oscillations per tick, for every weight; there must be a momentum."""
@@ -141,6 +104,59 @@ class OscillationCounter:
             self._scaled_frequency.copy_(state["frequency"])
         if self._last_change is not None:
             self._last_change.copy_(state["last_change"])
+
+
+class SparseCounter(OscillationCounter):
+    """On the CPU, by numpy: on the few weights that changed its calls cost a third of torch's."""
+
+    def _count(self, codes: Tensor, weight: float) -> None:
+        old, run = self.codes.numpy(), self.run.numpy()
+        at = differing(codes.numpy(), old)
+        new = codes.numpy().take(at)
+        change = new.astype(np.int16) - old.take(at)
+        if self._last_change is not None:
+            last_change = self._last_change.numpy()
+            run[at[self.ticks - last_change[at] > self.timeout]] = 0
+            last_change[at] = self.ticks
+        kind = 2 * (run.take(at) + 3) + (change > 0)
+        old[at] = new
+        run[at] = NEXT_RUN.take(kind)
+        if self._scaled_frequency is not None:
+            frequency = self._scaled_frequency.numpy()
+            frequency[at] += (weight * COUNTS[:, NAGEL]).astype(frequency.dtype).take(kind)
+        ends = np.searchsorted(at, np.cumsum(self.sizes)).tolist()
+        tensors = [slice(start, end) for start, end in zip([0, *ends], ends)]
+        happened = np.stack([np.bincount(kind[part], minlength=len(COUNTS)) for part in tensors])
+        self.totals.numpy()[:] += (happened @ COUNTS).T
+        self.totals.numpy()[LEVELS] += [np.abs(change[part]).sum(dtype=np.int64) for part in tensors]
+
+
+class DenseCounter(OscillationCounter):
+    """On a device, without reading any value on the host: the same table, looked up for every weight."""
+
+    def __init__(self, codes: Tensor, sizes: list[int], **options: Any):
+        super().__init__(codes, sizes, **options)
+        self._next_run, self._counts = (torch.from_numpy(table).to(codes.device) for table in (NEXT_RUN, COUNTS))
+
+    def _count(self, codes: Tensor, weight: float) -> None:
+        change = codes.short() - self.codes
+        moved = change != 0
+        if self._last_change is not None:
+            self.run.masked_fill_(moved & (self.ticks - self._last_change > self.timeout), 0)
+            self._last_change.masked_fill_(moved, self.ticks)
+        kind = (2 * (self.run + 3) + (change > 0)).int()
+        counts = self._counts[kind].mul_(moved[:, None])
+        counts[:, LEVELS] = change.abs()
+        if self._scaled_frequency is not None:
+            self._scaled_frequency.add_(counts[:, NAGEL], alpha=weight)
+        self.run.copy_(torch.where(moved, self._next_run[kind], self.run))
+        self.codes.copy_(codes)
+        self.totals += torch.stack([part.sum(0) for part in counts.split(self.sizes)]).T
+
+
+def counter(codes: Tensor, sizes: list[int], **options: Any) -> OscillationCounter:
+    """The :class:`OscillationCounter` in the form for where the codes lie."""
+    return (DenseCounter if forms.dense(codes) else SparseCounter)(codes, sizes, **options)
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oscillations.core.bits import LATENT
-from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
-from oscillations.engine.training import Trainer
+from oscillations.engine.accuracy import accuracy, reestimated_norms
+from oscillations.engine.batches import ImageSet
+from oscillations.engine.network import Network
 from oscillations.engine.weight_statistics import histogram
 
+Rows = list[dict[str, Any]]
 
-def accuracies(trainer: Trainer, done: bool) -> list[dict[str, Any]]:
-    """Test accuracy at every evaluation bit, batch-norm statistics kept and re-estimated.
+
+def accuracies(network: Network, sets: dict[str, ImageSet], eval_bits: Sequence[int], done: bool) -> Rows:
+    """Test accuracy at every bit width, batch-norm statistics kept and re-estimated.
 
     A network without batch norm has nothing to re-estimate and gives ``keep`` only; a diverged run no number.
     ``bn_divergence``: how far the kept statistics are from the re-estimated ones (:func:`norm_divergence`).
     """
-    model = trainer.model
-    rows: list[dict[str, Any]] = []
+    model = network.model
+    rows: Rows = []
     kept = norm_statistics(model)
-    for bits in trainer.eval_bits:
-        values = None if bits == LATENT else trainer.quantized_weights(bits)
-        with weights_as(trainer.parameters, values):
-            rows.append({"eval_bits": bits, "bn": "keep", "accuracy": _test_accuracy(trainer, done)})
+
+    def measured() -> float | None:
+        return accuracy(model, sets["test"])[0] if done else None
+
+    for bits in eval_bits:
+        with network.at(bits):
+            rows.append({"eval_bits": bits, "bn": "keep", "accuracy": measured()})
             if kept:
-                with reestimated_norms(model, trainer.sets["train"]):
-                    row = {"eval_bits": bits, "bn": "reestimate", "accuracy": _test_accuracy(trainer, done)}
+                with reestimated_norms(model, sets["train"]):
+                    row = {"eval_bits": bits, "bn": "reestimate", "accuracy": measured()}
                     rows.append(row | {"bn_divergence": norm_divergence(norm_statistics(model), kept)})
     return rows
-
-
-def _test_accuracy(trainer: Trainer, done: bool) -> float | None:
-    return accuracy(trainer.model, trainer.sets["test"])[0] if done else None
 
 
 def norm_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -55,13 +57,13 @@ def norm_divergence(true: list[tuple[Tensor, Tensor]], assumed: list[tuple[Tenso
     return torch.cat(divergences).mean().item()
 
 
-def histograms(trainer: Trainer) -> list[dict[str, Any]]:
+def histograms(network: Network) -> Rows:
     """Counts of weights in steps (levels at integers) at the target bits, per quantized tensor; none for the baseline.
 
     ``scale``: a step's size, with scales per channel their mean.
     """
-    quantizer = trainer.quantizer
-    rows: list[dict[str, Any]] = []
+    quantizer = network.quantizer
+    rows: Rows = []
     if quantizer is None:
         return rows
     for i, name in enumerate(quantizer.names):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,22 @@ def is_matrix_layer(layer: nn.Module) -> bool:
     """Whether a module multiplies its input by a weight of two or more dimensions (conv, linear)."""
     weight = layer._parameters.get("weight")
     return weight is not None and weight.dim() >= 2
+
+
+@contextmanager
+def weights_as(parameters: list[Tensor], values: list[Tensor] | None) -> Iterator[None]:
+    """Let the parameters hold other values (None: their own) inside the block, without copying any."""
+    if values is None:
+        yield
+        return
+    own = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values):
+            parameter.data = value
+        yield
+    finally:
+        for parameter, value in zip(parameters, own):
+            parameter.data = value
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], head: str | None = None) -> None:

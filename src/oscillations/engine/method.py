@@ -36,12 +36,55 @@ class Moment(NamedTuple):
 
 
 class MethodOptions(Strict):
-    """What a study may say about a method; unknown options are refused."""
+    """What a study may say about a method; unknown options are refused.
+
+    The properties are what a method declares about itself: nothing asks it for an option by name.
+    """
 
     @property
     def begins(self) -> float:
         """Share of the training before which the method does only what it is built on."""
         return 0.0
+
+    @property
+    def target_bits(self) -> int | None:
+        """The bit width that is trained for; None trains without any quantizer."""
+        return None
+
+    @property
+    def selection(self) -> str:
+        """Which validation accuracy picks the best epoch."""
+        return "fp_val"
+
+    @property
+    def reestimates_norms(self) -> bool:
+        """Whether batch-norm statistics are re-estimated in the quantized validation while training."""
+        return False
+
+    @property
+    def quantizes_biases(self) -> bool:
+        """Whether biases of the quantized layers are quantized, too."""
+        return False
+
+    @property
+    def scales_per_channel(self) -> bool:
+        """Whether each output channel has a scale."""
+        return False
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether one learned scale stands for all levels of a tensor, so that it can be rescaled for other bits."""
+        return False
+
+    @property
+    def regularized_layers(self) -> tuple[str, ...]:
+        """Patterns of the layers that a regularizer acts on."""
+        return ("*",)
+
+    @property
+    def multiplies_weights(self) -> bool:
+        """Whether the network at the target bits computes with products of weights, which are no parameters."""
+        return False
 
 
 class TargetOptions(MethodOptions):
@@ -56,6 +99,18 @@ class TargetOptions(MethodOptions):
         "quant_val_at_target", description="validation accuracy that picks the best epoch"
     )
 
+    @property
+    def target_bits(self) -> int:
+        return self.bits
+
+    @property
+    def selection(self) -> str:
+        return self.select_metric
+
+    @property
+    def reestimates_norms(self) -> bool:
+        return self.bn_eval == "reestimate"
+
 
 class SharedScaleOptions(TargetOptions):
     """Options of the methods that leave it to a study which weights share a scale."""
@@ -68,6 +123,14 @@ class SharedScaleOptions(TargetOptions):
         if self.quantize_bias and self.per_channel:
             raise ValueError("quantize_bias: a bias has one entry per channel; it cannot have per_channel scales")
         return self
+
+    @property
+    def quantizes_biases(self) -> bool:
+        return self.quantize_bias
+
+    @property
+    def scales_per_channel(self) -> bool:
+        return self.per_channel
 
 
 class QuantizedOptions(SharedScaleOptions):
@@ -102,7 +165,7 @@ class Method(Generic[QuantizerT]):
     @property
     def bits(self) -> int | None:
         """Target bit width; None trains without any quantizer."""
-        return getattr(self.options, "bits", None)
+        return self.options.target_bits
 
     def check(self, model: str, layers: list[str], patterns: list[str]) -> None:
         """Raise ValueError if a model of these layers, quantized where the patterns match, cannot be trained so."""
@@ -112,11 +175,11 @@ class Method(Generic[QuantizerT]):
 
         This one is for :class:`QuantizedOptions`; it and the hooks that see a quantizer are never called without bits.
         """
+        from oscillations.engine.scales import SOURCES
+
         o = self.options
         assert isinstance(o, QuantizedOptions)
-        return self.quantizer_class()(
-            parameters, o.bits, scale_source=o.scale_source, tie=o.tie, per_channel=o.per_channel
-        )
+        return self.quantizer_class()(parameters, o.bits, SOURCES[o.scale_source], tie=o.tie, per_channel=o.per_channel)
 
     def quantizer_class(self) -> type[QuantizerT]:
         """What :meth:`make_quantizer` makes."""
@@ -126,6 +189,9 @@ class Method(Generic[QuantizerT]):
 
     def attach(self, model: nn.Module) -> None:
         """See the freshly built network once, for methods that act on its layers."""
+
+    def begin(self, quantizer: QuantizerT) -> None:
+        """Make what only a training needs: optimizers of one's own, averages. Called once, with target bits only."""
 
     def forward_weights(self, quantizer: QuantizerT) -> Tensors | None:
         """Weights of the training forward pass; None means the latent ones."""

@@ -103,7 +103,7 @@ class Recipe:
     @property
     def bits(self) -> int:
         """The bit width that is trained for; 32 for the latent weights."""
-        return self.method.get("bits", LATENT)
+        return self.method.options.target_bits or LATENT
 
     def plain(self) -> dict[str, Any]:
         """JSON values, as a record holds them."""

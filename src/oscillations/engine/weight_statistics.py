@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oscillations.engine.quantizer import WeightQuantizer, reduced
+from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.scales import reduced
 
 BINS_PER_STEP = 20
 NEAR = 0.05  #: a weight is "near" a threshold if it lies within this share of a step from it

@@ -16,8 +16,8 @@ from oscillations.core.bits import LATENT
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.networks import trained
 from oscillations.jobs.train import remove_work
-from oscillations.jobs.trainers import trained
 from oscillations.records.identity import evaluation_key, evaluation_parts
 from oscillations.records.numerics import written
 from oscillations.records.plans import current, plans
@@ -51,10 +51,10 @@ def evaluate(
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
-            trainer = trained(plan.variant, run, about, sets, torch_device)
-            rows = accuracies(trainer, plan.result["status"] == "done")
+            network = trained(plan.variant, run, about, torch_device)
+            rows = accuracies(network, sets, recipe.eval_bits, plan.result["status"] == "done")
             mine = pd.DataFrame([{"run": run.name, "key": key, "arithmetic": written(parts)} | row for row in rows])
-            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(trainer)] if with_histograms else [])
+            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if with_histograms else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)
         tables.append(mine)

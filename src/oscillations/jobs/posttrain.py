@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 
 from oscillations import datasets, posttraining
-from oscillations.engine.batches import image_sets
+from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.determinism import set_up_torch
-from oscillations.engine.training import Trainer
-from oscillations.jobs.trainers import trained
+from oscillations.engine.network import Network
+from oscillations.jobs.networks import trained
 from oscillations.posttraining._measurement import measure
 from oscillations.records.identity import arithmetic, posttraining_key, posttraining_parts
 from oscillations.records.numerics import written
@@ -44,7 +44,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
     kept: Tables = ([], [])
     made = 0
     for plan in (plan for plan in current(plans(variants)) if plan.variant.path in entry.of):
-        trainer = None
+        network = None
         for label, method, options in entry.resolved():
             for bits in entry.bits:
                 about = _about(plan, label, method, options, bits)
@@ -52,8 +52,8 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
                 done = plan.result["status"] == "done"
                 whole = len(mine[0]) and (len(mine[1]) or not done)
                 if not whole:
-                    trainer = trainer or (_trainer(plan.variant, plan.run, device) if done else None)
-                    mine = _rows(about, trainer, options)
+                    network = network or (_network(plan.variant, plan.run, device) if done else None)
+                    mine = _rows(about, network, options, plan.run.seed)
                     made += 1
                     print(f"{plan.run.name}: {label} at {bits} bits", flush=True)
                 for tables, table in zip(kept, mine):
@@ -77,23 +77,25 @@ def _about(plan: Plan, label: str, method: str, options: dict[str, Any], bits: i
     return about | {"eval_bits": bits, "status": status, "parts": parts}
 
 
-def _rows(about: dict[str, Any], trainer: Trainer | None, options: dict[str, Any]) -> list[pd.DataFrame]:
+def _rows(
+    about: dict[str, Any], made: tuple[Network, dict[str, ImageSet]] | None, options: dict[str, Any], seed: int
+) -> list[pd.DataFrame]:
     """The accuracies and the losses per unit of one method at one bit width; of a diverged run without numbers."""
     rows: list[dict[str, Any]] = [{"bn": "keep"}]
     places: list[dict[str, Any]] = []
-    if trainer is not None:
+    if made is not None:
         found = posttraining.find(about["method"])
-        rows, places = measure(trainer, found(found.Options(**options)), about["eval_bits"])
+        rows, places = measure(*made, found(found.Options(**options)), about["eval_bits"], seed)
     return [
         pd.DataFrame([about | row for row in table], columns=columns) for table, columns in zip((rows, places), COLUMNS)
     ]
 
 
-def _trainer(variant: Variant, run: Run, device: str) -> Trainer:
-    """The run's network with its checkpoint and images."""
+def _network(variant: Variant, run: Run, device: str) -> tuple[Network, dict[str, ImageSet]]:
+    """The network that the run's checkpoint holds, and its images."""
     torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)
-    return trained(variant, run, about, image_sets(about, tensors, variant.recipe, torch_device), torch_device)
+    return trained(variant, run, about, torch_device), image_sets(about, tensors, variant.recipe, torch_device)
 
 
 def _write(files: tuple[Path, Path], tables: Tables) -> None:

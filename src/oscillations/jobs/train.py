@@ -31,7 +31,7 @@ from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.recipe import Recipe
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume
-from oscillations.jobs.trainers import new_trainer
+from oscillations.jobs.networks import new_network
 from oscillations.jobs.turns import in_turns
 from oscillations.records.environment import environment
 from oscillations.records.identity import difference
@@ -129,7 +129,8 @@ def _make(job: Job, plan: Plan) -> Iterator[None]:
     Yields after every step and every epoch, so that several runs can take turns.
     """
     run = plan.run
-    trainer = new_trainer(plan.variant, run, job.about, job.sets, job.device)
+    network = new_network(plan.variant, run, job.about, job.device)
+    trainer = Trainer(plan.variant.recipe, network, job.sets, run.seed)
     run.work.mkdir(parents=True, exist_ok=True)
     (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
     resume_file = run.work / "resume"
@@ -195,7 +196,7 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
     """Checkpoint, history and record into the work folder; the record last, so that it vouches for the rest."""
     progress, run, recipe = trainer.progress, plan.run, plan.variant.recipe
     work = run.work
-    weights = trainer.best or trainer.trained()
+    weights = trainer.best or trainer.network.trained()
     with replacing(work / "model.safetensors") as part:
         save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
     for name, rows in epoch_tables(trainer).items():
@@ -237,7 +238,7 @@ def _about_quantizer(quantizer: WeightQuantizer) -> dict[str, Any]:
     return {
         "grid": quantizer.grid_name,
         "levels": quantizer.grid.levels,
-        "calibration": quantizer.scale_source.removeprefix("dynamic_"),
+        "calibration": quantizer.scale.kind,
     }
 
 

@@ -6,26 +6,51 @@ Quantized one by one, query and key weights make each other oscillate; their pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import Attention
+from oscillations.methods._statsq import ProductQuantizer, straight_through
+
+
+class ProductAttention(Attention):
+    """timm's attention, which quantizes the product of its query and key weights while ``quantizer`` is in use.
+
+    That is when the network holds the weights of the quantizer's bits; at others it is timm's, on the layers of
+    ``plain``.
+    """
+
+    def __init__(self, plain: Attention):
+        nn.Module.__init__(self)
+        vars(self).update(vars(plain))
+        self.quantizer: ProductQuantizer | None = None
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        quantizer = self.quantizer
+        if quantizer is None or not quantizer.in_use:
+            return super().forward(x, attn_mask, is_causal)
+        return product_attention(self, x, lambda product: straight_through(product, quantizer.bits, quantizer.tie))
 
 
 def attentions(model: nn.Module) -> dict[str, Attention]:
     """timm's plain self-attention layers by name: no norm between the products, no gate."""
-    from timm.models.vision_transformer import Attention
-
     found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     return {name: m for name, m in found.items() if _is_plain(m)}
 
 
 def _is_plain(module: Attention) -> bool:
     return isinstance(module.q_norm, nn.Identity) and isinstance(module.k_norm, nn.Identity) and module.gate is None
+
+
+def multiply_weights(model: nn.Module) -> dict[str, ProductAttention]:
+    """Put a :class:`ProductAttention` in the place of every plain attention of the model; returns them by name."""
+    made = {name: ProductAttention(plain) for name, plain in attentions(model).items()}
+    for name, module in made.items():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, module)
+    return made
 
 
 def product_attention(module: Attention, x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:

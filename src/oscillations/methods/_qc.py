@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.scales import LearnedScale
 
 
-class CorrectedQuantizer(WeightQuantizer):
+class CorrectedQuantizer(WeightQuantizer[LearnedScale]):
     """LSQ's, with the corrections as a part of what a checkpoint holds."""
 
     def __init__(self, weights: dict[str, Tensor], *args: Any, **kwargs: Any):

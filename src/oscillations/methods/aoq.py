@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oscillations.engine.optimizer import Optimizer
-    from oscillations.methods._aoq import AoqQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
+    from oscillations.methods._aoq import Spacings
+
+    AoqQuantizer = WeightQuantizer[Spacings]
 
 STAGE2, STAGE3 = 51 / 250, 151 / 250  # shares of the training before they begin: the released epochs 0-50 and 51-150
 SHRINKING, REFRESHES = 0.2, 10  # share of the training with a shrinkage that changes, and how often: every fifth epoch
@@ -53,7 +56,7 @@ def shrinkage(progress: float) -> float:
 
 def spacing_gradient(upstream: Tensor, codes: Tensor, shared: Tensor) -> Tensor:
     """dL/d(spacing of the levels) = sum (k + 1/2) dL/dq over the weights that share it, shaped as ``shared``."""
-    from oscillations.engine.quantizer import reduced
+    from oscillations.engine.scales import reduced
 
     per_channel = shared.dim() > 0
     return (upstream * (codes + 0.5)).sum(reduced(upstream, per_channel), keepdim=per_channel)
@@ -69,13 +72,16 @@ class Aoq(Method["AoqQuantizer"]):
     options: AoqOptions
 
     def make_quantizer(self, parameters: dict[str, Tensor]) -> AoqQuantizer:
-        from oscillations.engine.optimizer import Adam
-        from oscillations.methods._aoq import AoqQuantizer
+        from oscillations.engine.quantizer import WeightQuantizer
+        from oscillations.methods._aoq import Spacings
 
         o = self.options
-        quantizer = AoqQuantizer(parameters, o.bits, tie=o.tie, per_channel=o.per_channel)
-        self.level_optimizer = Adam(quantizer.levels, lr=0)  # the run's at every step
-        return quantizer
+        return WeightQuantizer(parameters, o.bits, Spacings, grid="mid_rise", tie=o.tie, per_channel=o.per_channel)
+
+    def begin(self, quantizer: AoqQuantizer) -> None:
+        from oscillations.engine.optimizer import Adam
+
+        self.level_optimizer = Adam(quantizer.scale.of_levels, lr=0)  # the run's at every step
 
     def forward_weights(self, quantizer: AoqQuantizer) -> Tensors:
         return quantizer.quantized
@@ -83,8 +89,8 @@ class Aoq(Method["AoqQuantizer"]):
     def after_backward(self, quantizer: AoqQuantizer, grads: Tensors, moment: Moment) -> None:
         for i, grad in enumerate(grads):
             if moment.begun >= STAGE2:
-                spacing = quantizer.levels[i]
-                spacing.grad = spacing_gradient(grad, quantizer.code_views[i], spacing) * quantizer.shrinkage
+                spacing = quantizer.scale.of_levels[i]
+                spacing.grad = spacing_gradient(grad, quantizer.code_views[i], spacing) * quantizer.scale.shrinkage
             if moment.begun >= STAGE3:
                 damping = damping_gradient(self.displacement(quantizer, i), self.options.damp_norm)
                 grad.add_(damping, alpha=self.options.damp_strength)
@@ -97,11 +103,11 @@ class Aoq(Method["AoqQuantizer"]):
 
     def step(self, optimizer: Optimizer, quantizer: AoqQuantizer, moment: Moment) -> None:
         optimizer.step()
-        quantizer.shrinkage.fill_(shrinkage(moment.ended))
+        quantizer.scale.shrinkage.fill_(shrinkage(moment.ended))
         if moment.begun >= STAGE2:
             self.level_optimizer.lr = optimizer.lr
             self.level_optimizer.step()
-            for spacing in quantizer.levels:
+            for spacing in quantizer.scale.of_levels:
                 spacing.clamp_(min=SMALLEST_SPACING)
 
     def penalty(self, quantizer: AoqQuantizer, moment: Moment) -> Tensor | float | None:

@@ -47,7 +47,7 @@ class BinRegularization(Lsq):
     options: BinRegularizationOptions
 
     def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
-        from oscillations.engine.quantizer import reduced
+        from oscillations.engine.scales import reduced
 
         super().after_backward(quantizer, grads, moment)
         if moment.begun < self.options.start:

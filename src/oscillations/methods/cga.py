@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from oscillations.engine.method import Moment, Tensors
     from oscillations.engine.optimizer import Optimizer
     from oscillations.engine.quantizer import WeightQuantizer
-    from oscillations.methods._statsq import StatsqQuantizer
+    from oscillations.methods.statsq import StatsQuantizer
 
 
 class CgaOptions(StatsqOptions):
@@ -49,13 +49,13 @@ class Cga(Statsq):
         super().__init__(options)
         self._free: list[Tensor] = []  # of the step in progress
 
-    def after_backward(self, quantizer: StatsqQuantizer, grads: Tensors, moment: Moment) -> None:
+    def after_backward(self, quantizer: StatsQuantizer, grads: Tensors, moment: Moment) -> None:
         if moment.begun >= self.options.start:
             self._free = [near_threshold(quantizer, i, self.options.boundary) for i in range(len(grads))]
             for grad, free in zip(grads, self._free):
                 grad.mul_(free)
 
-    def step(self, optimizer: Optimizer, quantizer: StatsqQuantizer, moment: Moment) -> None:
+    def step(self, optimizer: Optimizer, quantizer: StatsQuantizer, moment: Moment) -> None:
         kept = [weight.clone() for weight in quantizer.weights] if self._free else []
         optimizer.step()
         for weight, before, free in zip(quantizer.weights, kept, self._free):

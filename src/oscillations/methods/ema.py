@@ -47,12 +47,11 @@ class Ema(Lsq):
     def attach(self, model: nn.Module) -> None:
         self._values = [value for value in model.state_dict().values() if value.is_floating_point()]
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> Quantizer:
-        quantizer = super().make_quantizer(parameters)
+    def begin(self, quantizer: Quantizer) -> None:
+        super().begin(quantizer)
         self._values += quantizer.scales
         self.averages = [value.clone() for value in self._values]
         self.steps = 0
-        return quantizer
 
     def step(self, optimizer: Optimizer, quantizer: Quantizer, moment: Moment) -> None:
         super().step(optimizer, quantizer, moment)

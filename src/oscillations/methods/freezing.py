@@ -66,14 +66,12 @@ class Freezes(Method["FreezingQuantizer"]):
 
         return FreezingQuantizer
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> FreezingQuantizer:
-        from oscillations.methods._freezing import FreezeTracker
+    def begin(self, quantizer: FreezingQuantizer) -> None:
+        from oscillations.methods._freezing import freeze_tracker
 
-        quantizer = super().make_quantizer(parameters)
-        quantizer.update()
-        self.tracker = FreezeTracker(quantizer.codes, quantizer.sizes, self.options.momentum)
+        super().begin(quantizer)
+        self.tracker = freeze_tracker(quantizer.codes, quantizer.sizes, self.options.momentum)
         self.finished = False  # with freezing
-        return quantizer
 
     def step(self, optimizer: Optimizer, quantizer: FreezingQuantizer, moment: Moment) -> None:
         if not self.finished:
@@ -86,10 +84,9 @@ class Freezes(Method["FreezingQuantizer"]):
         o = self.options
         if o.psi_from == "freezing" and moment.begun < o.start:
             self.tracker.restart_average()
-        at = self.tracker.positions(self.threshold(moment), self.above)
-        if not o.refreeze:
-            at = quantizer.still_free(at)
-        quantizer.freeze(at, self.tracker.codes_at(at, average=o.target == "ema"))
+        self.tracker.freeze(
+            quantizer, self.threshold(moment), above=self.above, average=o.target == "ema", again=o.refreeze
+        )
         self.finished = not self.above
 
     def threshold(self, moment: Moment) -> float:
@@ -128,9 +125,8 @@ class Freezing(Freezes, Lsq["FreezingQuantizer"]):
         self.above = options.which == "high"
 
     def after_backward(self, quantizer: FreezingQuantizer, grads: Tensors, moment: Moment) -> None:
-        latent = quantizer.weights
+        weights = quantizer.weights
         if quantizer.holds:  # a frozen latent weight counts no more; as 0 it leaves the scale dq/ds = k
-            quantizer.weights = [weight * free for weight, free in zip(latent, quantizer.free)]
-        super().after_backward(quantizer, grads, moment)
-        quantizer.weights = latent
+            weights = [weight * free for weight, free in zip(weights, quantizer.free)]
+        self.through_clipping(quantizer, weights, grads)
         quantizer.stop(grads)

@@ -21,6 +21,10 @@ class KureOptions(QuantizedOptions):
     target: float = Field(1.8, description="kurtosis to reach; 9/5 is that of a uniform distribution")
     reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are regularized")
 
+    @property
+    def regularized_layers(self) -> tuple[str, ...]:
+        return self.reg_layers
+
 
 def kurtosis_and_gradient(weight: Tensor) -> tuple[Tensor, Tensor]:
     """K(w) = mean(z^4) with z = (w - mean) / std, std unbiased; and dK/dw.

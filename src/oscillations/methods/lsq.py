@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
@@ -31,13 +32,17 @@ class LsqOptions(SharedScaleOptions):
         "clip_first", description="whether weights within half a step beyond the last levels receive a gradient"
     )
 
+    @property
+    def learns_scales(self) -> bool:
+        return True
+
 
 def initial_scale(weight: Tensor, grid: Grid, per_channel: bool = False) -> Tensor:
     """LSQ's 2 mean|w| / sqrt(p): 0-dim, or ``[C, 1, ...]``."""
-    from oscillations.engine.quantizer import reduced
+    from oscillations.engine.scales import reduced
 
     mean = weight.abs().mean(reduced(weight, per_channel), keepdim=per_channel)
-    return (2 * mean / math.sqrt(grid.high)).clamp_min(SMALLEST_SCALE)
+    return 2 * mean / math.sqrt(grid.high)
 
 
 def gradients(
@@ -48,7 +53,7 @@ def gradients(
     A weight whose code was clipped has gradient 0, and its own code (the grid's end) as dq/ds; all others 1, and
     round(u) - u. ``margin`` widens what counts as inside, in steps.
     """
-    from oscillations.engine.quantizer import reduced
+    from oscillations.engine.scales import reduced
 
     u = weight / scale
     inside = (u > grid.low - margin) & (u < grid.high + margin)
@@ -67,28 +72,29 @@ class Lsq(Method[QuantizerT]):
     options: LsqOptions
 
     def make_quantizer(self, parameters: dict[str, Tensor]) -> QuantizerT:
-        from oscillations.engine.optimizer import Adam
-        from oscillations.engine.quantizer import mse_scale
+        from oscillations.engine.scales import LearnedScale, mse_scale
 
         o = self.options
-        quantizer = self.quantizer_class()(
-            parameters, o.bits, scale_source="learned", tie=o.tie, grid=o.grid, per_channel=o.per_channel
-        )
-        quantizer.scales = [
-            initial_scale(weight, quantizer.grid, o.per_channel) if o.scale_init == "lsq"
-            else mse_scale(weight, quantizer.grid, per_channel=o.per_channel).clamp_min(SMALLEST_SCALE)
-            for weight in quantizer.weights
-        ]  # fmt: skip
-        self.scale_optimizer = Adam(quantizer.scales, o.scale_lr)
-        return quantizer
+        first = initial_scale if o.scale_init == "lsq" else mse_scale
+        scale = partial(LearnedScale, first=first, smallest=SMALLEST_SCALE)
+        return self.quantizer_class()(parameters, o.bits, scale, tie=o.tie, grid=o.grid, per_channel=o.per_channel)
+
+    def begin(self, quantizer: QuantizerT) -> None:
+        from oscillations.engine.optimizer import Adam
+
+        self.scale_optimizer = Adam(quantizer.scales, self.options.scale_lr)
 
     def forward_weights(self, quantizer: QuantizerT) -> Tensors:
         return quantizer.quantized
 
     def after_backward(self, quantizer: QuantizerT, grads: Tensors, moment: Moment) -> None:
+        self.through_clipping(quantizer, quantizer.weights, grads)
+
+    def through_clipping(self, quantizer: QuantizerT, weights: Tensors, grads: Tensors) -> None:
+        """The gradients of LSQ, those of weights in place, with ``weights`` for the latent ones."""
         margin = 0.5 if self.options.clip_order == "round_first" else 0.0
-        for i, (weight, scale, grad) in enumerate(zip(quantizer.weights, quantizer.scales, grads)):
-            inner, scale_gradient = gradients(weight, scale, quantizer.code_views[i], grad, quantizer.grid, margin)
+        for weight, scale, codes, grad in zip(weights, quantizer.scales, quantizer.code_views, grads):
+            inner, scale_gradient = gradients(weight, scale, codes, grad, quantizer.grid, margin)
             grad.copy_(inner)
             shared_by = weight.numel() / scale.numel()
             divisor = math.sqrt(shared_by * quantizer.grid.high) if self.options.grad_scale else 1.0

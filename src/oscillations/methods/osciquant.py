@@ -36,6 +36,10 @@ class RegularizerOptions(ScaleGradientOptions):
     train_forward: Literal["fp", "fake_quant"] = "fp"
     reg_curvature: Literal["identity", "fisher_diag"] = "identity"
 
+    @property
+    def regularized_layers(self) -> tuple[str, ...]:
+        return self.reg_layers
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, options: Any) -> Any:
@@ -82,14 +86,14 @@ class Regularizer(Method[QuantizerT]):
         for i, (grad, coefficient) in enumerate(zip(grads, self.coefficients(quantizer))):
             error = quantizer.error(i)
             if flow and self.options.train_forward == "fake_quant":
-                quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)
+                quantizer.scale.add_gradient(i, grad, upstream=grad, error=error)
             factor = 2 * strength * coefficient
             if factor == 0:
                 continue
             if curvatures:
                 error.mul_(curvatures[i])
             if flow:
-                quantizer.add_scale_gradient(i, grad, quantizer.quantized[i], error, factor)
+                quantizer.scale.add_gradient(i, grad, quantizer.quantized[i], error, factor)
             grad.add_(error, alpha=factor)
 
     def penalty(self, quantizer: QuantizerT, moment: Moment) -> Tensor | float | None:

@@ -53,4 +53,4 @@ class PseudoNoise(Method):
     def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         if self.options.scale_grad == "flow":
             for i, (grad, error) in enumerate(zip(grads, self._errors)):
-                quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)
+                quantizer.scale.add_gradient(i, grad, upstream=grad, error=error)

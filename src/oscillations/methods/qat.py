@@ -23,4 +23,4 @@ class QAT(Method):
         if self.options.scale_grad == "flow":
             for i, grad in enumerate(grads):
                 error = quantizer.error(i, out=quantizer.quantized[i])
-                quantizer.add_scale_gradient(i, grad, upstream=grad, error=error)
+                quantizer.scale.add_gradient(i, grad, upstream=grad, error=error)

@@ -58,8 +58,6 @@ class Qc(Lsq["CorrectedQuantizer"]):
     def make_quantizer(self, parameters: dict[str, Tensor]) -> CorrectedQuantizer:
         from torch.nn.modules.batchnorm import _BatchNorm
 
-        from oscillations.engine.optimizer import Adam
-
         model, quantizer = self._model, super().make_quantizer(parameters)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
@@ -73,10 +71,15 @@ class Qc(Lsq["CorrectedQuantizer"]):
             model.get_submodule(layer).register_forward_hook(
                 lambda module, inputs, output, layer=layer: quantizer.corrected(layer, output)
             )
+        return quantizer
+
+    def begin(self, quantizer: CorrectedQuantizer) -> None:
+        from oscillations.engine.optimizer import Adam
+
+        super().begin(quantizer)
         self._quantizer = quantizer
         corrections = [*quantizer.gammas.values(), *quantizer.betas.values()]
         self.correction_optimizer = Adam(corrections, self.options.correction_lr)
-        return quantizer
 
     def after_backward(self, quantizer: CorrectedQuantizer, grads: Tensors, moment: Moment) -> None:
         if not quantizer.corrects:

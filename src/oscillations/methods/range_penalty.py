@@ -15,6 +15,10 @@ class RangePenaltyOptions(QuantizedOptions):
     scale_source: Literal["dynamic_max"] = "dynamic_max"
     reg_layers: tuple[str, ...] = Field(("*",), description="patterns of the layers that are penalised")
 
+    @property
+    def regularized_layers(self) -> tuple[str, ...]:
+        return self.reg_layers
+
 
 class RangePenalty(Method):
     """Full-precision training whose only addition acts on each layer's largest weight.
@@ -29,4 +33,4 @@ class RangePenalty(Method):
     def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         for i, (grad, chosen) in enumerate(zip(grads, regularized(quantizer, self.options.reg_layers))):
             if chosen:
-                quantizer.add_to_maximum(i, grad, self.options.lambda_)
+                quantizer.scale.add_to_maximum(i, grad, self.options.lambda_)

@@ -11,19 +11,28 @@ from oscillations.engine.layers import quantized_layers
 from oscillations.engine.method import Method, TargetOptions, Tensors
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import Attention
     from torch import Tensor, nn
 
-    from oscillations.methods._statsq import StatsqQuantizer
+    from oscillations.engine.quantizer import WeightQuantizer
+    from oscillations.methods._attention import ProductAttention
+    from oscillations.methods._statsq import MeanScale
+
+    StatsQuantizer = WeightQuantizer[MeanScale]
 
 
 class StatsqOptions(TargetOptions):
-    per_channel: ClassVar[bool] = True  # the statistic is a row's: no choices here, hence no options
-    quantize_bias: ClassVar[bool] = False
     qkr: bool = Field(False, description="quantize the product of query and key weights, not each; timm's attention")
 
+    @property
+    def scales_per_channel(self) -> bool:
+        return True  # the statistic is a row's
 
-class Statsq(Method["StatsqQuantizer"]):
+    @property
+    def multiplies_weights(self) -> bool:
+        return self.qkr
+
+
+class Statsq(Method["StatsQuantizer"]):
     """Forward and backward pass on q(w); its gradient is the weights', also beyond the last levels (STE).
 
     None flows through the scale. With ``qkr`` an attention layer that holds the weights of the target bits computes
@@ -32,6 +41,10 @@ class Statsq(Method["StatsqQuantizer"]):
 
     Options: ClassVar[type[StatsqOptions]] = StatsqOptions
     options: StatsqOptions
+
+    def __init__(self, options: StatsqOptions):
+        super().__init__(options)
+        self._attentions: dict[str, ProductAttention] = {}
 
     def check(self, model: str, layers: list[str], patterns: list[str]) -> None:
         """Its attention is timm's, whose layers are named so; each one's are quantized."""
@@ -45,42 +58,26 @@ class Statsq(Method["StatsqQuantizer"]):
 
     def attach(self, model: nn.Module) -> None:
         if self.options.qkr:
-            from oscillations.methods._attention import attentions
+            from oscillations.methods._attention import multiply_weights
 
-            self._attentions = attentions(model)
+            self._attentions = multiply_weights(model)
             if not self._attentions:
                 raise InputError("qkr: the model has none of timm's attention layers; leave qkr out")
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> StatsqQuantizer:
-        from oscillations.methods._statsq import StatsqQuantizer
+    def make_quantizer(self, parameters: dict[str, Tensor]) -> StatsQuantizer:
+        from oscillations.engine.quantizer import WeightQuantizer
+        from oscillations.methods._statsq import MeanScale, ProductQuantizer
 
         o = self.options
-        quantizer = StatsqQuantizer(
-            parameters, o.bits, scale_source="mean", tie=o.tie, grid="mid_rise", per_channel=o.per_channel
-        )
-        if o.qkr:
-            for name, module in self._attentions.items():
-                self._reparametrize(name, module, quantizer)
+        kind = ProductQuantizer if o.qkr else WeightQuantizer
+        quantizer = kind(parameters, o.bits, MeanScale, grid="mid_rise", tie=o.tie, per_channel=True)
+        for name, module in self._attentions.items():
+            if f"{name}.qkv.weight" not in quantizer.names:
+                raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")
+            assert isinstance(quantizer, ProductQuantizer)
+            quantizer.latent_rows[quantizer.names.index(f"{name}.qkv.weight")] = 2 * module.attn_dim
+            module.quantizer = quantizer
         return quantizer
 
-    def _reparametrize(self, name: str, module: Attention, quantizer: StatsqQuantizer) -> None:
-        """Let an attention layer form the product whenever its weights are the quantizer's."""
-        from oscillations.methods._attention import product_attention
-        from oscillations.methods._statsq import straight_through
-
-        if f"{name}.qkv.weight" not in quantizer.names:
-            raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")
-        i = quantizer.names.index(f"{name}.qkv.weight")
-        quantizer.latent_rows[i] = 2 * module.attn_dim
-        layer: nn.Module = module
-        plain, o = layer.forward, self.options
-
-        def forward(x: Tensor, **masks: None) -> Tensor:  # classifiers' masks are all None
-            if module.qkv.weight.data_ptr() != quantizer.quantized[i].data_ptr():
-                return plain(x, **masks)
-            return product_attention(module, x, lambda product: straight_through(product, o.bits, o.tie))
-
-        layer.forward = forward
-
-    def forward_weights(self, quantizer: StatsqQuantizer) -> Tensors:
+    def forward_weights(self, quantizer: StatsQuantizer) -> Tensors:
         return quantizer.quantized

@@ -10,23 +10,28 @@ from torch import Tensor, nn
 
 from oscillations.core.bits import grid_of, largest_code
 from oscillations.core.errors import InputError
-from oscillations.engine.accuracy import accuracy, reestimated_norms, weights_as
-from oscillations.engine.layers import quantized_parameters
-from oscillations.engine.quantizer import WeightQuantizer, max_scale, mse_scale
-from oscillations.engine.training import Trainer
+from oscillations.engine.accuracy import accuracy, reestimated_norms
+from oscillations.engine.batches import ImageSet
+from oscillations.engine.layers import weights_as
+from oscillations.engine.network import Network
+from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.scales import max_scale, mse_scale
 from oscillations.posttraining import PostTraining
 from oscillations.posttraining._reconstruction import Calibration
 
 Rows = list[dict[str, Any]]
 
 
-def measure(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Rows, Rows]:
+def measure(
+    network: Network, sets: dict[str, ImageSet], method: PostTraining, bits: int, seed: int
+) -> tuple[Rows, Rows]:
     """Rows of test accuracy (batch norm kept, and re-estimated where there is any) and rows of the loss per unit.
 
-    The trainer holds a finished run's checkpoint; its seed draws the calibration batches. Biases stay as they are.
+    The network holds a finished run's checkpoint; ``seed``, the run's, draws the calibration batches. Biases stay as
+    they are.
     """
     started = time.monotonic()
-    calibration, about = calibrate(trainer, method, bits)
+    calibration, about = calibrate(network, sets["train"], method, bits, seed)
     groups = method.quantize(calibration)
     seconds = time.monotonic() - started
     losses = calibration.losses()
@@ -37,13 +42,14 @@ def measure(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Rows, Ro
         "oscillation": rises(losses),
         "largest_loss": max(losses),
     }
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trainer.model.modules())
+    model = network.model
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     found = {}
     with weights_as(list(calibration.weights.values()), [calibration.quantized[name] for name in calibration.weights]):
-        found["keep"] = accuracy(trainer.model, trainer.sets["test"])[0]
+        found["keep"] = accuracy(model, sets["test"])[0]
         if normed:
-            with reestimated_norms(trainer.model, trainer.sets["train"]):
-                found["reestimate"] = accuracy(trainer.model, trainer.sets["test"])[0]
+            with reestimated_norms(model, sets["train"]):
+                found["reestimate"] = accuracy(model, sets["test"])[0]
     rows = [about | {"bn": bn, "accuracy": value} for bn, value in found.items()]
     grouped = [(number, unit) for number, group in enumerate(groups, 1) for unit in group]
     places = [
@@ -58,25 +64,27 @@ def rises(losses: list[float]) -> float:
     return sum(max(0.0, after - before) for before, after in pairwise(losses))
 
 
-def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibration, dict[str, Any]]:
-    """The run's network with its scales and calibration images, and how it is going to be quantized."""
-    o, model = method.options, trainer.model.eval()
+def calibrate(
+    network: Network, train: ImageSet, method: PostTraining, bits: int, seed: int
+) -> tuple[Calibration, dict[str, Any]]:
+    """The network with its scales and calibration images, and how it is going to be quantized."""
+    o, model = method.options, network.model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    weights = quantized_parameters(model, trainer.recipe.quant_layers)
+    weights = {n: w for n, w in zip(network.names, network.parameters) if w.dim() > 1}
     grid, per_channel = "sym_odd", o.per_channel
     if o.scale == "rescaled":
-        quantizer = learned_quantizer(trainer)
-        grid, per_channel = quantizer.grid_name, quantizer.per_channel
+        quantizer = learned_quantizer(network)
+        grid, per_channel = quantizer.grid_name, quantizer.scale.per_channel
         scales = rescaled(quantizer, list(weights), bits)
     else:
         scales = {
-            name: mse_scale(weight.data, grid_of(grid, bits), per_channel=per_channel) if o.scale == "mse"
-            else max_scale(weight.data, bits, per_channel)
+            name: mse_scale(weight.data, grid_of(grid, bits), per_channel) if o.scale == "mse"
+            else max_scale(weight.data, grid_of(grid, bits), per_channel)
             for name, weight in weights.items()
         }  # fmt: skip
-    images, _ = trainer.sets["train"].batch(slice(0, o.images))
-    calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, trainer.seed)
+    images, _ = train.batch(slice(0, o.images))
+    calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, seed)
     about = {
         "per_channel": per_channel,
         "grid": grid,
@@ -86,12 +94,11 @@ def calibrate(trainer: Trainer, method: PostTraining, bits: int) -> tuple[Calibr
     return calibration, about
 
 
-def learned_quantizer(trainer: Trainer) -> WeightQuantizer:
-    """The run's quantizer; refused unless it learned the scales of levels and thresholds together."""
-    quantizer = trainer.quantizer
-    if quantizer is None or quantizer.scale_source != "learned" or quantizer.level_scales or quantizer.grid.offset:
-        name = trainer.recipe.method.name
-        raise InputError(f"scale: rescaled: {name} learned no scale that stands for all levels; use max or mse")
+def learned_quantizer(network: Network) -> WeightQuantizer:
+    """The network's quantizer; refused unless it learned scales of levels and thresholds together."""
+    quantizer = network.quantizer
+    if quantizer is None or not network.method.options.learns_scales:
+        raise InputError("scale: rescaled: the run learned no scale that stands for all levels; use max or mse")
     return quantizer
 
 

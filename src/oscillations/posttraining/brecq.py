@@ -23,6 +23,11 @@ class Brecq(PostTraining):
     Options: ClassVar[type[BrecqOptions]] = BrecqOptions
     options: BrecqOptions
 
+    @property
+    def share_quantized(self) -> float:
+        """Of a unit's input entries, how many come from the quantized predecessors; the others are latent."""
+        return 1.0
+
     def groups(self, calibration: Calibration) -> list[list[Unit]]:
         """The units that are reconstructed together: neighbours, in network order."""
         return [[unit] for unit in calibration.chain.units]
@@ -30,7 +35,7 @@ class Brecq(PostTraining):
     def quantize(self, calibration: Calibration) -> list[list[Unit]]:
         from oscillations.posttraining._units import merged
 
-        groups, prob = self.groups(calibration), getattr(self.options, "prob", 1.0)
+        groups = self.groups(calibration)
         for group in groups:
-            calibration.reconstruct(merged(group), self.options, prob=prob, fisher=self.options.fisher)
+            calibration.reconstruct(merged(group), self.options, prob=self.share_quantized, fisher=self.options.fisher)
         return groups

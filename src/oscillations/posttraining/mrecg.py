@@ -60,6 +60,10 @@ class Mrecg(Brecq):
     Options = MrecgOptions
     options: MrecgOptions
 
+    @property
+    def share_quantized(self) -> float:
+        return self.options.prob
+
     def groups(self, calibration: Calibration) -> list[list[Unit]]:
         o, units = self.options, calibration.chain.units
         if o.scheme == "released":

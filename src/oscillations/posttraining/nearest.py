@@ -31,6 +31,6 @@ class Nearest(PostTraining):
         return [[unit] for unit in calibration.chain.units]
 
     def check(self, recipe: Recipe, layers: list[str]) -> None:
-        """Only the methods that learn scales have a rate for it."""
-        if self.options.scale == "rescaled" and recipe.method.get("scale_lr") is None:
+        """Only a learned scale is rescaled."""
+        if self.options.scale == "rescaled" and not recipe.method.options.learns_scales:
             raise ValueError(f"scale: rescaled: {recipe.method.name} learns no scales; use max or mse")

@@ -18,3 +18,7 @@ class QDropOptions(BrecqOptions):
 class QDrop(Brecq):
     Options = QDropOptions
     options: QDropOptions
+
+    @property
+    def share_quantized(self) -> float:
+        return self.options.prob

@@ -24,15 +24,15 @@ Version = int | str  #: a number of the ledger, or the source of what is unknown
 PARTS = {
     "engine": (
         "engine.training", "engine.recipe:Training", "engine.batches:image_sets", "engine.determinism:set_up_torch",
-        "jobs.trainers", "jobs.train:train", "datasets:read", "study.pretrained:read",
+        "jobs.networks", "jobs.train:train", "datasets:read", "study.pretrained:read",
     ),
     "reduced-splits": ("engine.batches:evenly",),
     "evaluation": (
-        "engine.crossbit", "engine.batches:image_sets", "jobs.trainers", "jobs.evaluate:evaluate", "datasets:read",
+        "engine.crossbit", "engine.batches:image_sets", "jobs.networks", "jobs.evaluate:evaluate", "datasets:read",
     ),
     "reconstruction": (
         "posttraining._measurement", "posttraining._reconstruction", "posttraining._units", "engine.batches:image_sets",
-        "jobs.trainers", "jobs.posttrain:posttrain", "datasets:read",
+        "jobs.networks", "jobs.posttrain:posttrain", "datasets:read",
     ),
     "aoq-toy": ("jobs.aoq_toy",),
 }  # fmt: skip

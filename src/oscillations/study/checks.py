@@ -196,7 +196,7 @@ def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, 
     """A post-training entry names variants, methods and options that exist and fit each other."""
     refuse_unknown(entry.of, variants, f"{where}.of", "variant")
     for variant in entry.of:
-        if variants[variant].recipe.method.get("qkr"):
+        if variants[variant].recipe.method.options.multiplies_weights:
             raise InputError(f"{where}.of: {variant}: its attention (qkr) cannot be cut into units")
     for bits in entry.bits:
         if bits not in study.eval_bits:

@@ -93,7 +93,7 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
     for method, options in experiment.methods.items():
         key = f"{where}.methods.{method}"
         for label, point, choice in _points(experiment, method, dict(options or {}), key):
-            refuse_unmatched(choice.get("reg_layers", ["*"]), layers, f"{key}.reg_layers")
+            refuse_unmatched(choice.options.regularized_layers, layers, f"{key}.reg_layers")
             try:
                 methods.find(method)(choice.options).check(model.name, layers, list(patterns))
             except ValueError as error:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT, bit_name
 from oscillations.core.files import read_json
+from oscillations.engine.method import SharedScaleOptions
 from oscillations.records import cost
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
 from oscillations.report.results import Report
@@ -96,10 +97,11 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
-        if choice.get("bits", spec.bits) != spec.bits:
+        if choice.options.target_bits not in (None, spec.bits):
             continue
         method, family = choice.name, _family(study, variant.experiment)
-        per_channel = choice.get("per_channel", False)  # by an option, or always (StatsQ)
+        per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
+        chosen_per_channel = isinstance(choice.options, SharedScaleOptions) and choice.options.per_channel
         mine = tests[tests.path == variant.path]
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}").strip("-")
         point = point.replace("lambda", "λ = ")
@@ -109,7 +111,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
             "family": family,
             "paired_with": (family, per_channel),
             "method": method,
-            "label": f"{name} {point}".strip() + (", per channel" if choice.plain().get("per_channel") else ""),
+            "label": f"{name} {point}".strip() + (", per channel" if chosen_per_channel else ""),
             "variant": variant.path,
             "planned": len(variant.seeds),
         }

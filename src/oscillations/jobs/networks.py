@@ -1,0 +1,67 @@
+"""Networks of a study's runs: at their start, and with what a finished run has learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from oscillations import methods, models
+from oscillations.core.errors import InputError
+from oscillations.engine.layers import load_weights
+from oscillations.engine.network import Network
+from oscillations.engine.recipe import Recipe
+from oscillations.records.plans import vouches_for
+from oscillations.study import pretrained
+from oscillations.study.paths import Run
+from oscillations.study.variants import Variant
+
+
+def make_network(
+    recipe: Recipe, seed: int, about: dict[str, Any], device: torch.device, start: dict[str, Tensor] | None = None
+) -> Network:
+    """The network of one run, ready to start: seeded, built, and filled from ``start`` weights if given.
+
+    ``about`` describes the dataset (:func:`oscillations.datasets.read`). A fine-tune keeps its own, new head. The same
+    seed gives every method the same initial weights and the same order of the data.
+    """
+    classes = about["classes"] if recipe.classes is None else recipe.classes
+    channels, height, width = about["image_shape"]
+    if recipe.resize:
+        height = width = recipe.resize
+    torch.manual_seed(seed)
+    model = models.build(recipe.model.plain(), (channels, height, width), len(classes))
+    if start is not None:
+        load_weights(model, start, models.head(recipe.model.name, model))
+    # convolutions are faster so, on CPUs too
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+    return Network(model, methods.find(recipe.method.name)(recipe.method.options), recipe.quant_layers)
+
+
+def new_network(variant: Variant, run: Run, about: dict[str, Any], device: torch.device) -> Network:
+    """The network of a run at its start, filled from the weights it starts from."""
+    start = None
+    if checkpoint := variant.recipe.pretrained:
+        start = pretrained.read(checkpoint.name)
+    elif parent := variant.parent(run.seed):
+        start = load_checkpoint(parent)
+    return make_network(variant.recipe, run.seed, about, device, start)
+
+
+def trained(variant: Variant, run: Run, about: dict[str, Any], device: torch.device) -> Network:
+    """The network that the run's checkpoint holds."""
+    network = new_network(variant, run, about, device)
+    network.load_trained(load_checkpoint(run))
+    return network
+
+
+def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
+    """The weights of a finished run, checked against its record."""
+    if not vouches_for(run.record, run.checkpoint):
+        raise InputError(
+            f"{run.checkpoint}: missing, or not the checkpoint that {run.record} vouches for; "
+            "bring it back with dvc checkout (or dvc pull), or delete the record and train again"
+        )
+    return load_file(run.checkpoint)
