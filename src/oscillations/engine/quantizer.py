@@ -36,7 +36,7 @@ def quantize(weight: Tensor, bits: int, tie: str = "half_even", per_channel: boo
     if bits == LATENT:
         return weight
     scale = max_scale(weight, grid_of("sym_odd", bits), per_channel)
-    return round_(weight / scale, tie).mul_(scale)
+    return round_(weight / scale, tie) * scale  # not in place: that would lay out 1x1 convolutions otherwise
 
 
 class WeightQuantizer(Generic[ScaleT]):
