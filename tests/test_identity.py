@@ -117,7 +117,7 @@ ROWS = {
         {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the engine": (
-        edit(QUANTIZER, "u.add_(0.5 - offset)", "u.add_(0.25 - offset)"),
+        edit(QUANTIZER, "else 0.5 - offset", "else 0.25 - offset"),
         {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the evaluation": (

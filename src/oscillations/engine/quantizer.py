@@ -20,15 +20,16 @@ from oscillations.engine.scales import Scale, following_max, max_scale
 ScaleT = TypeVar("ScaleT", bound=Scale)
 
 
-def round_(u: Tensor, tie: str, offset: float = 0.0) -> Tensor:
-    """Codes, in place, of weights ``u`` in steps, where code k stands for the level k + ``offset``.
+def rounded(u: Tensor, tie: str, offset: float = 0.0, out: Tensor | None = None) -> Tensor:
+    """Codes of weights ``u`` in steps, where code k stands for the level k + ``offset``; ``out`` may be ``u`` itself.
 
     A weight on a threshold goes to the even code (``half_even``) or to the upper one (``half_up``). With an offset of
     one half the upper one is the floor itself: a weight just below the threshold 0 stays below it.
     """
-    if tie == "half_even":
-        return (u.sub_(offset) if offset else u).round_()
-    return (u.add_(0.5 - offset) if offset != 0.5 else u).floor_()
+    even = tie == "half_even"
+    if shift := -offset if even else 0.5 - offset:
+        u = torch.add(u, shift, out=out)
+    return (torch.round if even else torch.floor)(u, out=out)
 
 
 def quantize(weight: Tensor, bits: int, tie: str = "half_even", per_channel: bool = False) -> Tensor:
@@ -36,7 +37,7 @@ def quantize(weight: Tensor, bits: int, tie: str = "half_even", per_channel: boo
     if bits == LATENT:
         return weight
     scale = max_scale(weight, grid_of("sym_odd", bits), per_channel)
-    return round_(weight / scale, tie) * scale  # not in place: that would lay out 1x1 convolutions otherwise
+    return rounded(weight / scale, tie) * scale
 
 
 class WeightQuantizer(Generic[ScaleT]):
@@ -49,7 +50,7 @@ class WeightQuantizer(Generic[ScaleT]):
     one pass over the weights.
 
     ``scale`` makes the scale from the tensors, the grid and ``per_channel``; ``grid`` is a name of
-    :func:`oscillations.core.bits.grid_of`, ``tie`` one of :func:`round_`.
+    :func:`oscillations.core.bits.grid_of`, ``tie`` one of :func:`rounded`.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class WeightQuantizer(Generic[ScaleT]):
         tensors = zip(self.weights, self.scales, self.scale.levels, self.code_views, self.quantized)
         for weight, scale, level, codes, quantized in tensors:
             torch.div(weight, scale, out=quantized)
-            round_(quantized, self.tie, grid.offset)
+            rounded(quantized, self.tie, grid.offset, out=quantized)
             if clamps:
                 quantized.clamp_(grid.low, grid.high)
             codes.copy_(quantized)

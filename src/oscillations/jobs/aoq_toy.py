@@ -17,7 +17,7 @@ from torch import Tensor
 from oscillations.core.bits import Grid
 from oscillations.core.files import write_text
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import round_
+from oscillations.engine.quantizer import rounded
 from oscillations.methods.lsq import gradients
 
 LEVELS = Grid(-2, 1)
@@ -55,7 +55,7 @@ class FullPrecision:
         self.weight.grad = upstream
 
     def codes(self) -> Tensor:
-        return round_(self.weight.clone(), "half_up").clamp(LEVELS.low, LEVELS.high)
+        return rounded(self.weight, "half_up").clamp(LEVELS.low, LEVELS.high)
 
 
 class Lsq(FullPrecision):
@@ -99,7 +99,7 @@ class Aoq(FullPrecision):
             self.level.grad = (upstream * self.codes()).sum() * self.spacing
 
     def codes(self) -> Tensor:
-        return round_(self.weight / self.spacing, "half_up").clamp(LEVELS.low, LEVELS.high)
+        return rounded(self.weight / self.spacing, "half_up").clamp(LEVELS.low, LEVELS.high)
 
 
 def train(method: FullPrecision, x: Tensor, y: Tensor, epochs: int, generator: torch.Generator) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from oscillations.core.bits import Grid, grid_of
-from oscillations.engine.quantizer import WeightQuantizer, round_
+from oscillations.engine.quantizer import WeightQuantizer, rounded
 from oscillations.engine.scales import Scale, reduced
 from oscillations.methods.lsq import SMALLEST_SCALE
 
@@ -25,7 +25,7 @@ def straight_through(matrices: Tensor, bits: int, tie: str = "half_even") -> Ten
     with torch.no_grad():
         rows = matrices.flatten(0, -2)
         scale = statistic_scale(rows, grid)
-        codes = round_(rows / scale, tie, grid.offset).clamp_(grid.low, grid.high)
+        codes = rounded(rows / scale, tie, grid.offset).clamp_(grid.low, grid.high)
         error = codes.add_(grid.offset).mul_(scale).sub_(rows).view_as(matrices)
     return matrices + error
 

@@ -15,7 +15,7 @@ from torch.fx import Node
 from oscillations.core.bits import Grid
 from oscillations.engine.layers import weights_as
 from oscillations.engine.optimizer import Adam
-from oscillations.engine.quantizer import round_
+from oscillations.engine.quantizer import rounded
 from oscillations.posttraining import ReconstructionOptions
 from oscillations.posttraining._units import Chain, Unit
 
@@ -49,7 +49,7 @@ class Calibration:
     def nearest(self, name: str) -> Tensor:
         """The weight rounded to its nearest level, ties upwards."""
         weight, scale = self.weights[name].data, self.scales[name]
-        return round_(weight / scale, "half_up").clamp_(self.grid.low, self.grid.high) * scale
+        return rounded(weight / scale, "half_up").clamp_(self.grid.low, self.grid.high) * scale
 
     @torch.no_grad()
     def value(self, node: Node, quantized: dict[str, Tensor]) -> Tensor:
