@@ -140,7 +140,7 @@ def test_n1_frozen_weights_receive_no_gradient_and_give_the_scale_their_code(met
     torch.manual_seed(0)
     options = {key: value for key, value in method.items() if key != "name"}
     made = Freezing(Freezing.Options(**options))
-    quantizer = made.make_quantizer({"w": torch.randn(6, 5)})
+    quantizer = made.make_quantizer({"w": torch.randn(6, 5)}, {})
     mask = torch.arange(30) % 3 == 0
     kept = torch.randint(-1, 2, (30,), dtype=torch.int8)
     quantizer.frozen[mask], quantizer.frozen_codes[mask], quantizer.flat_free[mask] = True, kept[mask], 0
@@ -271,7 +271,7 @@ def test_n2_what_training_adds(aggregation, factor):
     torch.manual_seed(0)
     weight = torch.randn(6, 5, 3, 3)
     made = Dampening(Dampening.Options(bits=3, aggregation=aggregation, **{"lambda": 0.2}))
-    quantizer = made.make_quantizer({"w": weight})
+    quantizer = made.make_quantizer({"w": weight}, {})
     quantizer.update()
     inside = weight.abs() < 3 * quantizer.scales[0]
     for ended, strength in [(0.0, 0.0), (0.25, 0.0), (0.625, 0.1), (1.0, 0.2)]:

@@ -40,6 +40,14 @@ class Training(Strict):
     augment: Literal["none", "crop_flip"] = Field("none", description="crop_flip: random crop (padding 4) and mirror")
 
 
+class Activations(Strict):
+    """How the inputs of the quantized layers are quantized (:mod:`oscillations.engine.activations`)."""
+
+    bits: int = Field(ge=2, le=8, description="bit width")
+    first_last: int = Field(8, ge=2, le=8, description="that of the model's first and last layer")
+    lr: LearningRate = Field(1e-4, description="learning rate of the steps' Adam; constant")
+
+
 class ReducedSplits(Strict):
     """Numbers of images, drawn evenly over the classes with the seed of the split; of a split with fewer, all."""
 
@@ -80,7 +88,8 @@ class Recipe:
     """Whatever is None is not asked for.
 
     ``images`` and ``classes`` reduce the data; ``start_from`` is an experiment, ``pretrained`` a public checkpoint,
-    ``histograms`` the weight whose histogram is recorded at every epoch.
+    ``histograms`` the weight whose histogram is recorded at every epoch. ``activations`` quantizes activations, too;
+    ``first_last_bits`` is the width of the weights of the first and the last layer.
     """
 
     data: str
@@ -99,6 +108,8 @@ class Recipe:
     pretrained: Pretrained | None = None
     threads: int = 1
     histograms: str | None = None
+    activations: Activations | None = None
+    first_last_bits: int | None = None
 
     @property
     def bits(self) -> int:

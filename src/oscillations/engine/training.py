@@ -65,6 +65,10 @@ class Trainer:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=sets["train"].labels.device)
         self.best: dict[str, Tensor] = {}
+        self.inputs = network.inputs
+        if self.inputs is not None:
+            assert recipe.activations is not None
+            self.inputs.begin(recipe.activations.lr)
         if self.quantizer is not None:
             self.method.begin(self.quantizer)
             codes, sizes = self.quantizer.codes, self.quantizer.sizes
@@ -97,6 +101,8 @@ class Trainer:
             method.step(self.optimizer, quantizer, moment)
             quantizer.update()
             self.counters["iteration"].tick(quantizer.codes)
+        if self.inputs is not None:
+            self.inputs.learn()
         return loss.detach()
 
     def moment(self) -> Moment:
@@ -228,6 +234,8 @@ class Trainer:
             for level, counts in self.counters.items():
                 state |= {f"counter/{level}/{key}": value for key, value in counts.state().items()}
         state |= {f"method/{key}": value for key, value in self.method.state().items()}
+        if self.inputs is not None:
+            state |= {f"inputs/{key}": value for key, value in self.inputs.optimizer.state().items()}
         state["loss_sum"] = self.loss_sum
         state |= {f"random/{key}": value for key, value in random_state(self.loss_sum.is_cuda).items()}
         text = json.dumps(vars(self.progress)).encode()
@@ -245,5 +253,7 @@ class Trainer:
             for level, counts in self.counters.items():
                 counts.load_state(under(state, f"counter/{level}/"))
         self.method.load_state({key: value.to(device) for key, value in under(state, "method/").items()})
+        if self.inputs is not None:
+            self.inputs.optimizer.load_state(under(state, "inputs/"))
         self.loss_sum.copy_(state["loss_sum"])
         set_random_state(under(state, "random/"))
