@@ -58,12 +58,13 @@ class InputQuantizer:
         """Take sign and step from a batch of inputs."""
         with torch.no_grad():
             self.signed.fill_((x < 0).any())
-            self._open()
+            self.open()
             assert self.range is not None
             first = 2 * x.abs().mean() / math.sqrt(self.range[1])
             self.step.copy_(torch.where(first > 0, first, torch.full_like(first, SMALLEST_STEP)))
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Fix the range that the sign implies."""
         half = 2 ** (self.bits - 1)
         self.range = (-half, half - 1) if self.signed.item() else (0, 2 * half - 1)
 
@@ -85,7 +86,7 @@ class InputQuantizer:
         self.step.copy_(state["step"])
         self.signed.copy_(state["signed"])
         if self.step > 0:
-            self._open()
+            self.open()
 
 
 class QuantizedInputs:
