@@ -116,6 +116,11 @@ class Recipe:
         """The bit width that is trained for; 32 for the latent weights."""
         return self.method.options.target_bits or LATENT
 
+    @property
+    def activation_bits(self) -> int | None:
+        """The bit width of quantized activations; None where they are not quantized."""
+        return None if self.activations is None else self.activations.bits
+
     def plain(self) -> dict[str, Any]:
         """JSON values, as a record holds them."""
         values = dict(vars(self))

@@ -54,7 +54,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
             rows.append(about | tested | {"bn_divergence": row.bn_divergence})
     for experiment, count in unevaluated.items():
         print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
-    table = pd.DataFrame(rows, columns=MEASUREMENTS)
+    table = pd.DataFrame(rows, columns=MEASUREMENTS).astype({"activation_bits": "Int64"})
     write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, current(found))
@@ -83,7 +83,8 @@ def collect_posttraining(study: Study, finished: list[Plan]) -> None:
             record = plan.result
             about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
             about |= {"start_method": about["method"]}
-            about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
+            theirs = ("method", "status", "activation_bits")  # the post-training method's, not the run's
+            about = {key: about[key] for key in POSTTRAINING if key in about and key not in theirs}
             for label, method, options in entry.resolved():
                 parts = [*posttraining_parts(method), *arithmetic(record["recipe"])[1:]]
                 for bits in entry.bits:
@@ -117,6 +118,7 @@ def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, fo
         "status": record["status"],
         "run": folder,
         "start": start_label(recipe, record),
+        "activation_bits": recipe.activation_bits,
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oscillations import datasets, methods, models
-from oscillations.core.bits import bit_name
+from oscillations.core.bits import bit_name, input_name
 from oscillations.core.config import Strict, parse, refuse_repeats
 from oscillations.core.errors import SHOWN, InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
@@ -187,15 +187,16 @@ def _points(
     except ValueError as error:
         raise InputError(f"{where}.{error}") from None
     lambdas = experiment.sweep.get("lambda", [None]) if "lambda" in known else [None]
-    inputs = [] if experiment.activations is None else [f"a{experiment.activations.bits}"]
     for width in widths:
         for lam in lambdas:
             for lr in experiment.sweep.get("lr", [None]):
                 given = options | ({} if width is None else {"bits": width}) | ({} if lam is None else {"lambda": lam})
-                label = [method, *inputs] if width is None else [method, bit_name(width), *inputs]
+                label = [method] if width is None else [method, bit_name(width)]
                 label += [] if lam is None else [f"lambda{lam:g}"]
                 label += [] if lr is None else [f"lr{short_float(lr)}"]
-                yield "-".join(label), {} if lr is None else {"lr": lr}, Choice(method, parse(kind, given, where))
+                inputs = experiment.activations
+                name = "-".join(label) + input_name(None if inputs is None else inputs.bits)
+                yield name, {} if lr is None else {"lr": lr}, Choice(method, parse(kind, given, where))
 
 
 def short_float(value: float) -> str:
