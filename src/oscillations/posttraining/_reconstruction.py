@@ -8,6 +8,7 @@ driven to 0 or 1 by a rounding term. Codes beyond the grid are clamped to its en
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -96,12 +97,8 @@ class Calibration:
         optimizer = Adam([rounding.v for rounding in roundings], options.lr)
         steps = [] if self.inputs is None else self.inputs.steps([layer_of(name) for name in unit.weights])
         step_optimizer = Adam([step.requires_grad_() for step in steps], options.step_lr)
-        for step in range(options.iterations):
-            chosen = torch.randperm(len(inputs), generator=self.batches)[: options.batch_size].to(inputs.device)
-            x = inputs.index_select(0, chosen)
-            if latent_inputs is not None:
-                use = torch.rand(x.shape, generator=self.mixing, device=x.device) < prob
-                x = torch.where(use, x, latent_inputs.index_select(0, chosen))
+        for iteration in range(options.iterations):
+            chosen, x = self._draw(inputs, latent_inputs, options.batch_size, prob)
             with weights_as(parameters, [rounding.soft() for rounding in roundings]), self.with_inputs(prob):
                 error = (part(x) - target.index_select(0, chosen)).square()
                 if importance is not None:
@@ -109,14 +106,25 @@ class Calibration:
                 loss = error.sum() * (channels(error) / error.numel())
                 gradients = torch.autograd.grad(loss, [*parameters, *steps])
             for rounding, gradient in zip(roundings, gradients):
-                rounding.v.grad = rounding.gradient(gradient, options.nu, beta((step + 1) / options.iterations))
+                rounding.v.grad = rounding.gradient(gradient, options.nu, beta((iteration + 1) / options.iterations))
             optimizer.step()
             if steps:
-                learn_steps(step_optimizer, list(gradients[len(parameters) :]), step / options.iterations, options)
+                learn_steps(step_optimizer, gradients[len(parameters) :], iteration / options.iterations, options)
         for tensor in (*parameters, *steps):
             tensor.requires_grad_(False)
         self.steps += options.iterations
         self.quantized |= {name: rounding.hard() for name, rounding in zip(unit.weights, roundings)}
+
+    def _draw(
+        self, inputs: Tensor, latent_inputs: Tensor | None, batch_size: int, prob: float
+    ) -> tuple[Tensor, Tensor]:
+        """Places of a batch among the images, and its inputs, a share 1 - ``prob`` of whose entries is latent."""
+        chosen = torch.randperm(len(inputs), generator=self.batches)[:batch_size].to(inputs.device)
+        x = inputs.index_select(0, chosen)
+        if latent_inputs is not None:
+            use = torch.rand(x.shape, generator=self.mixing, device=x.device) < prob
+            x = torch.where(use, x, latent_inputs.index_select(0, chosen))
+        return chosen, x
 
     def fisher_weights(self, unit: Unit, batch_size: int) -> Tensor:
         """(|g| + 1)^2 at the unit's output, g the gradient of KL(quantized || latent) of the network's answers.
@@ -191,7 +199,7 @@ class Rounding:
         return grad.mul_(ZETA - GAMMA)
 
 
-def learn_steps(optimizer: Adam, gradients: list[Tensor], progress: float, options: ReconstructionOptions) -> None:
+def learn_steps(optimizer: Adam, gradients: Sequence[Tensor], progress: float, options: ReconstructionOptions) -> None:
     """A step of Adam on the steps of inputs, its rate half a cosine from ``step_lr`` to 0 over the iterations."""
     optimizer.lr = options.step_lr * (1 + math.cos(math.pi * progress)) / 2
     for step, gradient in zip(optimizer.parameters, gradients):
