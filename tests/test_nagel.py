@@ -189,10 +189,11 @@ def test_n1_evaluation_does_not_tick(recipe, blobs):
             assert made.method.tracker.ticks == ticks
 
 
+@pytest.mark.parametrize("decays", [{}, {"optimizer": "adamw", "weight_decay": 0.1}], ids=["adam", "adamw"])
 @pytest.mark.parametrize("method", FREEZING[3:], ids=str)
-def test_n1_frozen_oscillating_weights_sit_on_their_levels(recipe, blobs, method):
+def test_n1_frozen_oscillating_weights_sit_on_their_levels(recipe, blobs, method, decays):
     """Eq. 1-2 of the latent weights alone finds the frozen codes: they need no quantizer of their own."""
-    made = trainer(recipe, blobs, method=method, training=recipe["training"] | {"lr": 1e-2})
+    made = trainer(recipe, blobs, method=method, training=recipe["training"] | {"lr": 1e-2} | decays)
 
     def check(made):
         for i, (weight, free) in enumerate(zip(made.quantizer.weights, made.quantizer.free)):
