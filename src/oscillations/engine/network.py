@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.engine.layers import quantized_parameters, weights_as
 from oscillations.engine.method import Method, Tensors
 from oscillations.engine.quantizer import WeightQuantizer, quantize
+from oscillations.engine.slices import sliced
 
 QUANTIZER = "quantizer/"  # begins the names of the quantizer's tensors in a checkpoint
 
@@ -32,16 +33,21 @@ class Network:
             self.quantizer = method.make_quantizer(parameters)
             self.quantizer.update()
 
-    def weights(self, bits: int) -> Tensors | None:
-        """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 elsewhere; None for the latent weights."""
+    def weights(self, bits: int, rule: str = REQUANTIZE) -> Tensors | None:
+        """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 elsewhere; None for the latent weights.
+
+        By the rule ``slice``: slices of Eq. 2's codes of the latent weights (:func:`sliced`), at the target, too, and
+        whatever grid and scale the method has of its own. Both rules take the method's ``tie`` and ``per_channel``.
+        """
         quantizer = self.quantizer
         if bits == LATENT:
             return None
+        by_rule = quantize if rule == REQUANTIZE else sliced
         if quantizer is None:
-            return [quantize(parameter.data, bits) for parameter in self.parameters]
-        if bits == quantizer.bits:
+            return [by_rule(parameter.data, bits) for parameter in self.parameters]
+        if bits == quantizer.bits and rule == REQUANTIZE:
             return quantizer.quantized
-        return [quantize(weight, bits, quantizer.tie, quantizer.scale.per_channel) for weight in quantizer.weights]
+        return [by_rule(weight, bits, quantizer.tie, quantizer.scale.per_channel) for weight in quantizer.weights]
 
     @contextmanager
     def holding(self, values: Tensors | None) -> Iterator[None]:
@@ -56,9 +62,9 @@ class Network:
             if quantizer is not None:
                 quantizer.in_use = False
 
-    def at(self, bits: int):  # type: ignore[no-untyped-def]  # what :meth:`holding` gives
-        """The network at a bit width, inside the block."""
-        return self.holding(self.weights(bits))
+    def at(self, bits: int, rule: str = REQUANTIZE):  # type: ignore[no-untyped-def]  # what :meth:`holding` gives
+        """The network at a bit width, inside the block; as in :meth:`weights`."""
+        return self.holding(self.weights(bits, rule))
 
     def trained(self) -> dict[str, Tensor]:
         """What a checkpoint holds: the network's state dict, and under ``quantizer/`` what its quantizer needs."""
