@@ -112,6 +112,9 @@ ROWS = {
     "a local name in a method": (rename_a_local, {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2}),
     "a new option that is off": (add_an_option, {"train_mlp5-scratch": 1, "evaluate": 1}),
     "a logged column": (log_a_column, {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2}),
+    "slices beside re-quantization (`cross_bit`)": (
+        edit(TINY, "seeds: [0, 1]\n", "seeds: [0, 1]\ncross_bit: [requantize, slice]\n"), {"evaluate": 2},
+    ),
     "the arithmetic of a method": (
         edit(OSCIQUANT, "2 * strength", "2.000001 * strength"),
         {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2},
@@ -332,6 +335,7 @@ def test_the_certification_exercises_every_choice():
             seen.setdefault((owner.__name__, option), set()).add(str(values[option]))
     missing = {key: {str(v) for v in values} - seen[key] for key, values in wanted.items()}
     assert {key: values for key, values in missing.items() if values} == {("Training", "precision"): {"tf32"}}
+    assert set(study.cross_bit) == choices(get_args(type(study).model_fields["cross_bit"].annotation)[0])
 
 
 @pytest.fixture

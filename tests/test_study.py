@@ -109,6 +109,14 @@ BAD = {
     ),
     "wrong eval bits": (lambda c: c.update(eval_bits=[32, 1]), r"eval_bits: 1 is not 2 to 8, nor 32"),
     "eval bits without latent": (lambda c: c.update(eval_bits=[2, 3]), r"eval_bits: must hold 32"),
+    "unknown rule": (
+        lambda c: c.update(cross_bit=["requantize", "slices"]), r"cross_bit\.1: 'slices' is not allowed; did you mean 'slice'"
+    ),
+    "slices alone": (lambda c: c.update(cross_bit=["slice"]), r"cross_bit: must hold requantize"),
+    "slices of nothing": (
+        lambda c: scratch(c).update(methods={"baseline": {}}) or c.update(eval_bits=[32, 8], cross_bit=["requantize", "slice"]),
+        r"cross_bit: slice: eval_bits has no width below 8",
+    ),
     "nothing left to train on": (lambda c: c.update(validation=1400), r"validation: 1400 of 1400 training images"),
     "fine-tune from nothing": (lambda c: scratch(c).update(setting="finetune"), r"setting: finetune needs start_from"),
     "fine-tune from the unknown": (

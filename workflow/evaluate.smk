@@ -4,6 +4,9 @@ REQUIRED INPUTS: the records of an experiment's runs (each vouches for its check
 OUTPUTS: results/<study>/runs/<experiment>/{evaluations.csv,histograms.csv}
 """
 
+# What is asked beside the default; by default nothing, so that what was evaluated before is not asked for again.
+ASKED = {"rules": STUDY.cross_bit} if STUDY.slices else {}
+
 
 rule evaluate:
     """PTQ and cross-bit accuracy on the test split, batch norm kept and re-estimated; weight histograms."""
@@ -24,7 +27,7 @@ rule evaluate:
     resources:
         gpu=GPUS,
     params:
-        arithmetic=arithmetic("evaluation"),
+        arithmetic=as_json(numerics.versions(["evaluation"]) | ASKED),
         histograms=STUDY.draws_weights,
         study=STUDY_FILE,
     shell:

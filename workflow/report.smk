@@ -15,6 +15,7 @@ TABLES = [
     *(["rate-search"] if STUDY.rate_searches else []),
     *COMPARISONS,
     *(["gain"] if STUDY.gain else []),
+    *(["cross-bit-rules"] if STUDY.slices else []),
 ]
 FIGURE_NAMES = drawing.drawn(STUDY, VARIANTS, {run.path for run in SHOWN}, SHOWN_ENTRIES)
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]

@@ -163,7 +163,7 @@ def evaluate(options: argparse.Namespace) -> None:
     study, variants = load(options.study)
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
-    module.evaluate(study.study, options.experiment, variants, options.device, study.draws_weights)
+    module.evaluate(study.study, options.experiment, variants, options.device, study.draws_weights, study.cross_bit)
 
 
 def posttrain(options: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 LATENT = 32  #: "bits" of the unquantized weights, in every record and table
+SLICED = 8  #: bits of the codes whose most significant ones are a slice
+REQUANTIZE, SLICE = "requantize", "slice"  #: rules of cross-bit evaluation, by the names that studies and tables have
 
 
 def largest_code(bits: int) -> int:

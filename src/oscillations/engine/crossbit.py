@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oscillations.core.bits import REQUANTIZE, SLICED
 from oscillations.engine.accuracy import accuracy, reestimated_norms
 from oscillations.engine.batches import ImageSet
 from oscillations.engine.network import Network
@@ -16,21 +17,25 @@ from oscillations.engine.weight_statistics import histogram
 Rows = list[dict[str, Any]]
 
 
-def accuracies(network: Network, sets: dict[str, ImageSet], eval_bits: Sequence[int], done: bool) -> Rows:
+def accuracies(
+    network: Network, sets: dict[str, ImageSet], eval_bits: Sequence[int], done: bool, rule: str = REQUANTIZE
+) -> Rows:
     """Test accuracy at every bit width, batch-norm statistics kept and re-estimated.
 
+    ``rule``: one of :meth:`Network.weights`. Slices have rows at the widths below what they are cut from alone.
     A network without batch norm has nothing to re-estimate and gives ``keep`` only; a diverged run no number.
     ``bn_divergence``: how far the kept statistics are from the re-estimated ones (:func:`norm_divergence`).
     """
     model = network.model
+    widths = [bits for bits in eval_bits if rule == REQUANTIZE or bits < SLICED]
     rows: Rows = []
     kept = norm_statistics(model)
 
     def measured() -> float | None:
         return accuracy(model, sets["test"])[0] if done else None
 
-    for bits in eval_bits:
-        with network.at(bits):
+    for bits in widths:
+        with network.at(bits, rule):
             rows.append({"eval_bits": bits, "bn": "keep", "accuracy": measured()})
             if kept:
                 with reestimated_norms(model, sets["train"]):

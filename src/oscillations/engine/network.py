@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.engine.activations import QuantizedInputs
 from oscillations.engine.layers import first_and_last, layer_of, quantized_parameters, weights_as
 from oscillations.engine.method import Method, Tensors
 from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.engine.recipe import Activations
+from oscillations.engine.slices import sliced
 
 QUANTIZER, INPUTS = "quantizer/", "activations/"  # begin the names of their tensors in a checkpoint
 
@@ -46,16 +47,21 @@ class Network:
             self.quantizer = method.make_quantizer(parameters, self.own_bits)
             self.quantizer.update()
 
-    def weights(self, bits: int) -> Tensors | None:
-        """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 elsewhere; None for the latent weights."""
+    def weights(self, bits: int, rule: str = REQUANTIZE) -> Tensors | None:
+        """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 elsewhere; None for the latent weights.
+
+        By the rule ``slice``: slices of Eq. 2's codes of the latent weights (:func:`sliced`), at the target, too, and
+        whatever grid and scale the method has of its own. Both rules take the method's ``tie`` and ``per_channel``.
+        """
         quantizer = self.quantizer
         if bits == LATENT:
             return None
-        if quantizer is not None and bits == quantizer.bits:
+        if quantizer is not None and bits == quantizer.bits and rule == REQUANTIZE:
             return quantizer.quantized
+        by_rule = quantize if rule == REQUANTIZE else sliced
         widths = [self.own_bits.get(name, bits) for name in self.names]
         how = ("half_even", False) if quantizer is None else (quantizer.tie, quantizer.scale.per_channel)
-        return [quantize(parameter.data, width, *how) for parameter, width in zip(self.parameters, widths)]
+        return [by_rule(parameter.data, width, *how) for parameter, width in zip(self.parameters, widths)]
 
     @contextmanager
     def holding(self, values: Tensors | None) -> Iterator[None]:
@@ -70,9 +76,9 @@ class Network:
             if quantizer is not None:
                 quantizer.in_use = False
 
-    def at(self, bits: int):  # type: ignore[no-untyped-def]  # what :meth:`holding` gives
-        """The network at a bit width, inside the block."""
-        return self.holding(self.weights(bits))
+    def at(self, bits: int, rule: str = REQUANTIZE):  # type: ignore[no-untyped-def]  # what :meth:`holding` gives
+        """The network at a bit width, inside the block; as in :meth:`weights`."""
+        return self.holding(self.weights(bits, rule))
 
     def trained(self) -> dict[str, Tensor]:
         """What a checkpoint holds: the model's state dict, and what the quantizers need, under names that say so."""

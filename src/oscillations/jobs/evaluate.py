@@ -7,12 +7,13 @@ without their weights.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from oscillations import datasets
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
@@ -27,9 +28,10 @@ from oscillations.study.variants import Variant
 
 
 def evaluate(
-    study: str, experiment: str, variants: list[Variant], device: str = "auto", with_histograms: bool = True
-) -> None:
-    """Write the accuracies and weight histograms of all current runs of an experiment.
+    study: str, experiment: str, variants: list[Variant], device: str = "auto", with_histograms: bool = True,
+    rules: Sequence[str] = (REQUANTIZE,),
+) -> None:  # fmt: skip
+    """Write the accuracies, by every rule, and weight histograms of all current runs of an experiment.
 
     ``variants``: all of the study, since what starts from a stale run is stale.
     The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
@@ -41,23 +43,29 @@ def evaluate(
     known, known_bins = read_rows([accuracy_file], EVALUATIONS), read_rows([histogram_file], HISTOGRAMS)
     about: dict[str, Any] = {}
     sets: dict[str, ImageSet] = {}
-    tables, all_bins, evaluated, seconds = [], [], 0, 0.0
+    tables: list[pd.DataFrame] = []
+    all_bins, evaluated, seconds = [], 0, 0.0
     for plan in (plan for plan in current(plans(variants)) if plan.run.experiment == experiment):
-        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.result)
-        parts = evaluation_parts(plan.result["recipe"])
-        mine, bins = current_rows(known, key, parts), known_bins[known_bins.run == run.name]
-        if mine.empty or (with_histograms and bins.empty and recipe.bits != LATENT):
+        run, recipe, parts = plan.run, plan.variant.recipe, evaluation_parts(plan.result["recipe"])
+        keys = {rule: evaluation_key(plan.result, rule) for rule in rules}
+        mine = {rule: current_rows(known, key, parts) for rule, key in keys.items()}
+        bins = known_bins[known_bins.run == run.name]
+        without_bins = with_histograms and bins.empty and recipe.bits != LATENT
+        if missing := [rule for rule in rules if mine[rule].empty or without_bins]:
             if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
             network = trained(plan.variant, run, about, torch_device)
-            rows = accuracies(network, sets, recipe.eval_bits, plan.result["status"] == "done")
-            mine = pd.DataFrame([{"run": run.name, "key": key, "arithmetic": written(parts)} | row for row in rows])
-            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if with_histograms else [])
+            for rule in missing:
+                rows = accuracies(network, sets, recipe.eval_bits, plan.result["status"] == "done", rule)
+                of_all = {"run": run.name, "key": keys[rule], "arithmetic": written(parts), "rule": rule}
+                mine[rule] = pd.DataFrame([of_all | row for row in rows])
+            if REQUANTIZE in missing:
+                bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if with_histograms else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
             print(f"{run.name}: evaluated", flush=True)
-        tables.append(mine)
+        tables += mine.values()
         all_bins.append(bins if with_histograms else bins.iloc[:0])
         if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from oscillations import methods, models, posttraining
+from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import canonical_json, sha256
 from oscillations.engine.recipe import Activations, Training
 from oscillations.records import numerics
@@ -97,9 +98,9 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return changed
 
 
-def evaluation_key(record: Mapping[str, Any]) -> str:
-    """Names what an evaluation belongs to: a checkpoint, and what is evaluated how."""
-    return _key(record, {})
+def evaluation_key(record: Mapping[str, Any], rule: str = REQUANTIZE) -> str:
+    """Names what an evaluation belongs to: a checkpoint, and what is evaluated how, by which rule."""
+    return _key(record, {} if rule == REQUANTIZE else {"rule": rule})
 
 
 def evaluation_parts(recipe: Mapping[str, Any]) -> list[str]:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import write_text
 from oscillations.records import numerics
 
-EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence"]
+EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence", "rule"]
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
 POSTTRAINED = [
     "run", "key", "arithmetic", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn",
     "accuracy", "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status", "activation_bits",
 ]  # fmt: skip
 RECONSTRUCTED = ["run", "key", "arithmetic", "label", "eval_bits", "place", "unit", "group", "loss"]
+IMPLIED = {"rule": REQUANTIZE, "activation_bits": None}  #: columns that are there only if a row says something else
 COUNTS = ("levels", "iterations", "activation_bits")  #: columns of whole numbers that may be empty
 NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: columns that tell a table's rows apart
 
@@ -24,9 +26,20 @@ NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: c
 def read_rows(files: Iterable[Path], columns: Sequence[str]) -> pd.DataFrame:
     """The rows of those files that are there, each once; a column that none has is empty."""
     found = [pd.read_csv(file, dtype={"key": str}, float_precision="round_trip") for file in files if file.exists()]
-    filled = [table for table in found if len(table)]
+    filled = [table.assign(**{name: IMPLIED[name] for name in {*IMPLIED} - {*table}}) for table in found if len(table)]
     whole = pd.concat(filled) if filled else pd.DataFrame(columns=list(columns))
     return whole.reindex(columns=list(columns)).drop_duplicates([name for name in NAMING if name in columns])
+
+
+def without_implied(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns that say nothing but what is implied; None is an empty cell."""
+
+    def silent(cells: pd.Series, implied: str | None) -> bool:
+        return bool((cells.isna() if implied is None else cells == implied).all())
+
+    return table.drop(
+        columns=[name for name, implied in IMPLIED.items() if name in table and silent(table[name], implied)]
+    )
 
 
 def current_rows(table: pd.DataFrame, key: str, parts: Sequence[str]) -> pd.DataFrame:
@@ -41,4 +54,4 @@ def write_rows(file: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str
     whole = pd.concat(filled) if filled else pd.DataFrame()
     whole = whole.reindex(columns=list(columns))
     whole = whole.astype({column: "Int64" for column in COUNTS if column in columns})
-    write_text(file, whole.to_csv(index=False, lineterminator="\n"))
+    write_text(file, without_implied(whole).to_csv(index=False, lineterminator="\n"))

@@ -32,12 +32,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from oscillations.core.bits import REQUANTIZE
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.core.files import read_json
 from oscillations.records.environment import COMPUTING
 from oscillations.records.identity import changed_keys, meaning
 from oscillations.records.numerics import version_of
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, holm
+from oscillations.report.results import by_rule
 from oscillations.study.paths import results
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
@@ -189,7 +191,8 @@ def read_runs(folder: Path, seeds: Collection[int] = ()) -> pd.DataFrame:
         raise InputError(f"{file}: missing; python -m oscillations collect, where the runs were made, writes it")
     try:
         types = dict.fromkeys(MEASURES, float) | dict.fromkeys(["experiment", "variant"], str) | {"seed": int}
-        table = pd.read_csv(file, usecols=COLUMNS).astype(types)
+        rule = pd.read_csv(file, nrows=0).columns.intersection(["rule"])  # there, where some rows are slices
+        table = by_rule(pd.read_csv(file, usecols=[*COLUMNS, *rule]), REQUANTIZE).astype(types)
     except ValueError as error:
         raise InputError(f"{file}: not what python -m oscillations collect writes: {error}") from None
     runs = table[(table.split == "test") & (table.bn == "keep") & (table.eval_bits == table.train_bits)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.engine.recipe import Recipe
@@ -20,7 +20,15 @@ from oscillations.records.identity import (
     posttraining_parts,
 )
 from oscillations.records.plans import Plan, current, plans
-from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
+from oscillations.records.rows import (
+    EVALUATIONS,
+    POSTTRAINED,
+    RECONSTRUCTED,
+    current_rows,
+    read_rows,
+    without_implied,
+    write_rows,
+)
 from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION
 from oscillations.study.paths import Run, evaluation_files, measurements_file, posttraining_files, results
 from oscillations.study.schema import Study
@@ -34,7 +42,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     found = plans(variants)
     _refuse([plan for plan in found if plan.stale])
     evaluations: dict[str, pd.DataFrame] = {}
-    unevaluated: dict[str, int] = {}
+    unevaluated: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
     for plan in current(found):
         variant, run, record = plan.variant, plan.run, plan.result
@@ -46,15 +54,17 @@ def collect(study: Study, variants: list[Variant]) -> None:
         for bits, accuracy in record["validation_accuracy"].items():
             rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
         parts = evaluation_parts(record["recipe"])
-        tests = current_rows(evaluations[run.experiment], evaluation_key(record), parts)
-        if tests.empty:
-            unevaluated[run.experiment] = unevaluated.get(run.experiment, 0) + 1
-        for row in tests.itertuples():
-            tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
-            rows.append(about | tested | {"bn_divergence": row.bn_divergence})
-    for experiment, count in unevaluated.items():
-        print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
-    table = pd.DataFrame(rows, columns=MEASUREMENTS).astype({"activation_bits": "Int64"})
+        for rule in study.cross_bit:
+            tests = current_rows(evaluations[run.experiment], evaluation_key(record, rule), parts)
+            if tests.empty:
+                unevaluated[run.experiment, rule] = unevaluated.get((run.experiment, rule), 0) + 1
+            for row in tests.itertuples():
+                tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy, rule)
+                rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+    for (experiment, name), count in unevaluated.items():
+        shown = "only their validation is shown" if name == REQUANTIZE else f"nothing of them is shown by {name}"
+        print(f"{experiment}: {count} runs have no current evaluation: {shown}", file=sys.stderr)
+    table = without_implied(pd.DataFrame(rows, columns=MEASUREMENTS).astype({"activation_bits": "Int64"}))
     write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, current(found))
@@ -128,11 +138,15 @@ def start_label(recipe: Recipe, record: dict[str, Any]) -> str:
 
 
 def _evaluation(
-    about: dict[str, Any], quantizer: dict[str, Any], bits: int, bn: str, split: str, accuracy: float
-) -> dict[str, Any]:
-    """PTQ is what a quantized evaluation of the baseline is called; away from its target bits, all is Eq. 1-2."""
+    about: dict[str, Any], quantizer: dict[str, Any], bits: int, bn: str, split: str, accuracy: float,
+    rule: str = REQUANTIZE,
+) -> dict[str, Any]:  # fmt: skip
+    """PTQ is what a quantized evaluation of the baseline is called; away from its target bits, all is Eq. 1-2.
+
+    So are the codes of slices.
+    """
     quantized = bits != LATENT
-    own = quantizer if bits == about["train_bits"] else SYMMETRIC
+    own = quantizer if bits == about["train_bits"] and rule == REQUANTIZE else SYMMETRIC
     return {
         "method": "ptq" if about["method"] == "baseline" and quantized else about["method"],
         "eval_bits": bits,
@@ -142,6 +156,7 @@ def _evaluation(
         "bn": bn,
         "split": split,
         "accuracy": accuracy,
+        "rule": rule,
     }
 
 

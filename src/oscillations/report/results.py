@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE, SLICE
 from oscillations.core.errors import InputError
 from oscillations.engine.recipe import Recipe
 from oscillations.records.plans import Plan, plans
@@ -23,7 +23,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
-    "start", "bn_divergence", "activation_bits",
+    "start", "bn_divergence", "rule", "activation_bits",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -66,8 +66,16 @@ class Results:
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """Every accuracy on the test split, batch-norm statistics kept or re-estimated."""
-        tests = self.measurements[self.measurements.split == "test"]
+        """Every accuracy on the test split by re-quantization, batch-norm statistics kept or re-estimated."""
+        return self._evaluations(REQUANTIZE)
+
+    @cached_property
+    def slices(self) -> pd.DataFrame:
+        """As :attr:`evaluations`, by slices; nothing that is made of those holds any."""
+        return self._evaluations(SLICE)
+
+    def _evaluations(self, rule: str) -> pd.DataFrame:
+        tests = by_rule(self.measurements[self.measurements.split == "test"], rule)
         done = tests.status == "done"
         numbers = {column: tests[column].where(done) for column in ("accuracy", "best_epoch")}
         return tests.assign(path=_path(tests), **numbers)
@@ -123,6 +131,12 @@ class Results:
 
 
 COLLECTED = {"oscillations": "oscillations", "made_after": "posttraining", "losses": "reconstruction"}  # field: file
+
+
+def by_rule(measurements: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The rows of one rule of cross-bit evaluation; what names none is re-quantized."""
+    named = measurements.reindex(columns=["rule"])["rule"].astype(object)
+    return measurements[named.fillna(REQUANTIZE) == rule]
 
 
 def _path(table: pd.DataFrame) -> pd.Series:

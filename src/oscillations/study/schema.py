@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PositiveInt, WithJsonSchema, model_validator
 
 from oscillations import datasets, posttraining
-from oscillations.core.bits import LATENT
+from oscillations.core.bits import LATENT, REQUANTIZE, SLICE, SLICED
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
 from oscillations.engine.recipe import Activations, Epochs, ReducedSplits, Training
@@ -138,6 +138,10 @@ class Study(Strict):
     split_seed: Seed = 0
     seeds: list[Seed] = Field(min_length=1)
     eval_bits: list[int] = Field([32, 2, 3, 4, 8], description="32 means latent weights")
+    cross_bit: list[Literal["requantize", "slice"]] = Field(
+        ["requantize"],
+        description="rules that give weights fewer bits: Eq. 2 at each width; and the leading bits of 8, beside it",
+    )
     threads: Threads = Field(1, description="CPU threads of every run")
     training: Training
     experiments: dict[Name, Experiment] = Field(min_length=1)
@@ -179,6 +183,10 @@ class Study(Strict):
                 raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")
         if LATENT not in self.eval_bits:
             raise ValueError(f"eval_bits: must hold {LATENT}, the latent weights")
+        if REQUANTIZE not in self.cross_bit:
+            raise ValueError(f"cross_bit: must hold {REQUANTIZE}, by which all is compared; {SLICE} comes beside it")
+        if self.slices and min(self.eval_bits) >= SLICED:
+            raise ValueError(f"cross_bit: {SLICE}: eval_bits has no width below {SLICED} to slice at")
         return self
 
     @property
@@ -190,6 +198,11 @@ class Study(Strict):
     def near_chance(self) -> float:
         """Accuracy, in percent, below which a network does little more than guess the study's classes."""
         return 100 / len(datasets.find(self.data).CLASSES) + self.claims.chance_margin
+
+    @property
+    def slices(self) -> bool:
+        """Whether slices of the most significant bits are evaluated, too."""
+        return SLICE in self.cross_bit
 
     def dataset(self, experiment: str) -> str:
         own = self.experiments[experiment].data
