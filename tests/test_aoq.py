@@ -28,7 +28,7 @@ def made(weights=None, **options):
     torch.manual_seed(0)
     method = Aoq(Aoq.Options(**{"bits": 2} | options))
     weights = weights or {"a": torch.randn(16, 8), "b": torch.randn(4, 8)}
-    quantizer = method.make_quantizer(weights)
+    quantizer = method.make_quantizer(weights, {})
     method.begin(quantizer)
     quantizer.update()
     return method, quantizer

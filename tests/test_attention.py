@@ -70,7 +70,7 @@ def test_o1_qkr_quantizes_every_row_as_statsq_does(bits):
     products = torch.randn(3, 12, 12, requires_grad=True)
     quantized = straight_through(products, bits)
     rows = products.detach().view(36, 12)
-    quantizer = Statsq(Statsq.Options(bits=bits)).make_quantizer({"a.weight": rows})
+    quantizer = Statsq(Statsq.Options(bits=bits)).make_quantizer({"a.weight": rows}, {})
     quantizer.update()
     torch.testing.assert_close(quantized.detach().view(36, 12), quantizer.quantized[0])
     upstream = torch.randn(3, 12, 12)

@@ -391,7 +391,7 @@ def test_g8_per_channel_flow_is_autograds(bits, shape):
     quantized = RoundSTE.apply(latent / scale) * scale
     (quantized * upstream).sum().backward()
     chosen = method("qat", bits=bits, per_channel=True)
-    quantizer = chosen.make_quantizer({"w": weight})
+    quantizer = chosen.make_quantizer({"w": weight}, {})
     quantizer.update()
     torch.testing.assert_close(quantizer.quantized[0], quantized.detach())
     grads = [upstream.clone()]

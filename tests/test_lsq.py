@@ -61,7 +61,7 @@ def test_l1_rounding_first_lets_half_a_step_more_through():
 def made(**options):
     method = Lsq(Lsq.Options(bits=3, **options))
     weights = {"a": torch.randn(8, 4), "b": torch.randn(3, 8)}
-    quantizer = method.make_quantizer(weights)
+    quantizer = method.make_quantizer(weights, {})
     method.begin(quantizer)
     quantizer.update()
     return method, quantizer
@@ -96,7 +96,7 @@ def test_l1_the_gradient_of_a_scale_is_as_it_is_without_its_factor():
 def test_l1_four_levels_at_two_bits_if_asked_for():
     assert [grid_of(name, 2) for name in ("lsq", "lsq_full")] == [(-1, 1, 0), (-2, 1, 0)]
     assert grid_of("lsq_full", 3) == grid_of("lsq", 3)
-    quantizer = Lsq(Lsq.Options(bits=2, grid="lsq_full")).make_quantizer({"a": torch.randn(50, 40)})
+    quantizer = Lsq(Lsq.Options(bits=2, grid="lsq_full")).make_quantizer({"a": torch.randn(50, 40)}, {})
     quantizer.update()
     assert quantizer.codes.unique().tolist() == [-2, -1, 0, 1]
 

@@ -140,7 +140,7 @@ def test_n1_frozen_weights_receive_no_gradient_and_give_the_scale_their_code(met
     torch.manual_seed(0)
     options = {key: value for key, value in method.items() if key != "name"}
     made = Freezing(Freezing.Options(**options))
-    quantizer = made.make_quantizer({"w": torch.randn(6, 5)})
+    quantizer = made.make_quantizer({"w": torch.randn(6, 5)}, {})
     mask = torch.arange(30) % 3 == 0
     kept = torch.randint(-1, 2, (30,), dtype=torch.int8)
     quantizer.frozen[mask], quantizer.frozen_codes[mask], quantizer.flat_free[mask] = True, kept[mask], 0
@@ -189,10 +189,11 @@ def test_n1_evaluation_does_not_tick(recipe, blobs):
             assert made.method.tracker.ticks == ticks
 
 
+@pytest.mark.parametrize("decays", [{}, {"optimizer": "adamw", "weight_decay": 0.1}], ids=["adam", "adamw"])
 @pytest.mark.parametrize("method", FREEZING[3:], ids=str)
-def test_n1_frozen_oscillating_weights_sit_on_their_levels(recipe, blobs, method):
+def test_n1_frozen_oscillating_weights_sit_on_their_levels(recipe, blobs, method, decays):
     """Eq. 1-2 of the latent weights alone finds the frozen codes: they need no quantizer of their own."""
-    made = trainer(recipe, blobs, method=method, training=recipe["training"] | {"lr": 1e-2})
+    made = trainer(recipe, blobs, method=method, training=recipe["training"] | {"lr": 1e-2} | decays)
 
     def check(made):
         for i, (weight, free) in enumerate(zip(made.quantizer.weights, made.quantizer.free)):
@@ -271,7 +272,7 @@ def test_n2_what_training_adds(aggregation, factor):
     torch.manual_seed(0)
     weight = torch.randn(6, 5, 3, 3)
     made = Dampening(Dampening.Options(bits=3, aggregation=aggregation, **{"lambda": 0.2}))
-    quantizer = made.make_quantizer({"w": weight})
+    quantizer = made.make_quantizer({"w": weight}, {})
     quantizer.update()
     inside = weight.abs() < 3 * quantizer.scales[0]
     for ended, strength in [(0.0, 0.0), (0.25, 0.0), (0.625, 0.1), (1.0, 0.2)]:

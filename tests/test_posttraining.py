@@ -15,6 +15,7 @@ from oscillations.engine.optimizer import Adam
 from oscillations.engine.scales import max_scale, mse_scale
 from oscillations.posttraining import _measurement as measurement
 from oscillations.posttraining import mrecg
+from oscillations.posttraining._inputs import DroppedInput, DroppedInputs
 from oscillations.posttraining._reconstruction import Calibration, Rounding, beta, initial_v, rectified_sigmoid
 from oscillations.posttraining._units import Chain, merged
 from oscillations.study import reading as studies
@@ -42,7 +43,7 @@ def network(name, seed=0):
 def calibration(model, weights, images, bits=3, scale=max_scale, per_channel=False, seed=0):
     grid = grid_of("sym_odd", bits)
     scales = {name: scale(weight.data, grid, per_channel=per_channel) for name, weight in weights.items()}
-    return Calibration(model, weights, scales, bits, grid, images, seed)
+    return Calibration(model, weights, scales, bits, dict.fromkeys(weights, grid), images, seed)
 
 
 def apply(method, model, weights, images, bits=3, **options):
@@ -161,14 +162,15 @@ def test_R1_soft_starts_at_the_weights_and_hard_at_the_nearest_level(scale, bits
     model[0].weight.mul_(torch.rand(30, 1) + 0.1)
     cal = calibration(model, {"0.weight": model[0].weight}, torch.randn(8, 40), bits, scale, per_channel)
     weight, s = model[0].weight, cal.scales["0.weight"]
-    rounding = Rounding(weight, s, cal.grid)
+    grid = cal.grids["0.weight"]
+    rounding = Rounding(weight, s, grid)
     assert torch.equal(rounding.hard(), cal.nearest("0.weight"))
-    inside = weight.clamp(cal.grid.low * s, cal.grid.high * s)
+    inside = weight.clamp(grid.low * s, grid.high * s)
     torch.testing.assert_close(rounding.soft(), inside, atol=1e-5, rtol=1e-5)
     rounding.v.copy_(torch.randn_like(weight) * 5)  # whatever was learned
     codes = rounding.hard() / s
     torch.testing.assert_close(codes, codes.round(), atol=1e-5, rtol=0)
-    assert codes.abs().max() <= cal.grid.high + 1e-5
+    assert codes.abs().max() <= grid.high + 1e-5
     assert ((rounding.hard() - inside).abs() < s * (1 + 1e-5)).all()
 
 
@@ -237,10 +239,10 @@ def test_R1_no_layer_is_worse_than_nearest_given_the_same_input(trained, bits):
     cal, _ = apply("adaround", model, weights, images, bits, iterations=400, lr=1e-2, nu=1.0)
     for place, unit in enumerate(cal.chain.units):
         before = {name: cal.quantized[name] for earlier in cal.chain.units[:place] for name in earlier.weights}
-        target = cal.value(unit.stop, {})
+        target = cal.latent(unit.stop)
         (name,) = unit.weights
         wrong = {
-            kind: (cal.value(unit.stop, before | {name: value}) - target).square().sum()
+            kind: (cal.latent(unit.stop, before | {name: value}) - target).square().sum()
             for kind, value in (("learned", cal.quantized[name]), ("nearest", cal.nearest(name)))
         }
         assert wrong["learned"] <= 1.01 * wrong["nearest"], (name, wrong)
@@ -343,12 +345,165 @@ def test_R2_fisher_weights(trained):
     torch.testing.assert_close(first, torch.ones_like(first), atol=1e-6, rtol=0)
     cal.quantized |= {f"fc{i}.weight": cal.nearest(f"fc{i}.weight") for i in (1, 2)}
     importance = cal.fisher_weights(cal.chain.units[2], 32)
-    assert importance.shape == cal.value(cal.chain.units[2].stop, {}).shape
+    assert importance.shape == cal.latent(cal.chain.units[2].stop).shape
     assert (importance >= 1).all() and importance.max() > 1
     last = cal.fisher_weights(cal.chain.units[-1], 32)  # there g = (softmax(q) - softmax(fp)) / batch
-    wrong = cal.value(cal.chain.output, cal.quantized).softmax(1)
-    g = (wrong - cal.value(cal.chain.output, {}).softmax(1)) / 32
+    wrong = cal.value(cal.chain.output).softmax(1)
+    g = (wrong - cal.latent(cal.chain.output).softmax(1)) / 32
     torch.testing.assert_close(last, (g.abs() + 1).square(), atol=1e-5, rtol=1e-5)
+
+
+# -- V9: QDrop in full, on quantized inputs -----------------------------------------------------------------------
+
+
+def with_inputs(model, weights, images, bits=3, width=4, ends=8):
+    """A calibration whose layers' inputs are quantized, the first and the last to more bits."""
+    layers = [name.removesuffix(".weight") for name in weights]
+    widths = {layer: ends if layer in (layers[0], layers[-1]) else width for layer in layers}
+    cal = calibration(model, weights, images, bits)
+    cal.inputs = DroppedInputs(model, widths, images, seed=0)
+    return cal
+
+
+def reconstructed(method, cal, **options):
+    found = posttraining.find(method)
+    found(found.Options(**{"iterations": 40, "lr": 1e-2, "step_lr": 1e-2} | options)).quantize(cal)
+    cal.inputs.remove()
+    return cal
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_v9_a_share_of_the_entries_is_quantized_afresh_at_every_call(trained, share):
+    model, weights, images = trained
+    cal = with_inputs(model, weights, images)
+    quantizer, x = cal.inputs.by_layer["fc2"], torch.rand(400, 100) + 0.1
+    first, second = (quantizer.dropped(x, share, cal.inputs.draws) for _ in range(2))
+    whole = quantizer.dropped(x, 1.0, cal.inputs.draws)
+    assert torch.equal(torch.where(first == x, x, whole), first)
+    found = (first == whole).float().mean().item()
+    assert found == pytest.approx(
+        share, abs=3 * (share * (1 - share) / x.numel()) ** 0.5 + (whole == x).float().mean().item()
+    )
+    assert torch.equal(first, second) == (share in (0.0, 1.0))
+    average = torch.stack([quantizer.dropped(x, share, cal.inputs.draws) for _ in range(400)]).mean()
+    assert average.item() == pytest.approx((share * whole + (1 - share) * x).mean().item(), abs=1e-3)
+    cal.inputs.remove()
+
+
+def test_v9_the_gradient_of_a_step_is_the_kept_share_of_lsqs_in_expectation(trained):
+    model, weights, images = trained
+    cal = with_inputs(model, weights, images)
+    quantizer, x = cal.inputs.by_layer["fc3"], torch.rand(200, 50) * 40  # mostly clipped, so that nothing cancels
+    quantizer.step.requires_grad_()
+
+    def gradient(share):
+        return torch.autograd.grad(quantizer.dropped(x, share, cal.inputs.draws).sum(), quantizer.step)[0].item()
+
+    mean = sum(gradient(0.5) for _ in range(300)) / 300
+    assert mean == pytest.approx(gradient(1.0) / 2, rel=0.02)
+    quantizer.step.requires_grad_(False)
+    cal.inputs.remove()
+
+
+def test_v9_everything_quantized_is_brecq_with_quantized_inputs(trained):
+    always = reconstructed("qdrop", with_inputs(*trained), prob=1.0)
+    brecq = reconstructed("brecq", with_inputs(*trained))
+    assert same(always, brecq)
+    for layer, quantizer in always.inputs.by_layer.items():
+        assert torch.equal(quantizer.step, brecq.inputs.by_layer[layer].step)
+    assert not same(reconstructed("qdrop", with_inputs(*trained)), brecq)
+
+
+def test_v9_nothing_quantized_is_the_reconstruction_of_weights_on_latent_inputs(trained):
+    """With probability 0 no quantizer acts while rounding is learned, and steps stay where they began."""
+    never, alone = with_inputs(*trained), calibration(*trained)
+    before = {layer: one.step.clone() for layer, one in never.inputs.by_layer.items()}
+    reconstructed("qdrop", never, prob=0.0)
+    found = posttraining.find("qdrop")
+    found(found.Options(iterations=40, lr=1e-2, prob=0.0)).quantize(alone)
+    assert same(never, alone)
+    assert all(torch.equal(one.step, before[layer]) for layer, one in never.inputs.by_layer.items())
+
+
+@pytest.mark.parametrize("name", ["mlp5", "resnet18", "mobilenetv2", "vit-tiny"])
+def test_v9_every_network_and_the_model_is_left_as_it_was(name):
+    model, weights, images = network(name)
+    before = model(images[:8])
+    cal = with_inputs(model, weights, images)
+    learned = reconstructed("qdrop", cal, iterations=4)
+    assert torch.equal(model(images[:8]), before)
+    layers = [layer.removesuffix(".weight") for layer in weights]
+    assert [cal.inputs.by_layer[layer].bits for layer in layers[1:-1]] == [4] * (len(layers) - 2)
+    assert all(one.step > 0 and not one.step.requires_grad for one in cal.inputs.by_layer.values())
+    assert set(learned.quantized) == set(weights)
+    assert all(not weight.requires_grad for weight in weights.values())
+
+
+def test_v9_learned_steps_bring_the_output_nearer(trained):
+    """Against the same rounding with the steps that least squares gave: 3-bit inputs, the loss over all images."""
+    fixed = reconstructed("brecq", with_inputs(*trained, width=3), iterations=300, step_lr=1e-12)
+    learned = reconstructed("brecq", with_inputs(*trained, width=3), iterations=300, step_lr=3e-3)
+
+    def loss(cal):
+        again = DroppedInputs(
+            trained[0], {layer: one.bits for layer, one in cal.inputs.by_layer.items()}, trained[2], 0
+        )
+        for layer, one in again.by_layer.items():
+            one.load_state(cal.inputs.by_layer[layer].state())
+        cal.inputs = again
+        found = cal.losses()[-1]
+        again.remove()
+        return found
+
+    assert loss(learned) < loss(fixed)
+
+
+def test_v9_the_first_step_is_the_best_of_a_hundred():
+    torch.manual_seed(0)
+    for x in (torch.randn(5000), torch.rand(5000)):
+        quantizer = DroppedInput(3, torch.device("cpu"))
+        quantizer.start(x)
+        low, high = quantizer.range
+        assert (low, high) == ((-4, 3) if x.min() < 0 else (0, 7))
+        steps = x.abs().max() / high * torch.arange(1, 101) / 100
+        errors = [((x / s).round().clamp(low, high) * s - x).square().sum() for s in steps]
+        chosen = ((x / quantizer.step).round().clamp(low, high) * quantizer.step - x).square().sum()
+        assert chosen.item() == pytest.approx(min(errors).item(), rel=1e-5)
+
+
+# -- R1: an independent oracle ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [5, 60])
+def test_R1_one_layer_by_plain_autograd_and_torchs_adam(iterations):
+    """AdaRound of one linear layer written the obvious way, from its formulas alone: the same V, the same codes."""
+    torch.manual_seed(4)
+    layer = nn.Linear(12, 9, bias=False).requires_grad_(False)
+    model, images = nn.Sequential(layer), torch.randn(100, 12)
+    options = {"iterations": iterations, "lr": 2e-2, "nu": 0.05, "batch_size": 32}
+    cal, _ = apply("brecq", model, {"0.weight": layer.weight}, images, **options)
+
+    weight, scale = layer.weight.double(), (layer.weight.abs().max() / 3).double()
+    below = torch.floor(weight / scale)
+    rest = (weight / scale - below).clamp(1e-9, 1 - 1e-9)
+    v = (-torch.log(1.2 / (rest + 0.1) - 1)).requires_grad_()
+    adam, draws = torch.optim.Adam([v], lr=2e-2), torch.Generator().manual_seed(0)
+    for t in range(1, iterations + 1):
+        chosen = torch.randperm(100, generator=draws)[:32]
+        x = images[chosen].double()
+        h = (torch.sigmoid(v) * 1.2 - 0.1).clamp(0, 1)
+        soft = scale * (below + h).clamp(-3, 3)
+        loss = (x @ soft.T - x @ weight.T).square().sum(1).mean()
+        if t >= 0.2 * iterations:
+            exponent = 2 + 18 * (1 - (t - 0.2 * iterations) / (0.8 * iterations))
+            loss = loss + 0.05 * (1 - (2 * h - 1).abs().pow(exponent)).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    hard = (below + (v >= 0)).clamp(-3, 3)
+    decided = v.abs() > 1e-4  # a V this near to zero goes either way in single precision
+    assert decided.float().mean() > 0.95
+    assert torch.equal((cal.quantized["0.weight"] / scale).round()[decided], hard[decided])
 
 
 # -- M1: MRECG --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from oscillations.methods.statsq import Statsq
 
 
 def quantizer_of(weight, bits=2, method=Statsq, **options):
-    quantizer = method(method.Options(bits=bits, **options)).make_quantizer({"a.weight": weight})
+    quantizer = method(method.Options(bits=bits, **options)).make_quantizer({"a.weight": weight}, {})
     quantizer.update()
     return quantizer
 
@@ -64,15 +64,16 @@ def test_o1_options_that_would_change_the_statistic_are_unknown(option):
         Statsq.Options(bits=2, **{option: False})
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_o1_weights_outside_the_boundary_keep_their_bits(name):
+def test_o1_weights_outside_the_boundary_keep_their_bits(name, weight_decay):
     torch.manual_seed(0)
     weight = torch.randn(20, 500)
     method = Cga(Cga.Options(bits=3, start=0.5, boundary=0.05))
-    quantizer = method.make_quantizer({"a.weight": weight})
+    quantizer = method.make_quantizer({"a.weight": weight}, {})
     method.begin(quantizer)
     quantizer.update()
-    optimizer = OPTIMIZERS[name]([weight], lr=1e-2)
+    optimizer = OPTIMIZERS[name]([weight], lr=1e-2, decays=[weight_decay])
 
     def step(progress):
         weight.grad = torch.randn_like(weight)

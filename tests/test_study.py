@@ -201,6 +201,24 @@ def test_names_of_variants(load):
     ]  # fmt: skip
 
 
+def test_names_say_the_width_of_activations(load):
+    def change(content):
+        inputs = {"activations": {"bits": 4}, "start_from": "mlp5-scratch", "setting": "finetune", "histograms": None}
+        content["experiments"]["w3a4"] = content["experiments"]["mlp5-scratch"] | inputs
+        content["figures"] = {}
+
+    _, variants = load(change)
+    found = [variant for variant in variants if variant.experiment == "w3a4"]
+    assert [variant.name for variant in found] == [
+        "baseline-a4",
+        "qat-3bit-a4",
+        "osciquant-ternary-a4",
+        "osciquant-3bit-a4",
+    ]
+    assert all(variant.recipe.activation_bits == 4 for variant in found)
+    assert {variant.recipe.activation_bits for variant in variants if variant.experiment != "w3a4"} == {None}
+
+
 def test_sweep_labels(load):
     def change(content):
         content["experiments"]["mlp5-lambda"]["sweep"] = {"lambda": [0.25], "lr": [3e-3, 2.5e-4]}

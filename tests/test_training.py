@@ -1,18 +1,24 @@
 """The engine: early stopping (X1), determinism, resuming, divergence, and what is logged."""
 
+import copy
 import json
 import math
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import image_sets, make_trainer
+from timm.optim import param_groups_weight_decay
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oscillations import methods
+from oscillations.engine.annealing import learning_rate
 from oscillations.engine.batches import crop_flip, evenly, images_per_class, split_indices
-from oscillations.engine.optimizer import OPTIMIZERS, Adam
+from oscillations.engine.method import Moment
+from oscillations.engine.optimizer import OPTIMIZERS, Adam, AdamW, weight_decays
+from oscillations.engine.recipe import Training
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume, train
 
@@ -115,18 +121,32 @@ def test_resuming_at_any_step_changes_nothing(recipe, blobs, method, tmp_path):
     [
         {"training": {"augment": "crop_flip"}},
         {"training": {"optimizer": "sgd"}},
+        {"training": {"optimizer": "sgd", "weight_decay": 0.01, "decay": "matrices", "schedule": "linear"}},
+        {"training": {"weight_decay": 0.01, "schedule": "cosine", "warmup": 1.5}, "method": {"name": "qat", "bits": 3}},
+        {
+            "training": {"optimizer": "adamw", "weight_decay": 0.05, "schedule": "linear", "warmup": 0.25},
+            "method": {"name": "aoq", "bits": 2},
+        },
+        {
+            "training": {
+                "optimizer": "adamw", "weight_decay": 0.05, "decay": "matrices", "schedule": "cosine", "warmup": 1,
+                "warmup_start": 1e-6,
+            },
+            "method": {"name": "osciquant-freezing", "bits": 3, "lambda": 1.0, "momentum": 0.1, "start": 0.3},
+        },
         {
             "model": {"name": "resnet18", "width": 8}, "quant_layers": ["*"],
             "method": {"name": "osciquant", "bits": 3, "lambda": 0.5, "reg_curvature": "fisher_diag"},
         },
         {"histograms": "fc2.weight", "method": {"name": "qat", "bits": 3}},
     ],
-    ids=["augment", "sgd", "convolutions", "histograms"],
+    ids=["augment", "sgd", "sgd-decay", "adam-decay", "adamw-aoq", "adamw-freezing", "convolutions", "histograms"],
 )  # fmt: skip
 def test_resuming_other_recipes_changes_nothing(recipe, blobs, changes, tmp_path):
     training = recipe["training"] | {"epochs": 2} | changes.get("training", {})
     recipe = recipe | changes | {"training": training}
     whole = run(trainer(recipe, blobs))
+    assert whole.progress.history[-1]["train_loss"] < whole.progress.history[0]["train_loss"]
     first = trainer(recipe, blobs)
     for _, _ in zip(range(13), first.steps()):
         pass
@@ -154,6 +174,57 @@ def test_a_cosine_schedule_ends_at_no_step_at_all(recipe, blobs):
     run(made, lambda made: rates.append(made.optimizer.lr))
     steps = 4 * made.steps_per_epoch
     assert rates == [2e-3 * (1 + math.cos(math.pi * (i // 10 + i % 10 / 10) / 4)) / 2 for i in range(steps)]
+
+
+def rates(epochs=10, steps=5, **options):
+    """The learning rate of every step of a training."""
+    training = Training(lr=1.0, batch_size=1, epochs=epochs, patience=epochs, **options)
+    return [
+        learning_rate(training, Moment(*((epoch + step / steps) / epochs for step in (done, done + 1))))
+        for epoch in range(epochs) for done in range(steps)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schedule", "later"),
+    [
+        ("none", {10: 1, 20: 1, 30: 1, 49: 1}),
+        ("linear", {10: 1, 11: 0.975, 20: 0.75, 30: 0.5, 49: 0.025}),
+        ("cosine", {10: 1, 20: 0.8535533905932737, 30: 0.5, 40: 0.14644660940672627, 49: 0.0015413331334360182}),
+    ],
+)
+def test_after_a_warm_up_the_schedule_takes_the_remaining_steps(schedule, later):
+    """50 steps, 10 of them warm up: the first by a tenth, the last to the whole rate."""
+    found = rates(schedule=schedule, warmup=2)
+    assert found[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], rel=1e-12)
+    assert {step: found[step] for step in later} == pytest.approx(later, rel=1e-12)
+    assert found[9] == found[10] == 1
+
+
+def test_a_warm_up_may_start_above_zero_and_end_within_an_epoch_or_a_step():
+    risen = [1e-6 + (1 - 1e-6) * share for share in (0.25, 0.5, 0.75, 1.0)]
+    assert rates(warmup=0.8, warmup_start=1e-6)[:4] == pytest.approx(risen, rel=1e-12)
+    found = rates(schedule="linear", warmup=0.5)  # two steps and a half
+    assert found[:3] == pytest.approx([0.4, 0.8, 1.0], rel=1e-12)
+    assert found[3:] == pytest.approx([(50 - step) / 47.5 for step in range(3, 50)], rel=1e-12)
+    for schedule in ("none", "cosine", "linear"):
+        found = rates(epochs=3, steps=7, schedule=schedule, warmup=1.3)
+        assert max(found) == 1 and min(found) > 0
+        assert found == sorted(found[:10]) + sorted(found[10:], reverse=True)
+
+
+def test_without_a_warm_up_schedules_begin_at_the_whole_rate():
+    assert rates(schedule="none") == [1.0] * 50
+    assert rates(schedule="linear") == pytest.approx([1 - step / 50 for step in range(50)], rel=1e-12)
+    assert rates(schedule="cosine")[0] == 1
+
+
+def test_a_training_follows_its_warm_up_and_schedule(recipe, blobs):
+    found = []
+    made = trainer(recipe, blobs, training=recipe["training"] | {"schedule": "linear", "warmup": 2})
+    run(made, lambda made: found.append(made.optimizer.lr))
+    expected = [*((i + 1) / 20 for i in range(20)), *(i / 20 for i in range(20, 0, -1))]
+    assert found == pytest.approx([2e-3 * share for share in expected], rel=1e-12)
 
 
 def test_every_method_of_the_project_is_trained_here():
@@ -225,9 +296,9 @@ def test_monitored_metric(recipe, blobs, method, expected):
     assert row["monitored"] == row[expected]
 
 
-def test_divergence_ends_the_run_and_says_so(recipe, blobs):
+def test_divergence_ends_the_run_and_says_so(recipe, blobs, monkeypatch):
+    monkeypatch.setattr("oscillations.engine.training.learning_rate", lambda *_: 1e30)  # no study may say so
     made = trainer(recipe, blobs)
-    made.optimizer.lr = 1e30  # no study may say so
     run(made)
     assert made.progress.status == "diverged"
     assert made.progress.epoch < 4
@@ -394,26 +465,66 @@ def test_progress_survives_json(recipe, blobs):
 
 
 TORCHS = {
-    "adam": lambda parameters: torch.optim.Adam(parameters, lr=2e-3, fused=True),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=2e-3, momentum=0.9),
+    "adam": lambda groups: torch.optim.Adam(groups, lr=2e-3, fused=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=2e-3, fused=True),
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=2e-3, momentum=0.9),
 }
+LAYERS = {"0.weight", "2.weight"}
+SLOTS = {"mean": "exp_avg", "mean_square": "exp_avg_sq", "step": "step", "velocity": "momentum_buffer"}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_are_torchs_bit_for_bit(recipe, blobs, name):
-    made = trainer(recipe, blobs)
-    copy = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
-    twin = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.Linear(12, 4))
-    twin.load_state_dict(copy.state_dict())
-    ours, torchs = OPTIMIZERS[name](copy.parameters(), lr=2e-3), TORCHS[name](twin.parameters())
-    for x, y in list(made.sets["train"].batches(32)) * 3:
-        for network, optimizer in ((copy, ours), (twin, torchs)):
+def twins():
+    """The same small network twice, with all kinds of parameters."""
+    first = torch.nn.Sequential(torch.nn.Linear(64, 12), torch.nn.LayerNorm(12), torch.nn.Linear(12, 4))
+    return first, copy.deepcopy(first)
+
+
+def step_both(recipe, blobs, pairs):
+    """Train each network by its optimizer, at a rate that falls."""
+    for number, (x, y) in enumerate(list(trainer(recipe, blobs).sets["train"].batches(32)) * 3):
+        for network, optimizer in pairs:
+            rate = 2e-3 / (1 + number)
+            optimizer.lr = rate
+            for group in getattr(optimizer, "param_groups", []):
+                group["lr"] = rate
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(x.flatten(1)), y).backward()
             optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), twin.parameters()))
-    kept, slot = (ours.mean_squares, "exp_avg_sq") if name == "adam" else (ours.velocities, "momentum_buffer")
-    assert all(torch.equal(a, torchs.state[p][slot]) for a, p in zip(kept, twin.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "which", "decaying"),
+    [(0.0, "all", {}), (0.1, "all", {"0.bias", "1.weight", "1.bias", "2.bias", *LAYERS}), (0.1, "matrices", LAYERS)],
+    ids=["none", "all", "matrices"],
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_are_torchs_bit_for_bit(recipe, blobs, name, weight_decay, which, decaying):
+    network, twin = twins()
+    decays = weight_decays(network.named_parameters(), weight_decay, which)
+    groups = [{"params": [p], "weight_decay": 0.1 if key in decaying else 0.0} for key, p in twin.named_parameters()]
+    ours, torchs = OPTIMIZERS[name](network.parameters(), 2e-3, decays), TORCHS[name](groups)
+    step_both(recipe, blobs, [(network, ours), (twin, torchs)])
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters()))
+    for key, values in ours.slots().items():
+        assert all(torch.equal(a, torchs.state[p][SLOTS[key]]) for a, p in zip(values, twin.parameters()))
+
+
+def test_adamw_without_weight_decay_is_adam_bit_for_bit(recipe, blobs):
+    network, twin = twins()
+    step_both(recipe, blobs, [(network, AdamW(network.parameters(), 2e-3)), (twin, Adam(twin.parameters(), 2e-3))])
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mobilenetv3_small_050"])
+def test_the_matrices_that_decay_are_those_of_timm(name):
+    """DeiT's recipe is timm's."""
+    model = timm.create_model(name, num_classes=4)
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    _, decaying = param_groups_weight_decay(model, 0.05, no_weight_decay_list=spared)
+    named = list(model.named_parameters())
+    decays = weight_decays(named, 0.05, "matrices")
+    assert {id(p) for p in decaying["params"]} == {id(p) for (_, p), decay in zip(named, decays) if decay == 0.05}
+    assert set(decays) == {0.0, 0.05}
 
 
 def test_crop_flip_gives_crops_of_the_padded_image_and_their_mirrors_evenly():

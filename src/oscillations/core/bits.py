@@ -17,6 +17,11 @@ def bit_name(bits: int) -> str:
     return "ternary" if bits == 2 else f"{bits}bit"
 
 
+def input_name(bits: int | None) -> str:
+    """What the name of a variant with inputs quantized to ``bits`` has at its end; nothing without."""
+    return "" if bits is None else f"-a{bits}"
+
+
 class Grid(NamedTuple):
     """Integer codes ``low`` to ``high``; code k stands for the level (k + offset) s, thresholds lie halfway."""
 

@@ -72,6 +72,6 @@ def histograms(network: Network) -> Rows:
     if quantizer is None:
         return rows
     for i, name in enumerate(quantizer.names):
-        about = {"layer": name, "bits": quantizer.bits, "scale": quantizer.scales[i].mean().item()}
+        about = {"layer": name, "bits": quantizer.widths[i], "scale": quantizer.scales[i].mean().item()}
         rows += [about | {"u": u, "count": n} for u, n in histogram(quantizer, i).items() if n]
     return rows

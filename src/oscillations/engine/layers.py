@@ -31,6 +31,17 @@ def quantized_parameters(model: nn.Module, patterns: Sequence[str], biases: bool
     return {name: parameters[name] for name in wanted if name in parameters}
 
 
+def first_and_last(model: nn.Module) -> set[str]:
+    """Names of the model's first and last layer with a weight matrix."""
+    layers = [name for name, layer in model.named_modules() if is_matrix_layer(layer)]
+    return {layers[0], layers[-1]}
+
+
+def layer_of(parameter: str) -> str:
+    """The name of the layer that a parameter belongs to."""
+    return parameter.rpartition(".")[0]
+
+
 def is_matrix_layer(layer: nn.Module) -> bool:
     """Whether a module multiplies its input by a weight of two or more dimensions (conv, linear)."""
     weight = layer._parameters.get("weight")

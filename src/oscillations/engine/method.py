@@ -5,6 +5,7 @@ Importing this costs no torch, so that a study's options can be checked in no ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -170,8 +171,10 @@ class Method(Generic[QuantizerT]):
     def check(self, model: str, layers: list[str], patterns: list[str]) -> None:
         """Raise ValueError if a model of these layers, quantized where the patterns match, cannot be trained so."""
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> QuantizerT:
+    def make_quantizer(self, parameters: dict[str, Tensor], own_bits: Mapping[str, int]) -> QuantizerT:
         """The quantizer of the latent weights; called once, if there are target bits.
+
+        ``own_bits``: the widths of those parameters that do not have the target's, by name.
 
         This one is for :class:`QuantizedOptions`; it and the hooks that see a quantizer are never called without bits.
         """
@@ -179,7 +182,9 @@ class Method(Generic[QuantizerT]):
 
         o = self.options
         assert isinstance(o, QuantizedOptions)
-        return self.quantizer_class()(parameters, o.bits, SOURCES[o.scale_source], tie=o.tie, per_channel=o.per_channel)
+        return self.quantizer_class()(
+            parameters, o.bits, SOURCES[o.scale_source], tie=o.tie, per_channel=o.per_channel, own_bits=own_bits
+        )
 
     def quantizer_class(self) -> type[QuantizerT]:
         """What :meth:`make_quantizer` makes."""

@@ -8,7 +8,8 @@ quantizer is composed of one of each, so that one pass over the weights serves a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import torch
@@ -49,19 +50,23 @@ class WeightQuantizer(Generic[ScaleT]):
     calls it once after every optimizer step, so that the next forward pass, the gradients and the counters all share
     one pass over the weights.
 
-    ``scale`` makes the scale from the tensors, the grid and ``per_channel``; ``grid`` is a name of
-    :func:`oscillations.core.bits.grid_of`, ``tie`` one of :func:`rounded`.
+    ``scale`` makes the scale from the tensors, their grids and ``per_channel``; ``grid`` is a name of
+    :func:`oscillations.core.bits.grid_of`, ``tie`` one of :func:`rounded`. ``own_bits``: the widths of tensors that do
+    not have the target ``bits`` (a network's first and last layer, say).
     """
 
     def __init__(
         self, weights: dict[str, Tensor], bits: int,
-        scale: Callable[[list[Tensor], Grid, bool], ScaleT] = following_max,  # type: ignore[assignment]
+        scale: Callable[[list[Tensor], list[Grid], bool], ScaleT] = following_max,  # type: ignore[assignment]
         *, grid: str = "sym_odd", tie: str = "half_even", per_channel: bool = False,
+        own_bits: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         self.names, self.weights = list(weights), [w.detach() for w in weights.values()]
         self.bits, self.tie = bits, tie
         self.grid_name, self.grid = grid, grid_of(grid, bits)
-        self.scale = scale(self.weights, self.grid, per_channel)
+        self.widths = [own_bits.get(name, bits) for name in self.names]
+        self.grids = [grid_of(grid, width) for width in self.widths]
+        self.scale = scale(self.weights, self.grids, per_channel)
         latent = self.weights
         self.sizes = [w.numel() for w in latent]
         self.codes = torch.empty(sum(self.sizes), dtype=torch.int8, device=latent[0].device)
@@ -78,9 +83,9 @@ class WeightQuantizer(Generic[ScaleT]):
     def update(self) -> None:
         """Recompute scales, codes and quantized weights from the latent weights."""
         self.scale.compute()
-        grid, clamps = self.grid, self.scale.clamps
-        tensors = zip(self.weights, self.scales, self.scale.levels, self.code_views, self.quantized)
-        for weight, scale, level, codes, quantized in tensors:
+        clamps = self.scale.clamps
+        tensors = zip(self.weights, self.grids, self.scales, self.scale.levels, self.code_views, self.quantized)
+        for weight, grid, scale, level, codes, quantized in tensors:
             torch.div(weight, scale, out=quantized)
             rounded(quantized, self.tie, grid.offset, out=quantized)
             if clamps:
@@ -92,7 +97,7 @@ class WeightQuantizer(Generic[ScaleT]):
 
     def position(self, i: int) -> Tensor:
         """u of tensor ``i``, in steps: codes are the nearest integers, thresholds lie at half-integers."""
-        return self.weights[i] / self.scales[i] - self.grid.offset
+        return self.weights[i] / self.scales[i] - self.grids[i].offset
 
     def error(self, i: int, out: Tensor | None = None) -> Tensor:
         """e = q - w of tensor ``i``.

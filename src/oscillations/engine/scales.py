@@ -52,16 +52,20 @@ def mse_scale(weight: Tensor, grid: Grid, per_channel: bool = False, candidates:
 class Scale:
     """Base: the scales of the weights' present values are in ``values`` after :meth:`compute`.
 
-    ``weights`` are read where they lie. ``clamps``: whether weights may lie beyond the grid's ends. ``kind`` is what
-    records and tables call it.
+    ``weights`` are read where they lie, each on its grid. ``clamps``: whether weights may lie beyond the grid's ends.
+    ``kind`` is what records and tables call it.
     """
 
     kind: ClassVar[str]
     clamps: ClassVar[bool] = True
 
-    def __init__(self, weights: list[Tensor], grid: Grid, per_channel: bool):
-        self.weights, self.grid, self.per_channel = weights, grid, per_channel
-        self.values: Sequence[Tensor] = [max_scale(weight, grid, per_channel) for weight in weights]
+    def __init__(self, weights: list[Tensor], grids: list[Grid], per_channel: bool):
+        self.weights, self.grids, self.per_channel = weights, grids, per_channel
+        self.values: Sequence[Tensor] = self.each(max_scale)
+
+    def each(self, scale_of: Callable[[Tensor, Grid, bool], Tensor]) -> list[Tensor]:
+        """What a function gives for every tensor on its grid."""
+        return [scale_of(weight, grid, self.per_channel) for weight, grid in zip(self.weights, self.grids)]
 
     @property
     def levels(self) -> Sequence[Tensor]:
@@ -83,7 +87,7 @@ class LeastSquaresScale(Scale):
 
     @torch.no_grad()
     def compute(self) -> None:
-        self.values = [mse_scale(weight, self.grid, self.per_channel) for weight in self.weights]
+        self.values = self.each(mse_scale)
 
 
 class KeptScale(Scale):
@@ -105,11 +109,11 @@ class LearnedScale(KeptScale):
     kind = "learned"
 
     def __init__(
-        self, weights: list[Tensor], grid: Grid, per_channel: bool,
+        self, weights: list[Tensor], grids: list[Grid], per_channel: bool,
         first: Callable[[Tensor, Grid, bool], Tensor], smallest: float,
     ):  # fmt: skip
-        super().__init__(weights, grid, per_channel)
-        self.values = [first(weight, grid, per_channel).clamp_min(smallest) for weight in weights]
+        super().__init__(weights, grids, per_channel)
+        self.values = [scale.clamp_min(smallest) for scale in self.each(first)]
 
 
 class MaxScale(Scale):
@@ -120,15 +124,16 @@ class MaxScale(Scale):
 
     kind, clamps = "max", False
 
-    def __init__(self, weights: list[Tensor], grid: Grid, per_channel: bool):
-        super().__init__(weights, grid, per_channel)
+    def __init__(self, weights: list[Tensor], grids: list[Grid], per_channel: bool):
+        super().__init__(weights, grids, per_channel)
         self._row_max: list[Tensor] = []
+        self._highs = weights[0].new_tensor([grid.high for grid in grids])
 
     @torch.no_grad()
     def compute(self) -> None:
         self._row_max = [max_of_rows(weight) for weight in self.weights]
         largest = torch.stack([rows.amax() for rows in self._row_max])
-        self.values = (largest / self.grid.high).masked_fill_(largest == 0, 1).unbind()
+        self.values = (largest / self._highs).masked_fill_(largest == 0, 1).unbind()
 
     @torch.no_grad()
     def add_gradient(self, i: int, grad: Tensor, upstream: Tensor, error: Tensor, factor: float = 1.0) -> None:
@@ -138,7 +143,7 @@ class MaxScale(Scale):
         j receives sigma / (Q s) * sum_i upstream_i e_i; per channel, the sum is over the channel.
         """
         product = self._product(upstream, error)
-        self.add_to_maximum(i, grad, product * factor / (self.grid.high * self._divisor(i)))
+        self.add_to_maximum(i, grad, product * factor / (self.grids[i].high * self._divisor(i)))
 
     def add_to_maximum(self, i: int, grad: Tensor, amount: Tensor | float) -> None:
         """Add ``amount`` times the gradient of max|w| of tensor ``i``: the sign of the largest |w|.
@@ -195,7 +200,9 @@ class ChannelMaxScale(MaxScale):
     def compute(self) -> None:
         self._row_max = [max_of_rows(weight) for weight in self.weights]
         shaped = [rows.view(-1, *[1] * (weight.dim() - 1)) for rows, weight in zip(self._row_max, self.weights)]
-        self.values = [(rows / self.grid.high).masked_fill_(rows == 0, 1) for rows in shaped]
+        self.values = [
+            (rows / grid.high).masked_fill_(rows == 0, 1) for rows, grid in zip(shaped, self.grids)
+        ]  # fmt: skip
 
     def _product(self, upstream: Tensor, error: Tensor) -> Tensor:
         return (by_rows(upstream) * by_rows(error)).sum(1)
@@ -212,14 +219,14 @@ class ChannelMaxScale(MaxScale):
         grad.add_(added.view_as(weight.movedim(1, -1)).movedim(-1, 1) if weight.dim() > 2 else added)
 
 
-def following_max(weights: list[Tensor], grid: Grid, per_channel: bool) -> MaxScale:
+def following_max(weights: list[Tensor], grids: list[Grid], per_channel: bool) -> MaxScale:
     """The :class:`MaxScale` for these weights."""
     shared = DenseMaxScale if forms.dense(weights[0]) else SparseMaxScale
-    return (ChannelMaxScale if per_channel else shared)(weights, grid, per_channel)
+    return (ChannelMaxScale if per_channel else shared)(weights, grids, per_channel)
 
 
 #: What makes the scale of a study's ``scale_source``.
-SOURCES: dict[str, Callable[[list[Tensor], Grid, bool], Scale]] = {
+SOURCES: dict[str, Callable[[list[Tensor], list[Grid], bool], Scale]] = {
     "dynamic_max": following_max,
     "frozen_max": FrozenScale,
     "mse": LeastSquaresScale,

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from oscillations.core.bits import LATENT
 from oscillations.engine.accuracy import accuracy, reestimated_norms
+from oscillations.engine.annealing import learning_rate
 from oscillations.engine.batches import ImageSet, crop_flip
 from oscillations.engine.counters import TOTALS, counter
 from oscillations.engine.determinism import random_state, set_random_state
 from oscillations.engine.method import Moment, Tensors
 from oscillations.engine.network import Network, under
-from oscillations.engine.optimizer import OPTIMIZERS
+from oscillations.engine.optimizer import OPTIMIZERS, weight_decays
 from oscillations.engine.recipe import Recipe
 from oscillations.engine.weight_statistics import grid_statistics, histogram, weight_statistics
 
@@ -56,8 +57,8 @@ class Trainer:
         self.model, self.method, self.quantizer = network.model, network.method, network.quantizer
         training = recipe.training
         self.eval_bits = recipe.eval_bits
-        self.optimizer = OPTIMIZERS[training.optimizer](self.model.parameters(), lr=training.lr)
-        self.lr, self.cosine = training.lr, training.schedule == "cosine"
+        decays = weight_decays(self.model.named_parameters(), training.weight_decay, training.decay)
+        self.optimizer = OPTIMIZERS[training.optimizer](self.model.parameters(), training.lr, decays)
         self.augment = training.augment == "crop_flip"
         self.half_precision = training.precision == "bf16"
         self.batch_size, self.epochs, self.patience = training.batch_size, training.epochs, training.patience
@@ -65,6 +66,10 @@ class Trainer:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=sets["train"].labels.device)
         self.best: dict[str, Tensor] = {}
+        self.inputs = network.inputs
+        if self.inputs is not None:
+            assert recipe.activations is not None
+            self.inputs.begin(recipe.activations.lr)
         if self.quantizer is not None:
             self.method.begin(self.quantizer)
             codes, sizes = self.quantizer.codes, self.quantizer.sizes
@@ -81,8 +86,7 @@ class Trainer:
         Returns the batch's mean cross-entropy (a 0-dim tensor, so that nothing waits).
         """
         quantizer, method, moment = self.quantizer, self.method, self.moment()
-        if self.cosine:
-            self.optimizer.lr = self.lr * (1 + math.cos(math.pi * moment.begun)) / 2
+        self.optimizer.lr = learning_rate(self.recipe.training, moment)
         parameters = self.network.parameters
         with self.network.holding(None if quantizer is None else method.forward_weights(quantizer)):
             with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
@@ -97,6 +101,8 @@ class Trainer:
             method.step(self.optimizer, quantizer, moment)
             quantizer.update()
             self.counters["iteration"].tick(quantizer.codes)
+        if self.inputs is not None:
+            self.inputs.learn()
         return loss.detach()
 
     def moment(self) -> Moment:
@@ -228,6 +234,8 @@ class Trainer:
             for level, counts in self.counters.items():
                 state |= {f"counter/{level}/{key}": value for key, value in counts.state().items()}
         state |= {f"method/{key}": value for key, value in self.method.state().items()}
+        if self.inputs is not None:
+            state |= {f"inputs/{key}": value for key, value in self.inputs.optimizer.state().items()}
         state["loss_sum"] = self.loss_sum
         state |= {f"random/{key}": value for key, value in random_state(self.loss_sum.is_cuda).items()}
         text = json.dumps(vars(self.progress)).encode()
@@ -245,5 +253,7 @@ class Trainer:
             for level, counts in self.counters.items():
                 counts.load_state(under(state, f"counter/{level}/"))
         self.method.load_state({key: value.to(device) for key, value in under(state, "method/").items()})
+        if self.inputs is not None:
+            self.inputs.optimizer.load_state(under(state, "inputs/"))
         self.loss_sum.copy_(state["loss_sum"])
         set_random_state(under(state, "random/"))

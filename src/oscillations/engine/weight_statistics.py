@@ -32,7 +32,7 @@ def grid_statistics(quantizer: WeightQuantizer, i: int) -> dict[str, float | str
     ``drift``: sum w (q - w), positive if the error points outwards. ``level_shares``: share per level from the
     lowest to the highest code; ``share_zero`` that of code 0, where it is the level zero.
     """
-    weight, scale, grid = quantizer.weights[i], quantizer.scales[i].double(), quantizer.grid
+    weight, scale, grid = quantizer.weights[i], quantizer.scales[i].double(), quantizer.grids[i]
     u = quantizer.position(i).double()
     shares = torch.bincount(quantizer.code_views[i].long().flatten() - grid.low, minlength=grid.levels).double()
     shares /= u.numel()
@@ -52,7 +52,7 @@ def histogram(quantizer: WeightQuantizer, i: int) -> dict[float, int]:
     Bins are 1/20 of a step wide, and the first and the last are centred on the outermost levels: what lies farther out,
     as it may where the scale is not that of the largest weight, is not counted.
     """
-    low, high, _ = quantizer.grid
+    low, high, _ = quantizer.grids[i]
     half = 0.5 / BINS_PER_STEP
     centres = torch.linspace(low, high, (high - low) * BINS_PER_STEP + 1)
     counts = torch.histc(quantizer.position(i).float().cpu(), bins=len(centres), min=low - half, max=high + half)

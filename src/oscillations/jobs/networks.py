@@ -11,7 +11,7 @@ from torch import Tensor
 from oscillations import methods, models
 from oscillations.core.errors import InputError
 from oscillations.engine.layers import load_weights
-from oscillations.engine.network import Network
+from oscillations.engine.network import Network, of_model
 from oscillations.engine.recipe import Recipe
 from oscillations.records.plans import vouches_for
 from oscillations.study import pretrained
@@ -37,7 +37,8 @@ def make_network(
         load_weights(model, start, models.head(recipe.model.name, model))
     # convolutions are faster so, on CPUs too
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
-    return Network(model, methods.find(recipe.method.name)(recipe.method.options), recipe.quant_layers)
+    method = methods.find(recipe.method.name)(recipe.method.options)
+    return Network(model, method, recipe.quant_layers, recipe.activations, recipe.first_last_bits)
 
 
 def new_network(variant: Variant, run: Run, about: dict[str, Any], device: torch.device) -> Network:
@@ -46,7 +47,7 @@ def new_network(variant: Variant, run: Run, about: dict[str, Any], device: torch
     if checkpoint := variant.recipe.pretrained:
         start = pretrained.read(checkpoint.name)
     elif parent := variant.parent(run.seed):
-        start = load_checkpoint(parent)
+        start = of_model(load_checkpoint(parent))
     return make_network(variant.recipe, run.seed, about, device, start)
 
 

@@ -23,10 +23,10 @@ class Spacings(Scale):
 
     kind = "learned"
 
-    def __init__(self, weights: list[Tensor], grid: Grid, per_channel: bool):
-        super().__init__(weights, grid, per_channel)
+    def __init__(self, weights: list[Tensor], grids: list[Grid], per_channel: bool):
+        super().__init__(weights, grids, per_channel)
         self.shrinkage = torch.ones((), device=weights[0].device)
-        self.of_thresholds = [initial_spacing(weight, grid, per_channel) for weight in weights]
+        self.of_thresholds = self.each(initial_spacing)
         self.of_levels = [spacing.clone() for spacing in self.of_thresholds]
         self._levels: Sequence[Tensor] = self.of_levels
 

@@ -13,9 +13,9 @@ from oscillations.engine.scales import Scale, reduced
 from oscillations.methods.lsq import SMALLEST_SCALE
 
 
-def statistic_scale(weight: Tensor, grid: Grid) -> Tensor:
+def statistic_scale(weight: Tensor, grid: Grid, per_channel: bool = True) -> Tensor:
     """A step of 2 mean|w| / 2^(b-1), with 2^b levels, for each output channel, ``[C, 1, ...]``; above zero."""
-    mean = weight.abs().mean(reduced(weight, per_channel=True), keepdim=True)
+    mean = weight.abs().mean(reduced(weight, per_channel), keepdim=True)
     return mean.mul_(4 / grid.levels).clamp_min_(SMALLEST_SCALE)
 
 
@@ -40,7 +40,7 @@ class MeanScale(Scale):
 
     @torch.no_grad()
     def compute(self) -> None:
-        self.values = [statistic_scale(weight, self.grid) for weight in self.weights]
+        self.values = self.each(statistic_scale)
 
 
 class ProductQuantizer(WeightQuantizer[MeanScale]):

@@ -17,6 +17,8 @@ from oscillations.engine.method import Method, Moment, SharedScaleOptions, Tenso
 from oscillations.engine.recipe import Strength
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from oscillations.engine.optimizer import Optimizer
@@ -71,12 +73,14 @@ class Aoq(Method["AoqQuantizer"]):
     Options = AoqOptions
     options: AoqOptions
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> AoqQuantizer:
+    def make_quantizer(self, parameters: dict[str, Tensor], own_bits: Mapping[str, int]) -> AoqQuantizer:
         from oscillations.engine.quantizer import WeightQuantizer
         from oscillations.methods._aoq import Spacings
 
         o = self.options
-        return WeightQuantizer(parameters, o.bits, Spacings, grid="mid_rise", tie=o.tie, per_channel=o.per_channel)
+        return WeightQuantizer(
+            parameters, o.bits, Spacings, grid="mid_rise", tie=o.tie, per_channel=o.per_channel, own_bits=own_bits
+        )
 
     def begin(self, quantizer: AoqQuantizer) -> None:
         from oscillations.engine.optimizer import Adam

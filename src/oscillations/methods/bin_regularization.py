@@ -53,7 +53,7 @@ class BinRegularization(Lsq):
         if moment.begun < self.options.start:
             return
         for i, (scale, grad, codes) in enumerate(zip(quantizer.scales, grads, quantizer.code_views)):
-            pull = quantizer.error(i).mul_(bin_shares(codes, quantizer.grid)).mul_(2 * self.options.lambda_)
+            pull = quantizer.error(i).mul_(bin_shares(codes, quantizer.grids[i])).mul_(2 * self.options.lambda_)
             grad.sub_(pull)
             if self.options.scale_gradient:
                 scale.grad += (pull * codes).sum(reduced(grad, scale.dim() > 0), keepdim=scale.dim() > 0)
@@ -62,5 +62,7 @@ class BinRegularization(Lsq):
         if moment.begun < self.options.start:
             return None
         tensors = enumerate(quantizer.code_views)
-        losses = [quantizer.error(i).square_().mul_(bin_shares(codes, quantizer.grid)).sum() for i, codes in tensors]
+        losses = [
+            quantizer.error(i).square_().mul_(bin_shares(codes, quantizer.grids[i])).sum() for i, codes in tensors
+        ]
         return self.options.lambda_ * sum(losses)

@@ -33,7 +33,7 @@ class CgaOptions(StatsqOptions):
 def near_threshold(quantizer: WeightQuantizer, i: int, boundary: float) -> Tensor:
     """Whether each weight of tensor ``i`` lies within ``boundary`` steps of a threshold."""
     position = quantizer.position(i)
-    below = position.floor().clamp_(quantizer.grid.low, quantizer.grid.high - 1)
+    below = position.floor().clamp_(quantizer.grids[i].low, quantizer.grids[i].high - 1)
     return position.sub_(below).sub_(0.5).abs_() <= boundary
 
 

@@ -66,8 +66,8 @@ class Dampening(Lsq):
         super().after_backward(quantizer, grads, moment)
         strength = self.strength(moment)
         if strength:
-            for weight, quantized, scale, grad in zip(
-                quantizer.weights, quantizer.quantized, quantizer.scales, grads
+            for weight, quantized, scale, grid, grad in zip(
+                quantizer.weights, quantizer.quantized, quantizer.scales, quantizer.grids, grads
             ):  # fmt: skip
-                added = dampening_gradient(weight, quantized, scale, quantizer.grid, self.options.aggregation)
+                added = dampening_gradient(weight, quantized, scale, grid, self.options.aggregation)
                 grad.add_(added, alpha=strength)

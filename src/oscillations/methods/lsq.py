@@ -11,6 +11,8 @@ from pydantic import Field, PositiveFloat
 from oscillations.engine.method import Method, Moment, QuantizerT, SharedScaleOptions, Tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from oscillations.core.bits import Grid
@@ -71,13 +73,15 @@ class Lsq(Method[QuantizerT]):
     Options: ClassVar[type[LsqOptions]] = LsqOptions
     options: LsqOptions
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> QuantizerT:
+    def make_quantizer(self, parameters: dict[str, Tensor], own_bits: Mapping[str, int]) -> QuantizerT:
         from oscillations.engine.scales import LearnedScale, mse_scale
 
         o = self.options
         first = initial_scale if o.scale_init == "lsq" else mse_scale
         scale = partial(LearnedScale, first=first, smallest=SMALLEST_SCALE)
-        return self.quantizer_class()(parameters, o.bits, scale, tie=o.tie, grid=o.grid, per_channel=o.per_channel)
+        return self.quantizer_class()(
+            parameters, o.bits, scale, tie=o.tie, grid=o.grid, per_channel=o.per_channel, own_bits=own_bits
+        )
 
     def begin(self, quantizer: QuantizerT) -> None:
         from oscillations.engine.optimizer import Adam
@@ -93,11 +97,12 @@ class Lsq(Method[QuantizerT]):
     def through_clipping(self, quantizer: QuantizerT, weights: Tensors, grads: Tensors) -> None:
         """The gradients of LSQ, those of weights in place, with ``weights`` for the latent ones."""
         margin = 0.5 if self.options.clip_order == "round_first" else 0.0
-        for weight, scale, codes, grad in zip(weights, quantizer.scales, quantizer.code_views, grads):
-            inner, scale_gradient = gradients(weight, scale, codes, grad, quantizer.grid, margin)
+        tensors = zip(weights, quantizer.scales, quantizer.code_views, grads, quantizer.grids)
+        for weight, scale, codes, grad, grid in tensors:
+            inner, scale_gradient = gradients(weight, scale, codes, grad, grid, margin)
             grad.copy_(inner)
             shared_by = weight.numel() / scale.numel()
-            divisor = math.sqrt(shared_by * quantizer.grid.high) if self.options.grad_scale else 1.0
+            divisor = math.sqrt(shared_by * grid.high) if self.options.grad_scale else 1.0
             scale.grad = scale_gradient / divisor
 
     def step(self, optimizer: Optimizer, quantizer: QuantizerT, moment: Moment) -> None:

@@ -12,6 +12,8 @@ from pydantic import Field, PositiveFloat
 from oscillations.methods.lsq import Lsq, LsqOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from oscillations.engine.method import Moment, Tensors
@@ -55,10 +57,10 @@ class Qc(Lsq["CorrectedQuantizer"]):
 
         return CorrectedQuantizer
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> CorrectedQuantizer:
+    def make_quantizer(self, parameters: dict[str, Tensor], own_bits: Mapping[str, int]) -> CorrectedQuantizer:
         from torch.nn.modules.batchnorm import _BatchNorm
 
-        model, quantizer = self._model, super().make_quantizer(parameters)
+        model, quantizer = self._model, super().make_quantizer(parameters, own_bits)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
         def keep_statistics(model: nn.Module, _: object) -> None:

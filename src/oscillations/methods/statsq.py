@@ -11,6 +11,8 @@ from oscillations.engine.layers import quantized_layers
 from oscillations.engine.method import Method, TargetOptions, Tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from oscillations.engine.quantizer import WeightQuantizer
@@ -64,13 +66,13 @@ class Statsq(Method["StatsQuantizer"]):
             if not self._attentions:
                 raise InputError("qkr: the model has none of timm's attention layers; leave qkr out")
 
-    def make_quantizer(self, parameters: dict[str, Tensor]) -> StatsQuantizer:
+    def make_quantizer(self, parameters: dict[str, Tensor], own_bits: Mapping[str, int]) -> StatsQuantizer:
         from oscillations.engine.quantizer import WeightQuantizer
         from oscillations.methods._statsq import MeanScale, ProductQuantizer
 
         o = self.options
         kind = ProductQuantizer if o.qkr else WeightQuantizer
-        quantizer = kind(parameters, o.bits, MeanScale, grid="mid_rise", tie=o.tie, per_channel=True)
+        quantizer = kind(parameters, o.bits, MeanScale, grid="mid_rise", tie=o.tie, per_channel=True, own_bits=own_bits)
         for name, module in self._attentions.items():
             if f"{name}.qkv.weight" not in quantizer.names:
                 raise InputError(f"qkr: {name}.qkv is not quantized; add it to quant_layers or leave qkr out")

@@ -1,8 +1,9 @@
 """Post-training methods, one per file, found by name: they quantize a trained network with a few images.
 
 A method is a file here with one :class:`PostTraining` subclass; the file's name (dashes for underscores) is its
-name in a study. Only weights are quantized. ``_units`` cuts a network into a chain, ``_reconstruction`` is the
-optimisation that all but ``nearest`` share, ``_measurement`` applies a method to a run and measures what came out.
+name in a study. Weights are quantized, and inputs of layers if a study says so (``_inputs``). ``_units`` cuts a network
+into a chain, ``_reconstruction`` is the optimisation that all but ``nearest`` share, ``_measurement`` applies a method
+to a run and measures what came out.
 
 Studies are checked before every command, so importing a method must stay cheap: import torch inside the
 functions that need it.
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from oscillations.posttraining._units import Unit
 
 
+class InputOptions(Strict):
+    """How the inputs of the quantized layers are quantized (:mod:`oscillations.posttraining._inputs`)."""
+
+    bits: int = Field(ge=2, le=8, description="bit width")
+    first_last: int = Field(8, ge=2, le=8, description="that of the model's first and last layer")
+
+
 class PostTrainingOptions(Strict):
     """What a study may say about every post-training method."""
 
@@ -31,6 +39,12 @@ class PostTrainingOptions(Strict):
     )
     per_channel: bool = Field(False, description="one scale for each output channel, not one for each tensor")
     images: int = Field(1024, ge=1, le=10_000_000, description="calibration images: the first of the training set")
+    activations: InputOptions | None = Field(
+        None, description="quantize the inputs of the quantized layers, too: {bits: 4, first_last: 8}"
+    )
+    first_last_bits: int | None = Field(
+        None, ge=2, le=8, description="bit width of the weights of the model's first and last layer"
+    )
 
 
 class ReconstructionOptions(PostTrainingOptions):
@@ -41,6 +55,7 @@ class ReconstructionOptions(PostTrainingOptions):
     batch_size: int = Field(32, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1000, description="learning rate of Adam on V")
     nu: NonNegativeFloat = Field(0.01, description="weight of the rounding term")
+    step_lr: float = Field(4e-5, gt=0, le=1000, description="rate of Adam on the steps of inputs; half a cosine to 0")
 
 
 class PostTraining:

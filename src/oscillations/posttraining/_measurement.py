@@ -12,11 +12,12 @@ from oscillations.core.bits import grid_of, largest_code
 from oscillations.core.errors import InputError
 from oscillations.engine.accuracy import accuracy, reestimated_norms
 from oscillations.engine.batches import ImageSet
-from oscillations.engine.layers import weights_as
+from oscillations.engine.layers import first_and_last, layer_of, weights_as
 from oscillations.engine.network import Network
 from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.scales import max_scale, mse_scale
 from oscillations.posttraining import PostTraining
+from oscillations.posttraining._inputs import DroppedInputs
 from oscillations.posttraining._reconstruction import Calibration
 
 Rows = list[dict[str, Any]]
@@ -45,11 +46,14 @@ def measure(
     model = network.model
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     found = {}
-    with weights_as(list(calibration.weights.values()), [calibration.quantized[name] for name in calibration.weights]):
+    quantized = [calibration.quantized[name] for name in calibration.weights]
+    with weights_as(list(calibration.weights.values()), quantized), calibration.with_inputs():
         found["keep"] = accuracy(model, sets["test"])[0]
         if normed:
             with reestimated_norms(model, sets["train"]):
                 found["reestimate"] = accuracy(model, sets["test"])[0]
+    if calibration.inputs is not None:
+        calibration.inputs.remove()
     rows = [about | {"bn": bn, "accuracy": value} for bn, value in found.items()]
     grouped = [(number, unit) for number, group in enumerate(groups, 1) for unit in group]
     places = [
@@ -72,24 +76,29 @@ def calibrate(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     weights = {n: w for n, w in zip(network.names, network.parameters) if w.dim() > 1}
+    at_ends = {name for name in weights if layer_of(name) in first_and_last(model)}
+    widths = {name: o.first_last_bits or bits if name in at_ends else bits for name in weights}
     grid, per_channel = "sym_odd", o.per_channel
     if o.scale == "rescaled":
         quantizer = learned_quantizer(network)
         grid, per_channel = quantizer.grid_name, quantizer.scale.per_channel
-        scales = rescaled(quantizer, list(weights), bits)
-    else:
-        scales = {
-            name: mse_scale(weight.data, grid_of(grid, bits), per_channel) if o.scale == "mse"
-            else max_scale(weight.data, grid_of(grid, bits), per_channel)
-            for name, weight in weights.items()
-        }  # fmt: skip
+        scales = rescaled(quantizer, widths)
+    grids = {name: grid_of(grid, width) for name, width in widths.items()}
+    if o.scale != "rescaled":
+        scale_of = mse_scale if o.scale == "mse" else max_scale
+        scales = {name: scale_of(weight.data, grids[name], per_channel) for name, weight in weights.items()}
     images, _ = train.batch(slice(0, o.images))
-    calibration = Calibration(model, weights, scales, bits, grid_of(grid, bits), images, seed)
+    inputs = None
+    if o.activations is not None:
+        narrow, wide = o.activations.bits, o.activations.first_last
+        inputs = DroppedInputs(model, {layer_of(n): wide if n in at_ends else narrow for n in weights}, images, seed)
+    calibration = Calibration(model, weights, scales, bits, grids, images, seed, inputs)
     about = {
         "per_channel": per_channel,
         "grid": grid,
         "levels": grid_of(grid, bits).levels,
         "calibration": o.scale,
+        "activation_bits": None if o.activations is None else o.activations.bits,
     }
     return calibration, about
 
@@ -102,8 +111,11 @@ def learned_quantizer(network: Network) -> WeightQuantizer:
     return quantizer
 
 
-def rescaled(quantizer: WeightQuantizer, names: list[str], bits: int) -> dict[str, Tensor]:
-    """Learned scales for another bit width: times the ratio of the largest codes, so that the range stays."""
-    ratio = largest_code(quantizer.bits) / largest_code(bits)
-    learned = dict(zip(quantizer.names, quantizer.scales))
-    return {name: learned[name] * ratio for name in names}
+def rescaled(quantizer: WeightQuantizer, widths: dict[str, int]) -> dict[str, Tensor]:
+    """Learned scales for other bit widths: times the ratio of the largest codes, so that the range stays."""
+    learned = dict(zip(quantizer.names, zip(quantizer.scales, quantizer.widths)))
+    found = {}
+    for name, width in widths.items():
+        scale, own = learned[name]
+        found[name] = scale * (largest_code(own) / largest_code(width))
+    return found

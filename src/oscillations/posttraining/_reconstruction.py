@@ -7,16 +7,22 @@ driven to 0 or 1 by a rounding term. Codes beyond the grid are clamped to its en
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 
 from oscillations.core.bits import Grid
-from oscillations.engine.layers import weights_as
+from oscillations.engine.activations import SMALLEST_STEP
+from oscillations.engine.layers import layer_of, weights_as
 from oscillations.engine.optimizer import Adam
 from oscillations.engine.quantizer import rounded
 from oscillations.posttraining import ReconstructionOptions
+from oscillations.posttraining._inputs import DroppedInputs
 from oscillations.posttraining._units import Chain, Unit
 
 ZETA, GAMMA = 1.1, -0.1  # h = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)
@@ -31,16 +37,17 @@ class Calibration:
     ``weights`` are the latent weights by parameter name, ``scales`` theirs (0-dim or ``[C, 1, ...]``), ``images``
     normalised ``[n, channels, height, width]``. The model must be in evaluation mode, so that batch norm keeps its
     statistics. ``quantized`` begins with no entry; an input "of the quantized predecessors" sees its entries and
-    otherwise latent weights. No parameter must require a gradient. ``steps`` counts optimizer steps.
+    otherwise latent weights. No parameter must require a gradient. ``steps`` counts optimizer steps. ``grids``: each
+    weight's. ``inputs`` quantizes the layers' inputs wherever weights are, if activations are quantized at all.
     """
 
     def __init__(
-        self, model: nn.Module, weights: dict[str, Tensor], scales: dict[str, Tensor], bits: int, grid: Grid,
-        images: Tensor, seed: int,
+        self, model: nn.Module, weights: dict[str, Tensor], scales: dict[str, Tensor], bits: int,
+        grids: dict[str, Grid], images: Tensor, seed: int, inputs: DroppedInputs | None = None,
     ):  # fmt: skip
         self.chain = Chain(model, list(weights))
         self.weights, self.scales, self.images = weights, scales, images
-        self.bits, self.grid = bits, grid
+        self.bits, self.grids, self.inputs = bits, grids, inputs
         self.quantized: dict[str, Tensor] = {}
         self.steps = 0
         self.batches = torch.Generator().manual_seed(seed)
@@ -48,17 +55,26 @@ class Calibration:
 
     def nearest(self, name: str) -> Tensor:
         """The weight rounded to its nearest level, ties upwards."""
-        weight, scale = self.weights[name].data, self.scales[name]
-        return rounded(weight / scale, "half_up").clamp_(self.grid.low, self.grid.high) * scale
+        weight, scale, grid = self.weights[name].data, self.scales[name], self.grids[name]
+        return rounded(weight / scale, "half_up").clamp_(grid.low, grid.high) * scale
+
+    def with_inputs(self, share: float = 1.0) -> AbstractContextManager[None]:
+        """Inside it this share of the entries of all layers' inputs is quantized, if activations are."""
+        return nullcontext() if self.inputs is None else self.inputs.on(share)
 
     @torch.no_grad()
-    def value(self, node: Node, quantized: dict[str, Tensor]) -> Tensor:
-        """A tensor of the network for all images, with some weights replaced by quantized ones."""
+    def latent(self, node: Node, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """A tensor of the latent network for all images, with some weights replaced by others."""
         if node is self.chain.input:
             return self.images
-        part = self.chain.module(self.chain.input, node)
-        with weights_as([self.weights[name] for name in quantized], list(quantized.values())):
+        part, replaced = self.chain.module(self.chain.input, node), weights or {}
+        with weights_as([self.weights[name] for name in replaced], list(replaced.values())):
             return torch.cat([part(x) for x in self.images.split(FORWARD_BATCH)])
+
+    def value(self, node: Node) -> Tensor:
+        """A tensor of the network for all images, as far as it has been quantized."""
+        with self.with_inputs():
+            return self.latent(node, self.quantized)
 
     def reconstruct(
         self, unit: Unit, options: ReconstructionOptions, *, prob: float = 1.0, fisher: bool = False
@@ -66,37 +82,49 @@ class Calibration:
         """Learn the rounding of a unit's weights on its output and put the rounded weights into ``quantized``.
 
         Target: the latent network's output. Input: that of the quantized predecessors, whose entries are replaced
-        by the latent network's with probability 1 - ``prob`` (QDrop). ``fisher`` weighs squared errors by the
+        by the latent network's with probability 1 - ``prob`` (QDrop); so are the entries of the inputs inside, where
+        these are quantized, and their steps are learned with the rounding. ``fisher`` weighs squared errors by the
         squared gradients of :meth:`fisher_weights` (BRECQ).
         """
         if not unit.weights:
             return
-        target, inputs = self.value(unit.stop, {}), self.value(unit.start, self.quantized)
-        latent_inputs = self.value(unit.start, {}) if prob < 1 else None
+        target, inputs = self.latent(unit.stop), self.value(unit.start)
+        latent_inputs = self.latent(unit.start) if prob < 1 else None
         importance = self.fisher_weights(unit, options.batch_size) if fisher else None
         part = self.chain.module(unit.start, unit.stop)
         parameters = [self.weights[name].requires_grad_() for name in unit.weights]
-        roundings = [Rounding(self.weights[name].data, self.scales[name], self.grid) for name in unit.weights]
+        roundings = [Rounding(self.weights[name].data, self.scales[name], self.grids[name]) for name in unit.weights]
         optimizer = Adam([rounding.v for rounding in roundings], options.lr)
-        for step in range(options.iterations):
-            chosen = torch.randperm(len(inputs), generator=self.batches)[: options.batch_size].to(inputs.device)
-            x = inputs.index_select(0, chosen)
-            if latent_inputs is not None:
-                use = torch.rand(x.shape, generator=self.mixing, device=x.device) < prob
-                x = torch.where(use, x, latent_inputs.index_select(0, chosen))
-            with weights_as(parameters, [rounding.soft() for rounding in roundings]):
+        steps = [] if self.inputs is None else self.inputs.steps([layer_of(name) for name in unit.weights])
+        step_optimizer = Adam([step.requires_grad_() for step in steps], options.step_lr)
+        for iteration in range(options.iterations):
+            chosen, x = self._draw(inputs, latent_inputs, options.batch_size, prob)
+            with weights_as(parameters, [rounding.soft() for rounding in roundings]), self.with_inputs(prob):
                 error = (part(x) - target.index_select(0, chosen)).square()
                 if importance is not None:
                     error = error * importance.index_select(0, chosen)
                 loss = error.sum() * (channels(error) / error.numel())
-                gradients = torch.autograd.grad(loss, parameters)
+                gradients = torch.autograd.grad(loss, [*parameters, *steps])
             for rounding, gradient in zip(roundings, gradients):
-                rounding.v.grad = rounding.gradient(gradient, options.nu, beta((step + 1) / options.iterations))
+                rounding.v.grad = rounding.gradient(gradient, options.nu, beta((iteration + 1) / options.iterations))
             optimizer.step()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+            if steps:
+                learn_steps(step_optimizer, gradients[len(parameters) :], iteration / options.iterations, options)
+        for tensor in (*parameters, *steps):
+            tensor.requires_grad_(False)
         self.steps += options.iterations
         self.quantized |= {name: rounding.hard() for name, rounding in zip(unit.weights, roundings)}
+
+    def _draw(
+        self, inputs: Tensor, latent_inputs: Tensor | None, batch_size: int, prob: float
+    ) -> tuple[Tensor, Tensor]:
+        """Places of a batch among the images, and its inputs, a share 1 - ``prob`` of whose entries is latent."""
+        chosen = torch.randperm(len(inputs), generator=self.batches)[:batch_size].to(inputs.device)
+        x = inputs.index_select(0, chosen)
+        if latent_inputs is not None:
+            use = torch.rand(x.shape, generator=self.mixing, device=x.device) < prob
+            x = torch.where(use, x, latent_inputs.index_select(0, chosen))
+        return chosen, x
 
     def fisher_weights(self, unit: Unit, batch_size: int) -> Tensor:
         """(|g| + 1)^2 at the unit's output, g the gradient of KL(quantized || latent) of the network's answers.
@@ -104,7 +132,7 @@ class Calibration:
         Quantized are the predecessors; the unit itself is latent, as the soft weights that it starts from in BRECQ's
         released code (Li et al. 2021, arXiv:2102.05426) equal the latent ones: the first unit's are all 1.
         """
-        outputs, answers = self.value(unit.stop, self.quantized), self.value(self.chain.output, {})
+        outputs, answers = self.value(unit.stop), self.latent(self.chain.output)
         rest = self.chain.module(unit.stop, self.chain.output)
         gradients: list[Tensor] = []
         for z, answer in zip(outputs.split(batch_size), answers.split(batch_size)):
@@ -123,7 +151,7 @@ class Calibration:
             latent = quantized = x
             for place, module in enumerate(modules):
                 latent = module(latent)
-                with weights_as(parameters, list(self.quantized.values())):
+                with weights_as(parameters, list(self.quantized.values())), self.with_inputs():
                     quantized = module(quantized)
                 wrong[place] += (quantized - latent).double().square().sum()
                 size[place] += latent.double().square().sum()
@@ -169,6 +197,16 @@ class Rounding:
         torch.ops.aten.sigmoid_backward.grad_input(grad, self._sigmoid, grad_input=grad)
         torch.ops.aten.hardtanh_backward.grad_input(grad, self._raw, 0, 1, grad_input=grad)
         return grad.mul_(ZETA - GAMMA)
+
+
+def learn_steps(optimizer: Adam, gradients: Sequence[Tensor], progress: float, options: ReconstructionOptions) -> None:
+    """A step of Adam on the steps of inputs, its rate half a cosine from ``step_lr`` to 0 over the iterations."""
+    optimizer.lr = options.step_lr * (1 + math.cos(math.pi * progress)) / 2
+    for step, gradient in zip(optimizer.parameters, gradients):
+        step.grad = gradient
+    optimizer.step()
+    for step in optimizer.parameters:
+        step.detach().clamp_(min=SMALLEST_STEP)
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:

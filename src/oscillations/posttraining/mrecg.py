@@ -147,7 +147,7 @@ def own_errors(calibration: Calibration) -> list[float]:
     errors = []
     for unit in calibration.chain.units:
         rounded = {name: calibration.nearest(name) for name in unit.weights}
-        errors.append((calibration.value(unit.stop, rounded) - calibration.value(unit.stop, {})).square().sum().item())
+        errors.append((calibration.latent(unit.stop, rounded) - calibration.latent(unit.stop)).square().sum().item())
     return errors
 
 

@@ -32,7 +32,7 @@ def workload(recipe: Recipe) -> str:
     """
     whole = meaning(recipe.plain())
     decisive: dict[str, Any] = {
-        key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole
+        key: whole[key] for key in ("resize", "model", "quant_layers", "threads", "activations") if key in whole
     }
     decisive |= {"images": list(datasets.find(recipe.data).IMAGE_SHAPE)}
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from oscillations import methods, models, posttraining
 from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import canonical_json, sha256
-from oscillations.engine.recipe import Training
+from oscillations.engine.recipe import Activations, Training
 from oscillations.records import numerics
 from oscillations.study.schema import PostTrainingEntry
 
@@ -22,7 +22,7 @@ OTHER_DATA = "made from other data"
 OTHER_WEIGHTS = "started from other pretrained weights"
 SEEN_BY_EVALUATION = (  # of a recipe; how the weights came about is in their hash
     "data", "validation", "split_seed", "images", "classes", "resize", "model", "quant_layers", "pretrained", "method",
-    "eval_bits", "threads",
+    "eval_bits", "threads", "activations", "first_last_bits",
 )  # fmt: skip
 
 
@@ -31,6 +31,8 @@ def meaning(recipe: Mapping[str, Any]) -> dict[str, Any]:
     whole = {key: value for key, value in recipe.items() if value is not None}
     whole["method"] = _chosen(methods.find(recipe["method"]["name"]).Options, recipe["method"])
     whole["model"] = _chosen(models.find(recipe["model"]["name"]).Options, recipe["model"])
+    if activations := whole.get("activations"):
+        whole["activations"] = _chosen(Activations, activations)
     return whole | {"training": _chosen(Training, recipe["training"])}
 
 

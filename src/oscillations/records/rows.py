@@ -15,11 +15,11 @@ EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_di
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
 POSTTRAINED = [
     "run", "key", "arithmetic", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn",
-    "accuracy", "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status",
+    "accuracy", "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status", "activation_bits",
 ]  # fmt: skip
 RECONSTRUCTED = ["run", "key", "arithmetic", "label", "eval_bits", "place", "unit", "group", "loss"]
 IMPLIED = {"rule": REQUANTIZE}  #: columns that a table has only if a row says something else
-COUNTS = ("levels", "iterations")  #: columns of whole numbers that may be empty
+COUNTS = ("levels", "iterations", "activation_bits")  #: columns of whole numbers that may be empty
 NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: columns that tell a table's rows apart
 
 

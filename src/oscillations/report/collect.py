@@ -64,7 +64,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     for (experiment, name), count in unevaluated.items():
         shown = "only their validation is shown" if name == REQUANTIZE else f"nothing of them is shown by {name}"
         print(f"{experiment}: {count} runs have no current evaluation: {shown}", file=sys.stderr)
-    table = without_implied(pd.DataFrame(rows, columns=MEASUREMENTS))
+    table = without_implied(pd.DataFrame(rows, columns=MEASUREMENTS).astype({"activation_bits": "Int64"}))
     write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, current(found))
@@ -93,7 +93,8 @@ def collect_posttraining(study: Study, finished: list[Plan]) -> None:
             record = plan.result
             about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
             about |= {"start_method": about["method"]}
-            about = {key: about[key] for key in POSTTRAINING if key in about and key not in ("method", "status")}
+            theirs = ("method", "status", "activation_bits")  # the post-training method's, not the run's
+            about = {key: about[key] for key in POSTTRAINING if key in about and key not in theirs}
             for label, method, options in entry.resolved():
                 parts = [*posttraining_parts(method), *arithmetic(record["recipe"])[1:]]
                 for bits in entry.bits:
@@ -127,6 +128,7 @@ def _about(study: Study, variant: Variant, record: dict[str, Any], seed: int, fo
         "status": record["status"],
         "run": folder,
         "start": start_label(recipe, record),
+        "activation_bits": recipe.activation_bits,
     }
 
 

@@ -23,7 +23,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
-    "start", "bn_divergence", "rule",
+    "start", "bn_divergence", "activation_bits", "rule",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -34,7 +34,7 @@ OSCILLATIONS = [
 POSTTRAINING = [
     "study", "data", "experiment", "variant", "model", "start_method", "train_bits", "label", "method", "eval_bits",
     "per_channel", "grid", "levels", "calibration", "bn", "seed", "accuracy", "calibration_loss", "iterations",
-    "seconds", "oscillation", "largest_loss", "status", "run",
+    "seconds", "oscillation", "largest_loss", "status", "run", "activation_bits",
 ]  # fmt: skip
 RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
 

@@ -198,6 +198,8 @@ def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, 
     for variant in entry.of:
         if variants[variant].recipe.method.options.multiplies_weights:
             raise InputError(f"{where}.of: {variant}: its attention (qkr) cannot be cut into units")
+        if variants[variant].recipe.activations is not None:
+            raise InputError(f"{where}.of: {variant}: its activations are quantized already")
     for bits in entry.bits:
         if bits not in study.eval_bits:
             raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")

@@ -11,7 +11,7 @@ from oscillations import datasets, posttraining
 from oscillations.core.bits import LATENT, REQUANTIZE, SLICE, SLICED
 from oscillations.core.config import Strict
 from oscillations.core.errors import did_you_mean, shortened
-from oscillations.engine.recipe import Epochs, ReducedSplits, Training
+from oscillations.engine.recipe import Activations, Epochs, ReducedSplits, Training
 from oscillations.study.report_schema import (
     Claims,
     ComparisonTable,
@@ -78,6 +78,12 @@ class Experiment(Strict):
     histograms: str | None = Field(
         None,
         description="weight whose histogram is recorded at every epoch, e.g. fc2.weight (a baseline has none)",
+    )
+    activations: Activations | None = Field(
+        None, description="quantize the inputs of the quantized layers, too: {bits: 3, first_last: 8}"
+    )
+    first_last_bits: int | None = Field(
+        None, ge=2, le=8, description="bit width of the weights of the model's first and last layer, at every width"
     )
     start_from: str | None = Field(None, description="experiment whose baseline of the same seed is fine-tuned")
     pretrained: str | None = Field(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from oscillations import datasets, methods, models
-from oscillations.core.bits import bit_name
+from oscillations.core.bits import bit_name, input_name
 from oscillations.core.config import Strict, parse, refuse_repeats
 from oscillations.core.errors import SHOWN, InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
 from oscillations.engine.method import MethodOptions
-from oscillations.engine.recipe import Choice, Pretrained, Recipe, ReducedSplits, Training
+from oscillations.engine.recipe import Activations, Choice, Pretrained, Recipe, ReducedSplits, Training
 from oscillations.study import pretrained
 from oscillations.study.paths import Run
 from oscillations.study.schema import Experiment, Study
@@ -61,7 +61,12 @@ def recipe_of(plain: dict[str, Any]) -> Recipe:
         options = kind(plain[key]["name"])
         values = {k: v for k, v in plain[key].items() if k != "name" or "name" in options.model_fields}
         given[key] = Choice(plain[key]["name"], options(**values))
-    for key, model in (("training", Training), ("images", ReducedSplits), ("pretrained", Pretrained)):
+    for key, model in (
+        ("training", Training),
+        ("images", ReducedSplits),
+        ("pretrained", Pretrained),
+        ("activations", Activations),
+    ):
         given[key] = model(**plain[key]) if plain.get(key) is not None else None
     lists = {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
     return Recipe(**given | lists)
@@ -115,10 +120,24 @@ def _variants(study: Study, name: str, experiment: Experiment, where: str) -> It
                 pretrained=None if public is None else Pretrained(**public),
                 threads=study.threads,
                 histograms=experiment.histograms,
+                activations=experiment.activations,
+                first_last_bits=experiment.first_last_bits,
             )
+            _check_widths(recipe, layers, where)
             if recipe.bits not in study.eval_bits:
                 raise InputError(f"{key}.bits: {recipe.bits} is not among eval_bits")
             yield Variant(study.study, name, label, recipe, tuple(experiment.seeds or study.seeds))
+
+
+def _check_widths(recipe: Recipe, layers: list[str], where: str) -> None:
+    """Refuse widths that would act on nothing, or on what is not called as a layer."""
+    chosen = quantized_layers(layers, recipe.quant_layers)
+    if recipe.first_last_bits is not None and not {layers[0], layers[-1]} & set(chosen):
+        raise InputError(
+            f"{where}.first_last_bits: neither {layers[0]} nor {layers[-1]} is quantized; see quant_layers"
+        )
+    if recipe.activations is not None and recipe.method.options.multiplies_weights:
+        raise InputError(f"{where}.activations: the product of weights (qkr) has no layer whose input is quantized")
 
 
 def image_shape(data: str, resize: int | None) -> tuple[int, int, int]:
@@ -175,7 +194,9 @@ def _points(
                 label = [method] if width is None else [method, bit_name(width)]
                 label += [] if lam is None else [f"lambda{lam:g}"]
                 label += [] if lr is None else [f"lr{short_float(lr)}"]
-                yield "-".join(label), {} if lr is None else {"lr": lr}, Choice(method, parse(kind, given, where))
+                inputs = experiment.activations
+                name = "-".join(label) + input_name(None if inputs is None else inputs.bits)
+                yield name, {} if lr is None else {"lr": lr}, Choice(method, parse(kind, given, where))
 
 
 def short_float(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations.core.bits import LATENT, bit_name
+from oscillations.core.bits import LATENT, bit_name, input_name
 from oscillations.core.files import read_json
 from oscillations.engine.method import SharedScaleOptions
 from oscillations.records import cost
@@ -29,11 +29,11 @@ SCRATCH = "From scratch"
 OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, %", "near": "near a threshold, %"}
 COLUMNS = [
     "family", "method", "label", "variant", "entry", "posttraining", "start", "grid", "levels", "per_channel",
-    "calibration", "planned", "n", "diverged", "accuracy", "accuracy_std", "reestimated", "reestimated_std",
-    "difference", "difference_low", "difference_high", "difference_n", "worst", "worst_std", *OSCILLATIONS,
-    "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
+    "calibration", "activation_bits", "planned", "n", "diverged", "accuracy", "accuracy_std", "reestimated",
+    "reestimated_std", "difference", "difference_low", "difference_high", "difference_n", "worst", "worst_std",
+    *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
-RANKING = ["family", "grid", "levels", "per_channel"]  # only rows that share all of these are ranked
+RANKING = ["family", "grid", "levels", "per_channel", "activation_bits"]  # only rows that share all of these are ranked
 EARLY = "‡"
 TITLE = "Every method at its target bits: "
 SERVED = [3, 4, 8]  # widths that one network is wanted for
@@ -41,6 +41,12 @@ WORST = f"worst of {', '.join(map(str, SERVED))} bits"
 WEIGHT_ONLY = (
     "Weight-only: activations, biases and norms stay in floating point, and every loss is the cross-entropy with what "
     "the method adds to it (no distillation)."
+)
+INPUTS = (
+    "W/A: bits of the weights and of the inputs of the quantized layers (32: floating point); 3/3 is W3A3. The inputs "
+    "of the first and the last layer have a width of their own, 8 bits unless the study says otherwise. Steps are "
+    "learned in training, and in post-training with the rounding; at other widths of the weights they stay as they "
+    "are. Biases and norms stay in floating point; no distillation."
 )
 
 
@@ -67,7 +73,11 @@ def read_comparison(report: Report, name: str) -> pd.DataFrame:
 
 def title(study: Study, spec: ComparisonTable) -> str:
     model = study.experiments[spec.experiments[0]].model["name"]
-    return f"{TITLE}{MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}"
+    entries = [options for name in spec.posttraining for *_, options in study.posttraining[name].resolved()]
+    inputs = {found.bits for e in spec.experiments if (found := study.experiments[e].activations)}
+    inputs |= {options["activations"]["bits"] for options in entries if options["activations"]}
+    widths = f", activations at {', '.join(map(str, sorted(inputs)))} bits" if inputs else ""
+    return f"{TITLE}{MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}{widths}"
 
 
 def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
@@ -88,7 +98,8 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
 def _family(study: Study, experiment: str) -> str:
     found = study.experiments[experiment]
     start = found.start_from or found.pretrained
-    return f"Fine-tuned from {start}" if start else SCRATCH
+    inputs = "" if found.activations is None else f", {found.activations.bits}-bit activations"
+    return (f"Fine-tuned from {start}" if start else SCRATCH) + inputs
 
 
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
@@ -103,7 +114,9 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
         chosen_per_channel = isinstance(choice.options, SharedScaleOptions) and choice.options.per_channel
         mine = tests[tests.path == variant.path]
-        point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}").strip("-")
+        inputs = variant.recipe.activation_bits
+        point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}")
+        point = point.removesuffix(input_name(inputs)).strip("-")
         point = point.replace("lambda", "λ = ")
         name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
         own = mine[mine.eval_bits == spec.bits]
@@ -115,7 +128,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
             "variant": variant.path,
             "planned": len(variant.seeds),
         }
-        row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel}
+        row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel, "activation_bits": inputs}
         kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
         others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
@@ -144,7 +157,7 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
     for name in spec.posttraining:
         entry = study.posttraining[name]
         for path in entry.of:
-            for label, method, _ in entry.resolved():
+            for label, method, options in entry.resolved():
                 mine = found[(found.path == path) & (found.label == label)]
                 plain = METHOD_NAMES.get(method, method)
                 own = mine[mine.eval_bits == spec.bits]
@@ -160,6 +173,7 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                     "planned": len(seeds[path]),
                 }
                 row |= _accuracies(own) | _grid(own)
+                row |= {"activation_bits": (options["activations"] or {}).get("bits")}
                 parents = tests[(tests.path == path) & (tests.eval_bits == LATENT) & tests.run.isin(own.run)]
                 row |= _mean(f"at_{LATENT}", parents.accuracy)
                 for bits in other_widths(study, spec):
@@ -257,6 +271,8 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     text[f"{target}, BN re-estimated"] = _means(rows, "reestimated")
     for bits in other_widths(study, spec):
         text[bits_label(bits)] = _means(rows, f"at_{bits}")
+    if rows.activation_bits.notna().any():
+        text["W/A"] = [f"{spec.bits}/{LATENT if pd.isna(a) else int(a)}" for a in rows.activation_bits]
     text["Grid"] = [_grid_text(row) for row in rows.itertuples()]
     text["Scale"] = rows.calibration.astype(object).fillna("")
     for column, header in OSCILLATIONS.items():
@@ -282,6 +298,8 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     ]  # fmt: skip
     first = [target, WORST, "− QAT [95 %]", "n", *(bits_label(bits) for bits in other_widths(study, spec) if bits > 2)]
     said_notes = [note for note in notes(spec) if note[0] != EARLY or (rows.early > 0).any()]
+    if rows.activation_bits.notna().any():
+        said_notes = [INPUTS if note == WEIGHT_ONLY else note for note in said_notes]
     return Table(compared_name(name), title(study, spec), [study.note, *said_notes], said, missing, first)
 
 
