@@ -147,6 +147,18 @@ def test_a_network_holds_slices_of_its_latent_weights(method):
     assert [row["eval_bits"] for row in rows[SLICE]] == [2, 3, 4]
 
 
+def test_layers_of_a_width_of_their_own_are_sliced_at_that():
+    about, tensors = blobs_dataset()
+    recipe = plain_recipe() | {"method": {"name": "qat", "bits": 3}, "first_last_bits": 8}
+    sets = image_sets(about, tensors, recipe, torch.device("cpu"))
+    network = make_trainer(recipe, 0, about, sets, torch.device("cpu")).network
+    first, second, *_, last = network.weights(2, SLICE)
+    latent = network.parameters
+    for found, parameter, bits in ((first, latent[0], 8), (second, latent[1], 2), (last, latent[-1], 8)):
+        assert torch.equal(found, sliced(parameter.data, bits))
+    assert torch.equal(first, network.weights(2)[0])
+
+
 def test_the_rules_have_keys_of_their_own():
     record = {"recipe": plain_recipe(), "checkpoint_sha256": "c", "data_sha256": "d"}
     assert evaluation_key(record) == evaluation_key(record, REQUANTIZE) != evaluation_key(record, SLICE)
