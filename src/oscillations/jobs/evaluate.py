@@ -42,25 +42,29 @@ def evaluate(
     about: dict[str, Any] = {}
     sets: dict[str, ImageSet] = {}
     tables, all_bins, evaluated, seconds = [], [], 0, 0.0
-    for plan in (plan for plan in current(plans(variants)) if plan.run.experiment == experiment):
-        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.result)
+    found = [plan for plan in current(plans(variants)) if plan.run.experiment == experiment]
+    for plan, selection, checkpoint in [(one, *kept) for one in found for kept in one.kept.items()]:
+        run, recipe, key = plan.run, plan.variant.recipe, evaluation_key(plan.result, checkpoint)
         parts = evaluation_parts(plan.result["recipe"])
-        mine, bins = current_rows(known, key, parts), known_bins[known_bins.run == run.name]
-        if mine.empty or (with_histograms and bins.empty and recipe.bits != LATENT):
+        mine = current_rows(known[known.selection == selection], key, parts)
+        bins = known_bins[known_bins.run == run.name]
+        draws = with_histograms and checkpoint == "checkpoint"  # of the weights that stand for the run
+        if mine.empty or (draws and bins.empty and recipe.bits != LATENT):
             if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
-            network = trained(plan.variant, run, about, torch_device)
+            network = trained(plan.variant, run, about, torch_device, checkpoint)
             rows = accuracies(network, sets, recipe.eval_bits, plan.result["status"] == "done")
-            mine = pd.DataFrame([{"run": run.name, "key": key, "arithmetic": written(parts)} | row for row in rows])
-            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if with_histograms else [])
+            of = {"run": run.name, "key": key, "arithmetic": written(parts), "selection": selection}
+            mine = pd.DataFrame([of | row for row in rows])
+            bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if draws else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
-            print(f"{run.name}: evaluated", flush=True)
+            print(f"{run.name}: {selection} weights evaluated", flush=True)
         tables.append(mine)
-        all_bins.append(bins if with_histograms else bins.iloc[:0])
+        all_bins.append(bins if draws else bins.iloc[:0])
         if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)
     write_rows(histogram_file, all_bins, HISTOGRAMS)
     write_rows(accuracy_file, tables, EVALUATIONS)
-    print(f"{experiment}: {evaluated} runs evaluated in {seconds:.2f} s")
+    print(f"{experiment}: {evaluated} checkpoints evaluated in {seconds:.2f} s")

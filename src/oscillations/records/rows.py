@@ -10,7 +10,7 @@ import pandas as pd
 from oscillations.core.files import write_text
 from oscillations.records import numerics
 
-EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence"]
+EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence", "selection"]
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
 POSTTRAINED = [
     "run", "key", "arithmetic", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn",
@@ -18,15 +18,19 @@ POSTTRAINED = [
 ]  # fmt: skip
 RECONSTRUCTED = ["run", "key", "arithmetic", "label", "eval_bits", "place", "unit", "group", "loss"]
 COUNTS = ("levels", "iterations")  #: columns of whole numbers that may be empty
-NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: columns that tell a table's rows apart
+BEFORE = {"selection": "best"}  #: what an empty cell means: that of a table from before there was the column
+#: columns that tell a table's rows apart
+NAMING = ("run", "key", "selection", "label", "eval_bits", "bn", "place", "layer", "u")
 
 
 def read_rows(files: Iterable[Path], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows of those files that are there, each once; a column that none has is empty."""
+    """The rows of those files that are there, each once; a column that none has is empty, or as in :data:`BEFORE`."""
     found = [pd.read_csv(file, dtype={"key": str}, float_precision="round_trip") for file in files if file.exists()]
     filled = [table for table in found if len(table)]
     whole = pd.concat(filled) if filled else pd.DataFrame(columns=list(columns))
-    return whole.reindex(columns=list(columns)).drop_duplicates([name for name in NAMING if name in columns])
+    before = {name: value for name, value in BEFORE.items() if name in columns}
+    whole = whole.reindex(columns=list(columns)).astype(dict.fromkeys(before, object)).fillna(before)
+    return whole.drop_duplicates([name for name in NAMING if name in columns])
 
 
 def current_rows(table: pd.DataFrame, key: str, parts: Sequence[str]) -> pd.DataFrame:

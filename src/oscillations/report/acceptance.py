@@ -38,6 +38,7 @@ from oscillations.records.environment import COMPUTING
 from oscillations.records.identity import changed_keys, meaning
 from oscillations.records.numerics import version_of
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, holm
+from oscillations.report.results import standing
 from oscillations.study.paths import results
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
@@ -189,8 +190,8 @@ def read_runs(folder: Path, seeds: Collection[int] = ()) -> pd.DataFrame:
         raise InputError(f"{file}: missing; python -m oscillations collect, where the runs were made, writes it")
     try:
         types = dict.fromkeys(MEASURES, float) | dict.fromkeys(["experiment", "variant"], str) | {"seed": int}
-        table = pd.read_csv(file, usecols=COLUMNS).astype(types)
-    except ValueError as error:
+        table = standing(pd.read_csv(file))[COLUMNS].astype(types)
+    except (KeyError, ValueError) as error:
         raise InputError(f"{file}: not what python -m oscillations collect writes: {error}") from None
     runs = table[(table.split == "test") & (table.bn == "keep") & (table.eval_bits == table.train_bits)]
     runs = runs.assign(path=runs.experiment + "/" + runs.variant).drop_duplicates()

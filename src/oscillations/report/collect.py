@@ -19,7 +19,7 @@ from oscillations.records.identity import (
     posttraining_key,
     posttraining_parts,
 )
-from oscillations.records.plans import Plan, current, plans
+from oscillations.records.plans import MEASURED, Plan, current, plans
 from oscillations.records.rows import EVALUATIONS, POSTTRAINED, RECONSTRUCTED, current_rows, read_rows, write_rows
 from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION
 from oscillations.study.paths import Run, evaluation_files, measurements_file, posttraining_files, results
@@ -43,15 +43,21 @@ def collect(study: Study, variants: list[Variant]) -> None:
             evaluations[run.experiment] = read_rows([file], EVALUATIONS)
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
-        for bits, accuracy in record["validation_accuracy"].items():
-            rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
-        parts = evaluation_parts(record["recipe"])
-        tests = current_rows(evaluations[run.experiment], evaluation_key(record), parts)
-        if tests.empty:
+        stands = next(iter(plan.kept))
+        for bits, accuracy in record[MEASURED[stands][0]].items():
+            validated = _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy)
+            rows.append(about | validated | {"selection": stands})
+        known, parts = evaluations[run.experiment], evaluation_parts(record["recipe"])
+        tests = [
+            current_rows(known[known.selection == selection], evaluation_key(record, checkpoint), parts)
+            for selection, checkpoint in plan.kept.items()
+        ]
+        if any(one.empty for one in tests):  # half of it would pass for the whole
             unevaluated[run.experiment] = unevaluated.get(run.experiment, 0) + 1
-        for row in tests.itertuples():
+            continue
+        for row in pd.concat(tests).itertuples():
             tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy)
-            rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+            rows.append(about | tested | {"bn_divergence": row.bn_divergence, "selection": row.selection})
     for experiment, count in unevaluated.items():
         print(f"{experiment}: {count} runs have no current evaluation: only their validation is shown", file=sys.stderr)
     table = pd.DataFrame(rows, columns=MEASUREMENTS)

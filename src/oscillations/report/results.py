@@ -23,7 +23,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
-    "start", "bn_divergence",
+    "start", "bn_divergence", "selection",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -66,11 +66,23 @@ class Results:
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """Every accuracy on the test split, batch-norm statistics kept or re-estimated."""
-        tests = self.measurements[self.measurements.split == "test"]
+        """Every accuracy on the test split, batch-norm statistics kept or re-estimated, of what stands for a run.
+
+        ``kept_epoch``: the one whose weights these are.
+        """
+        return self._evaluations(standing(self.measurements))
+
+    @cached_property
+    def ends(self) -> pd.DataFrame:
+        """As :attr:`evaluations`, of the weights at the end of training, of every run that keeps these."""
+        return self._evaluations(self.measurements[selections(self.measurements) == "last"])
+
+    def _evaluations(self, measurements: pd.DataFrame) -> pd.DataFrame:
+        tests = measurements[measurements.split == "test"]
+        kept_epoch = tests.best_epoch.where(selections(tests) == "best", tests.epochs_run)
+        tests = tests.assign(path=_path(tests), kept_epoch=kept_epoch)
         done = tests.status == "done"
-        numbers = {column: tests[column].where(done) for column in ("accuracy", "best_epoch")}
-        return tests.assign(path=_path(tests), **numbers)
+        return tests.assign(**{name: tests[name].where(done) for name in ("accuracy", "best_epoch", "kept_epoch")})
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -123,6 +135,17 @@ class Results:
 
 
 COLLECTED = {"oscillations": "oscillations", "made_after": "posttraining", "losses": "reconstruction"}  # field: file
+
+
+def standing(measurements: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the weights that stand for their run: the best epoch's, where it keeps these."""
+    best = selections(measurements) == "best"
+    return measurements[best | ~measurements["run"].isin(measurements["run"][best])]
+
+
+def selections(measurements: pd.DataFrame) -> pd.Series:
+    """Which weights a row is about, ``best`` or ``last``; a table from before there was the column has the best."""
+    return measurements.reindex(columns=["selection"]).selection.astype(object).fillna("best")
 
 
 def _path(table: pd.DataFrame) -> pd.Series:
