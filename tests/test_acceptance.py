@@ -182,6 +182,15 @@ def test_a_diverged_run_leaves_its_variant_undecided(tmp_path, capsys):
     assert [key[0] for key, answer in rows(printed).items() if answer == UNDECIDED] == ["mlp5-scratch/baseline"] * 2
 
 
+def test_the_weights_at_the_end_of_a_training_are_not_compared(tmp_path):
+    """Where they stand beside the best epoch's."""
+
+    def both(table):
+        return pd.concat([table.assign(selection="best"), table.assign(selection="last", accuracy=1.0)])
+
+    assert accept(measurements(tmp_path, both)) == 0
+
+
 def test_the_wrong_lambda_differs(tmp_path, capsys):
     """Lambda 0.25's three runs in the place of lambda 1's."""
     table = pd.read_csv(REFERENCE / "measurements.csv")

@@ -243,6 +243,48 @@ def test_columns_without_numbers_are_left_out(fake, rows):
     assert text(fake, rows)["Fine-tuned from a-scratch", "LSQ"]["3-bit, BN re-estimated"] == "66.00 ± 2.00"
 
 
+def kept(keep, *tables):
+    """The report of the study whose fine-tunes keep these weights, and the rows of its comparison."""
+    text = STUDY.replace("    setting: finetune\n", f"    setting: finetune\n    training: {{keep: {keep}}}\n")
+    Path("params/fake.yaml").write_text(text)
+    pd.concat(tables).to_csv("results/fake/measurements.csv", index=False)
+    report = Report.load(Path("params/fake.yaml"))
+    comparison.write_comparisons(report)
+    return report, comparison.read_comparison(report, "a")
+
+
+def test_the_end_of_training_has_a_column_where_it_is_kept_beside_the_best_epoch(fake):
+    found = measured()
+    fine = found[(found.experiment == "a-finetune") & (found.split == "test")].assign(selection="last", epochs_run=3)
+    again, rows = kept("both", found, fine.assign(accuracy=fine.accuracy.astype(float) + 1))
+    qc = row(rows, "QC")
+    assert [qc[column] for column in ("accuracy", "end", "end_std", "n", "early")] == [65, 66, 2, 3, 2]
+    assert row(rows, "Signed schedule")["end"] == 62  # of the two that did not diverge
+    assert math.isnan(row(rows, "KURE")["end"])
+    assert math.isnan(row(rows, "QAT", "From scratch")["end"])
+    shown = text(again, rows)
+    assert shown["Fine-tuned from a-scratch", "LSQ"]["3-bit, end of training"] == "**66.00 ± 2.00**"
+    assert shown["From scratch", "QAT"]["3-bit, end of training"] == ""
+    assert comparison.END_NOTE in comparison.shown(again, "a", rows).notes
+    plain, without = kept("best", found)
+    assert not {"end", "end_std"} & set(without)
+    assert comparison.END_NOTE not in comparison.shown(plain, "a", without).notes
+    for column in without:
+        assert rows[column].equals(without[column]), f"{column} holds other weights"
+
+
+def test_a_row_of_the_end_of_training_alone_says_so(fake):
+    """And none of it comes from before the method's own phase."""
+    found = measured()
+    fine = found.experiment == "a-finetune"
+    again, rows = kept("last", found[~fine], found[fine].assign(selection="last", epochs_run=3))
+    qc = row(rows, "QC, end of training")
+    assert [qc[column] for column in ("accuracy", "best_epoch", "early")] == [65, 3, 0]
+    assert "end" not in rows
+    for group, name in text(again, rows):
+        assert name.endswith(", end of training") == group.startswith("Fine-tuned")
+
+
 def test_formats_hold_the_same_rows(fake, rows):
     folder = Path("results/fake/tables")
     markdown = (folder / "comparison-a.md").read_text()

@@ -38,7 +38,7 @@ def measured(study, path, accuracy, best_epoch=2, bits=3, bn="keep", train_bits=
     return [
         {
             "experiment": experiment, "variant": variant, "seed": seed, "split": "test", "status": "done", "bn": bn,
-            "train_bits": train_bits, "eval_bits": bits, "accuracy": value, "best_epoch": best_epoch,
+            "train_bits": train_bits, "eval_bits": bits, "accuracy": value, "best_epoch": best_epoch, "epochs_run": 3,
             "model": "mlp5", "setting": "scratch", "method": "ptq" if variant == "baseline" else "qat",
             "run": f"results/{study}/runs/{path}/seed{seed}",
         }

@@ -92,6 +92,9 @@ BAD = {
         lambda c: scratch(c)["methods"].update(qat={"bits": 3, "scale_grad": "flwo"}),
         r"scale_grad: 'flwo' is not allowed; did you mean 'flow'\?",
     ),
+    "misspelt weights to keep": (
+        lambda c: c["training"].update(keep="lats"), r"training\.keep: 'lats' is not allowed; did you mean 'last'\?"
+    ),
     "misspelt preset": (
         lambda c: scratch(c)["methods"]["osciquant"].update(preset="ofical_code"),
         r"preset: unknown preset 'ofical_code'; did you mean 'official_code'\?$",
@@ -99,6 +102,10 @@ BAD = {
     "half precision beside published numbers": (
         lambda c: c.update(published="paper", training=c["training"] | {"precision": "bf16"}),
         r"training: precision: bf16 is not what published numbers are compared with; use tf32",
+    ),
+    "another epoch beside published numbers": (
+        lambda c: c.update(published="paper", training=c["training"] | {"keep": "last"}),
+        r"training: keep: last is not what published numbers are compared with; use both",
     ),
     "preset against option": (
         lambda c: scratch(c)["methods"]["osciquant"].update(preset="paper_text", reg_half=False),

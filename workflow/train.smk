@@ -2,7 +2,8 @@
 REQUIRED INPUTS: data/<dataset>.json, and the checkpoints or pretrained weights that a fine-tune starts from
 OUTPUTS: results/<study>/runs/<experiment>/<variant>/seed<k>/{run.json,history.csv,layers.csv}, and weights.csv where
          the experiment records histograms,
-         checkpoints/<study>/<experiment>/<variant>/seed<k>.safetensors
+         checkpoints/<study>/<experiment>/<variant>/seed<k>.safetensors, and seed<k>.last.safetensors where the weights
+         at the end of training are kept beside the best epoch's
 
 One job per variant makes all its seeds in one process; runs that are there and current are kept.
 """
@@ -11,6 +12,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     variants = {variant.name: variant for variant in CHOSEN if variant.experiment == experiment}
     seeds = next(iter(variants.values())).seeds
     files = paths.run_files(STUDY.experiments[experiment].histograms is not None)
+    weights = [paths.CHECKPOINTS[name] for name in next(iter(variants.values())).recipe.training.kept.values()]
 
     rule:
         """Train all seeds of one variant."""
@@ -27,7 +29,10 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
                             f"results/{STUDY.study}/runs/{experiment}/{{{{variant}}}}/seed{{seed}}/{name}"
                             for name in files
                         ),
-                        f"checkpoints/{STUDY.study}/{experiment}/{{{{variant}}}}/seed{{seed}}.safetensors",
+                        *(
+                            f"checkpoints/{STUDY.study}/{experiment}/{{{{variant}}}}/seed{{seed}}{suffix}"
+                            for suffix in weights
+                        ),
                     ],
                     seed=seeds,
                 )

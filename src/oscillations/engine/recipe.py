@@ -51,6 +51,14 @@ class Training(Strict):
     epochs: Epochs = Field(description="at most so many")
     patience: Epochs = Field(description="stop after so many epochs without improvement")
     augment: Literal["none", "crop_flip"] = Field("none", description="crop_flip: random crop (padding 4) and mirror")
+    keep: Literal["best", "last", "both"] = Field(
+        "best", description="weights: of the best validation epoch, of the end of training, or both"
+    )
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The weights a run keeps (``best``, ``last``) and what their checkpoint is called; the first stand for it."""
+        return {"best": "checkpoint", "last": "last_checkpoint"} if self.keep == "both" else {self.keep: "checkpoint"}
 
     @model_validator(mode="after")
     def _decays_and_warms_up(self) -> Training:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -143,17 +143,32 @@ class Trainer:
         if not math.isfinite(loss) or not all(p.isfinite().all() for p in self.model.parameters()):
             progress.status = "diverged"
             return
-        with nullcontext() if self.quantizer is None else self.method.exported(self.quantizer):
+        with self.exported():
             row = {"epoch": progress.epoch, "train_loss": loss, **self.validate()}
             metric = self.monitored(row)
             if metric > progress.best_metric:
                 progress.best_metric, progress.best_epoch = metric, progress.epoch
-                self.best = {key: value.clone() for key, value in self.network.trained().items()}
+                self.best = self._copied()
         row |= {"monitored": metric, **self.log_layers()}
         self.log_histogram()
         progress.history.append(row)
         if progress.epoch - progress.best_epoch >= self.patience or progress.epoch == self.epochs:
             progress.status = "done"
+
+    def exported(self) -> AbstractContextManager[None]:
+        """Inside it the network holds the weights that are validated and kept."""
+        return nullcontext() if self.quantizer is None else self.method.exported(self.quantizer)
+
+    def weights(self, selection: str) -> dict[str, Tensor]:
+        """What a checkpoint holds: the weights of the ``best`` epoch (before one has ended, as they are trained), or
+        the ``last``, as they are exported now."""
+        if selection == "best":
+            return self.best or self.network.trained()
+        with self.exported():
+            return self._copied()
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in self.network.trained().items()}
 
     def validate(self) -> dict[str, float]:
         """Validation accuracy (percent) with latent weights and at every evaluation bit, and the FP loss."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from oscillations.core.files import read_json
 from oscillations.records.identity import arithmetic, posttraining_parts
+from oscillations.records.plans import MEASURED
 from oscillations.study.paths import Run, evaluation_files, posttraining_files, run_files, toy_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, parents_first
@@ -53,7 +54,8 @@ def compared(projects: list[Path], study: Study, variants: list[Variant]) -> Ite
 def _training(projects: list[Path], variant: Variant, run: Run) -> Compared:
     tables = [name for name in run_files(variant.recipe.histograms is not None) if name.endswith(".csv")]
     epochs = (_table(projects, run.folder / name) for name in tables)
-    whole = (_record(projects, run.record), _weights(projects, run.checkpoint))
+    checkpoints = run.checkpoints(variant.recipe.training.kept.values())
+    whole = (_record(projects, run.record), *(_weights(projects, file) for file in checkpoints.values()))
     return Compared(tuple(arithmetic(variant.recipe.plain())), _first((*epochs, *whole)))
 
 
@@ -98,7 +100,8 @@ def _table(projects: list[Path], file: Path, **chosen: str) -> str | None:
 def _record(projects: list[Path], file: Path) -> str | None:
     """The first measured value of a record that differs."""
     before, after = (read_json(project / file) for project in projects)
-    for key in ("status", "best_epoch", "epochs_run", "monitored", "validation_accuracy", "quantizer", "split"):
+    accuracies = [key for key, _ in MEASURED.values() if key in before]
+    for key in ("status", "best_epoch", "epochs_run", "monitored", *accuracies, "quantizer", "split"):
         values = before[key], after[key]
         if isinstance(values[0], dict):  # something may have been added
             values = values[0], {name: values[1].get(name) for name in values[0]}

@@ -45,30 +45,32 @@ def evaluate(
     sets: dict[str, ImageSet] = {}
     tables: list[pd.DataFrame] = []
     all_bins, evaluated, seconds = [], 0, 0.0
-    for plan in (plan for plan in current(plans(variants)) if plan.run.experiment == experiment):
+    found = [plan for plan in current(plans(variants)) if plan.run.experiment == experiment]
+    for plan, selection, checkpoint in [(one, *kept) for one in found for kept in one.kept.items()]:
         run, recipe, parts = plan.run, plan.variant.recipe, evaluation_parts(plan.result["recipe"])
-        keys = {rule: evaluation_key(plan.result, rule) for rule in rules}
-        mine = {rule: current_rows(known, key, parts) for rule, key in keys.items()}
+        keys = {rule: evaluation_key(plan.result, rule, checkpoint) for rule in rules}
+        mine = {rule: current_rows(known[known.selection == selection], key, parts) for rule, key in keys.items()}
         bins = known_bins[known_bins.run == run.name]
-        without_bins = with_histograms and bins.empty and recipe.bits != LATENT
+        draws = with_histograms and checkpoint == "checkpoint"  # of the weights that stand for the run
+        without_bins = draws and bins.empty and recipe.bits != LATENT
         if missing := [rule for rule in rules if mine[rule].empty or without_bins]:
             if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment
             started = time.monotonic()
-            network = trained(plan.variant, run, about, torch_device)
+            network = trained(plan.variant, run, about, torch_device, checkpoint)
             for rule in missing:
                 rows = accuracies(network, sets, recipe.eval_bits, plan.result["status"] == "done", rule)
-                of_all = {"run": run.name, "key": keys[rule], "arithmetic": written(parts), "rule": rule}
-                mine[rule] = pd.DataFrame([of_all | row for row in rows])
+                of = {"run": run.name, "key": keys[rule], "arithmetic": written(parts)}
+                mine[rule] = pd.DataFrame([of | {"rule": rule, "selection": selection} | row for row in rows])
             if REQUANTIZE in missing:
-                bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if with_histograms else [])
+                bins = pd.DataFrame([{"run": run.name} | row for row in histograms(network)] if draws else [])
             evaluated, seconds = evaluated + 1, seconds + time.monotonic() - started
-            print(f"{run.name}: evaluated", flush=True)
+            print(f"{run.name}: {selection} weights evaluated", flush=True)
         tables += mine.values()
-        all_bins.append(bins if with_histograms else bins.iloc[:0])
+        all_bins.append(bins if draws else bins.iloc[:0])
         if (run.work / "run.json").exists():  # finished and in place
             remove_work(run)
     write_rows(histogram_file, all_bins, HISTOGRAMS)
     write_rows(accuracy_file, tables, EVALUATIONS)
-    print(f"{experiment}: {evaluated} runs evaluated in {seconds:.2f} s")
+    print(f"{experiment}: {evaluated} checkpoints evaluated in {seconds:.2f} s")

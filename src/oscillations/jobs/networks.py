@@ -51,18 +51,21 @@ def new_network(variant: Variant, run: Run, about: dict[str, Any], device: torch
     return make_network(variant.recipe, run.seed, about, device, start)
 
 
-def trained(variant: Variant, run: Run, about: dict[str, Any], device: torch.device) -> Network:
-    """The network that the run's checkpoint holds."""
+def trained(
+    variant: Variant, run: Run, about: dict[str, Any], device: torch.device, checkpoint: str = "checkpoint"
+) -> Network:
+    """The network that a checkpoint of the run holds."""
     network = new_network(variant, run, about, device)
-    network.load_trained(load_checkpoint(run))
+    network.load_trained(load_checkpoint(run, checkpoint))
     return network
 
 
-def load_checkpoint(run: Run) -> dict[str, torch.Tensor]:
-    """The weights of a finished run, checked against its record."""
-    if not vouches_for(run.record, run.checkpoint):
+def load_checkpoint(run: Run, checkpoint: str = "checkpoint") -> dict[str, torch.Tensor]:
+    """Weights of a finished run, by their checkpoint's name, checked against its record."""
+    files = run.checkpoints([checkpoint])
+    if not vouches_for(run.record, files):
         raise InputError(
-            f"{run.checkpoint}: missing, or not the checkpoint that {run.record} vouches for; "
+            f"{files[checkpoint]}: missing, or not the checkpoint that {run.record} vouches for; "
             "bring it back with dvc checkout (or dvc pull), or delete the record and train again"
         )
-    return load_file(run.checkpoint)
+    return load_file(files[checkpoint])

@@ -35,10 +35,12 @@ from oscillations.jobs.networks import new_network
 from oscillations.jobs.turns import in_turns
 from oscillations.records.environment import environment
 from oscillations.records.identity import difference
-from oscillations.records.plans import Plan, is_result, made_in_another_study, plans, vouches_for
+from oscillations.records.plans import MEASURED, Plan, is_result, made_in_another_study, plans, vouches_for
 from oscillations.study import pretrained
-from oscillations.study.paths import DATA, WEIGHTS, Run, run_files
+from oscillations.study.paths import CHECKPOINTS, DATA, WEIGHTS, Run, run_files
 from oscillations.study.variants import Variant
+
+COUNTED = ("iteration_", "epoch_", "frequency_")  #: how the columns of an epoch begin that count oscillations
 
 
 class StopSignal:
@@ -91,7 +93,7 @@ def _check_start(plan: Plan) -> None:
 def _kept(plan: Plan) -> bool:
     """Whether a run is in place, record and weights."""
     run = plan.run
-    kept = plan.current and vouches_for(run.record, run.checkpoint)
+    kept = plan.current and vouches_for(run.record, run.checkpoints(plan.kept.values()))
     if kept:
         print(f"{run.name}: kept", flush=True)
     return kept
@@ -100,11 +102,10 @@ def _kept(plan: Plan) -> bool:
 def _finished_elsewhere(plan: Plan) -> bool:
     """Whether a run need not be trained: its work folder holds it, or another study, from which it is copied there."""
     run, recipe = plan.run, plan.variant.recipe
-    weights, *_, record = _work_files(run, recipe)
-    if is_result(record, plan.identity, weights):
+    if is_result(run.work / "run.json", plan.identity, _work_checkpoints(run, recipe)):
         print(f"{run.name}: finished before, not in place yet", flush=True)
         return True
-    twin = made_in_another_study(run, plan.identity)
+    twin = made_in_another_study(run, plan.identity, plan.kept.values())
     if twin:
         print(f"{run.name}: the same run as in study {twin.study}", flush=True)
         _copy(_places(twin, recipe), _work_files(run, recipe))
@@ -193,16 +194,22 @@ def _report(trainer: Trainer, run: Run, spent: float) -> None:
 
 
 def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict[str, Any]) -> None:
-    """Checkpoint, history and record into the work folder; the record last, so that it vouches for the rest."""
+    """Checkpoints, history and record into the work folder; the record last, so that it vouches for the rest."""
     progress, run, recipe = trainer.progress, plan.run, plan.variant.recipe
-    work = run.work
-    weights = trainer.best or trainer.network.trained()
-    with replacing(work / "model.safetensors") as part:
-        save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
-    for name, rows in epoch_tables(trainer).items():
-        write_text(work / name, rows)
-    best = next((row for row in progress.history if row["epoch"] == progress.best_epoch), {})
-    kinds = ("iteration_", "epoch_", "frequency_")
+    epochs = {"best": progress.best_epoch, "last": progress.epoch}
+    rows = {key: next((row for row in progress.history if row["epoch"] == n), {}) for key, n in epochs.items()}
+    measured: dict[str, Any] = {}
+    checkpoints = _work_checkpoints(run, recipe)
+    for selection, name in plan.kept.items():
+        weights, row, file = trainer.weights(selection), rows[selection], checkpoints[name]
+        with replacing(file) as part:
+            save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, part, {"run": run.name})
+        accuracies, oscillations = MEASURED[selection]
+        measured[accuracies] = {key[8:]: value for key, value in row.items() if key.startswith("val_acc_")}
+        measured[oscillations] = {key: value for key, value in row.items() if key.startswith(COUNTED)}
+        measured[f"{name}_sha256"] = file_hash(file)
+    for name, text in epoch_tables(trainer).items():
+        write_text(run.work / name, text)
     record = plan.identity | {
         "recipe": recipe.plain(),
         "start": plan.start,
@@ -212,15 +219,13 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
         "best_epoch": progress.best_epoch,
         "epochs_run": progress.epoch,
         "steps_per_epoch": trainer.steps_per_epoch,
-        "monitored": best.get("monitored"),
-        "validation_accuracy": {key[8:]: value for key, value in best.items() if key.startswith("val_acc_")},
-        "oscillations_at_best": {key: value for key, value in best.items() if key.startswith(kinds)},
+        "monitored": rows["best"].get("monitored"),
+        **measured,
         "quantizer": trainer.quantizer and _about_quantizer(trainer.quantizer),
-        "checkpoint_sha256": file_hash(work / "model.safetensors"),
         "environment": environment(trainer.loss_sum.device, recipe),
         "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
-    write_json(work / "run.json", record)
+    write_json(run.work / "run.json", record)
 
 
 def _about_split(trainer: Trainer, about: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -261,14 +266,21 @@ def _csv(rows: list[dict[str, Any]], first: list[str]) -> str:
     return out.getvalue()
 
 
+def _work_checkpoints(run: Run, recipe: Recipe) -> dict[str, Path]:
+    """The checkpoints of a finished run in its work folder, by name."""
+    return {name: run.work / f"model{CHECKPOINTS[name]}" for name in recipe.training.kept.values()}
+
+
 def _work_files(run: Run, recipe: Recipe) -> list[Path]:
     """The files of a finished run in its work folder."""
-    return [run.work / "model.safetensors", *(run.work / name for name in run_files(recipe.histograms is not None))]
+    files = run_files(recipe.histograms is not None)
+    return [*_work_checkpoints(run, recipe).values(), *(run.work / name for name in files)]
 
 
 def _places(run: Run, recipe: Recipe) -> list[Path]:
     """Where each of them is put."""
-    return [run.checkpoint, *(run.folder / name for name in run_files(recipe.histograms is not None))]
+    files, checkpoints = run_files(recipe.histograms is not None), run.checkpoints(recipe.training.kept.values())
+    return [*checkpoints.values(), *(run.folder / name for name in files)]
 
 
 def _copy(sources: list[Path], targets: list[Path]) -> None:

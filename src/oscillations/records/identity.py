@@ -98,9 +98,9 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return changed
 
 
-def evaluation_key(record: Mapping[str, Any], rule: str = REQUANTIZE) -> str:
-    """Names what an evaluation belongs to: a checkpoint, and what is evaluated how, by which rule."""
-    return _key(record, {} if rule == REQUANTIZE else {"rule": rule})
+def evaluation_key(record: Mapping[str, Any], rule: str = REQUANTIZE, checkpoint: str = "checkpoint") -> str:
+    """Names what an evaluation belongs to: a checkpoint, by its name in the record, and what is evaluated how."""
+    return _key(record, {} if rule == REQUANTIZE else {"rule": rule}, checkpoint)
 
 
 def evaluation_parts(recipe: Mapping[str, Any]) -> list[str]:
@@ -133,10 +133,10 @@ def entry_meaning(entry: PostTrainingEntry) -> dict[str, Any]:
     return {"of": entry.of, "bits": entry.bits, "methods": methods_of}
 
 
-def _key(record: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def _key(record: Mapping[str, Any], about: Mapping[str, Any], checkpoint: str = "checkpoint") -> str:
     recipe = _comparable(record["recipe"])
     whole = {
-        "checkpoint": record["checkpoint_sha256"],
+        "checkpoint": record[f"{checkpoint}_sha256"],
         "data": record["data_sha256"],
         "recipe": {key: recipe[key] for key in SEEN_BY_EVALUATION if key in recipe},
         "about": about,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,12 @@ from oscillations.records.numerics import versions
 from oscillations.study import pretrained
 from oscillations.study.paths import RESULTS, Run, dataset_files
 from oscillations.study.variants import Variant, parents_first
+
+#: what a record calls the validation accuracies and the oscillations of the epoch whose weights are kept
+MEASURED = {
+    "best": ("validation_accuracy", "oscillations_at_best"),
+    "last": ("validation_accuracy_at_end", "oscillations_at_end"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class Plan:
     def current(self) -> bool:
         """Whether the record in place is this run's."""
         return self.record is not None and self.stale is None
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The weights that the run keeps (``best``, ``last``) and their checkpoint's name; the first stand for it."""
+        return self.variant.recipe.training.kept
 
     @property
     def result(self) -> dict[str, Any]:
@@ -107,20 +118,23 @@ def current(found: Iterable[Plan]) -> list[Plan]:
     return [plan for plan in found if plan.current]
 
 
-def is_result(record: Path, identity: dict[str, Any], checkpoint: Path) -> bool:
+def is_result(record: Path, identity: dict[str, Any], checkpoints: Mapping[str, Path]) -> bool:
     """Whether files are a finished run with this identity, whole."""
-    return vouches_for(record, checkpoint) and difference(read_json(record), identity) is None
+    return vouches_for(record, checkpoints) and difference(read_json(record), identity) is None
 
 
-def vouches_for(record: Path, checkpoint: Path) -> bool:
-    """Whether a checkpoint is there, and the one that a record was written beside."""
-    return record.exists() and checkpoint.exists() and file_hash(checkpoint) == read_json(record)["checkpoint_sha256"]
+def vouches_for(record: Path, checkpoints: Mapping[str, Path]) -> bool:
+    """Whether checkpoints, by name, are there, and those that a record was written beside."""
+    if not all(file.exists() for file in (record, *checkpoints.values())):
+        return False
+    hashes = read_json(record)
+    return all(file_hash(file) == hashes.get(f"{name}_sha256") for name, file in checkpoints.items())
 
 
-def made_in_another_study(run: Run, identity: dict[str, Any]) -> Run | None:
-    """A finished run of another study that is this very run: same name, seed and identity."""
+def made_in_another_study(run: Run, identity: dict[str, Any], checkpoints: Iterable[str]) -> Run | None:
+    """A finished run of another study that is this very run, with these checkpoints: same name, seed and identity."""
     for record in sorted(RESULTS.glob(f"*/runs/{run.name}/run.json")):
         twin = replace(run, study=record.parts[1])
-        if is_result(record, identity, twin.checkpoint):
+        if is_result(record, identity, twin.checkpoints(checkpoints)):
             return twin
     return None

@@ -11,16 +11,18 @@ from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import write_text
 from oscillations.records import numerics
 
-EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence", "rule"]
+EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence", "rule", "selection"]
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
 POSTTRAINED = [
     "run", "key", "arithmetic", "label", "method", "eval_bits", "per_channel", "grid", "levels", "calibration", "bn",
     "accuracy", "calibration_loss", "iterations", "seconds", "oscillation", "largest_loss", "status", "activation_bits",
 ]  # fmt: skip
 RECONSTRUCTED = ["run", "key", "arithmetic", "label", "eval_bits", "place", "unit", "group", "loss"]
-IMPLIED = {"rule": REQUANTIZE, "activation_bits": None}  #: columns that are there only if a row says something else
+#: Columns that a table has only if a row says something else.
+IMPLIED = {"rule": REQUANTIZE, "selection": "best", "activation_bits": None}
 COUNTS = ("levels", "iterations", "activation_bits")  #: columns of whole numbers that may be empty
-NAMING = ("run", "key", "label", "eval_bits", "bn", "place", "layer", "u")  #: columns that tell a table's rows apart
+#: Columns that tell a table's rows apart.
+NAMING = ("run", "key", "selection", "label", "eval_bits", "bn", "place", "layer", "u")
 
 
 def read_rows(files: Iterable[Path], columns: Sequence[str]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ from oscillations.records.environment import COMPUTING
 from oscillations.records.identity import changed_keys, meaning
 from oscillations.records.numerics import version_of
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, holm
-from oscillations.report.results import by_rule
+from oscillations.report.results import by_rule, standing
 from oscillations.study.paths import results
 
 SAME, DIFFERS, UNDECIDED = "same", "differs", "undecided"
@@ -191,9 +191,9 @@ def read_runs(folder: Path, seeds: Collection[int] = ()) -> pd.DataFrame:
         raise InputError(f"{file}: missing; python -m oscillations collect, where the runs were made, writes it")
     try:
         types = dict.fromkeys(MEASURES, float) | dict.fromkeys(["experiment", "variant"], str) | {"seed": int}
-        rule = pd.read_csv(file, nrows=0).columns.intersection(["rule"])  # there, where some rows are slices
-        table = by_rule(pd.read_csv(file, usecols=[*COLUMNS, *rule]), REQUANTIZE).astype(types)
-    except ValueError as error:
+        there = pd.read_csv(file, nrows=0).columns.intersection(["rule", "selection", "run"])
+        table = standing(by_rule(pd.read_csv(file, usecols=[*{*COLUMNS, *there}]), REQUANTIZE))[COLUMNS].astype(types)
+    except (KeyError, ValueError) as error:
         raise InputError(f"{file}: not what python -m oscillations collect writes: {error}") from None
     runs = table[(table.split == "test") & (table.bn == "keep") & (table.eval_bits == table.train_bits)]
     runs = runs.assign(path=runs.experiment + "/" + runs.variant).drop_duplicates()

@@ -19,7 +19,7 @@ from oscillations.records.identity import (
     posttraining_key,
     posttraining_parts,
 )
-from oscillations.records.plans import Plan, current, plans
+from oscillations.records.plans import MEASURED, Plan, current, plans
 from oscillations.records.rows import (
     EVALUATIONS,
     POSTTRAINED,
@@ -51,16 +51,22 @@ def collect(study: Study, variants: list[Variant]) -> None:
             evaluations[run.experiment] = read_rows([file], EVALUATIONS)
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
-        for bits, accuracy in record["validation_accuracy"].items():
-            rows.append(about | _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy))
-        parts = evaluation_parts(record["recipe"])
+        stands = next(iter(plan.kept))
+        for bits, accuracy in record[MEASURED[stands][0]].items():
+            validated = _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy)
+            rows.append(about | validated | {"selection": stands})
+        known, parts = evaluations[run.experiment], evaluation_parts(record["recipe"])
         for rule in study.cross_bit:
-            tests = current_rows(evaluations[run.experiment], evaluation_key(record, rule), parts)
-            if tests.empty:
+            tests = [
+                current_rows(known[known.selection == selection], evaluation_key(record, rule, checkpoint), parts)
+                for selection, checkpoint in plan.kept.items()
+            ]
+            if any(one.empty for one in tests):  # half of it would pass for the whole
                 unevaluated[run.experiment, rule] = unevaluated.get((run.experiment, rule), 0) + 1
-            for row in tests.itertuples():
+                continue
+            for row in pd.concat(tests).itertuples():
                 tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy, rule)
-                rows.append(about | tested | {"bn_divergence": row.bn_divergence})
+                rows.append(about | tested | {"bn_divergence": row.bn_divergence, "selection": row.selection})
     for (experiment, name), count in unevaluated.items():
         shown = "only their validation is shown" if name == REQUANTIZE else f"nothing of them is shown by {name}"
         print(f"{experiment}: {count} runs have no current evaluation: {shown}", file=sys.stderr)

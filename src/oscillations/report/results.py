@@ -23,7 +23,7 @@ MEASUREMENTS = [
     "study", "data", "experiment", "model", "setting", "method", "variant", "train_bits", "eval_bits", "grid",
     "levels", "calibration", "bn", "preset", "reg_reduction", "scale_grad", "lambda", "lr", "seed", "split",
     "accuracy", "best_epoch", "epochs_run", "status", "run",
-    "start", "bn_divergence", "rule", "activation_bits",
+    "start", "bn_divergence", "rule", "selection", "activation_bits",
 ]  # fmt: skip
 OSCILLATIONS = [
     "experiment", "variant", "model", "method", "train_bits", "lambda", "lr", "seed", "status", "steps_per_epoch",
@@ -66,19 +66,29 @@ class Results:
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """Every accuracy on the test split by re-quantization, batch-norm statistics kept or re-estimated."""
-        return self._evaluations(REQUANTIZE)
+        """Every accuracy on the test split by re-quantization of what stands for a run, batch norm kept or re-estimated.
+
+        ``kept_epoch``: the one whose weights these are.
+        """
+        return self._evaluations(standing(by_rule(self.measurements, REQUANTIZE)))
 
     @cached_property
     def slices(self) -> pd.DataFrame:
         """As :attr:`evaluations`, by slices; nothing that is made of those holds any."""
-        return self._evaluations(SLICE)
+        return self._evaluations(standing(by_rule(self.measurements, SLICE)))
 
-    def _evaluations(self, rule: str) -> pd.DataFrame:
-        tests = by_rule(self.measurements[self.measurements.split == "test"], rule)
+    @cached_property
+    def ends(self) -> pd.DataFrame:
+        """As :attr:`evaluations`, of the weights at the end of training, of every run that keeps these."""
+        requantized = by_rule(self.measurements, REQUANTIZE)
+        return self._evaluations(requantized[selections(requantized) == "last"])
+
+    def _evaluations(self, measurements: pd.DataFrame) -> pd.DataFrame:
+        tests = measurements[measurements.split == "test"]
+        kept_epoch = tests.best_epoch.where(selections(tests) == "best", tests.epochs_run)
+        tests = tests.assign(path=_path(tests), kept_epoch=kept_epoch)
         done = tests.status == "done"
-        numbers = {column: tests[column].where(done) for column in ("accuracy", "best_epoch")}
-        return tests.assign(path=_path(tests), **numbers)
+        return tests.assign(**{name: tests[name].where(done) for name in ("accuracy", "best_epoch", "kept_epoch")})
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -137,6 +147,17 @@ def by_rule(measurements: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The rows of one rule of cross-bit evaluation; what names none is re-quantized."""
     named = measurements.reindex(columns=["rule"])["rule"].astype(object)
     return measurements[named.fillna(REQUANTIZE) == rule]
+
+
+def standing(measurements: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the weights that stand for their run: the best epoch's, where it keeps these."""
+    best = selections(measurements) == "best"
+    return measurements[best | ~measurements["run"].isin(measurements["run"][best])]
+
+
+def selections(measurements: pd.DataFrame) -> pd.Series:
+    """Which weights a row is about, ``best`` or ``last``; a table from before there was the column has the best."""
+    return measurements.reindex(columns=["selection"]).selection.astype(object).fillna("best")
 
 
 def _path(table: pd.DataFrame) -> pd.Series:

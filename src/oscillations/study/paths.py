@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ RESULTS = Path("results")
 PUBLISHED = Path("params/published.csv")
 COST = Path("benchmarks/results/cost.csv")  #: measured speeds
 CHOICES = Path("docs/choices.md")
+#: what a record calls a checkpoint (``checkpoint_sha256``), and how its file's name ends: of the weights that stand for
+#: the run, and of the end of training where the best epoch's are kept beside it
+CHECKPOINTS = {"checkpoint": ".safetensors", "last_checkpoint": ".last.safetensors"}
 WEIGHTS = "weights.csv"  #: histograms over the training: a row for the start and for every epoch, none without a grid
 
 
@@ -120,7 +124,12 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        return checkpoints(self.study) / f"{self.name}.safetensors"
+        """Of the weights that stand for the run."""
+        return self.checkpoints(["checkpoint"])["checkpoint"]
+
+    def checkpoints(self, names: Iterable[str]) -> dict[str, Path]:
+        """By name, some of :data:`CHECKPOINTS`."""
+        return {name: checkpoints(self.study) / f"{self.name}{CHECKPOINTS[name]}" for name in names}
 
     @property
     def work(self) -> Path:

@@ -173,11 +173,14 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        precisions: dict[str, str | None] = {"training": self.training.precision}
-        precisions |= {f"experiments.{k}.training": e.training.get("precision") for k, e in self.experiments.items()}
-        for where, precision in precisions.items():
-            if precision == "bf16" and self.judged:
-                raise ValueError(f"{where}: precision: bf16 is not what published numbers are compared with; use tf32")
+        trainings = {"training": self.training.model_dump()}
+        trainings |= {f"experiments.{name}.training": one.training for name, one in self.experiments.items()}
+        for where, training in trainings.items():
+            for key, value, instead in (("precision", "bf16", "tf32"), ("keep", "last", "both")):
+                if self.judged and training.get(key) == value:
+                    raise ValueError(
+                        f"{where}: {key}: {value} is not what published numbers are compared with; use {instead}"
+                    )
         for bits in self.eval_bits:
             if bits != LATENT and not 2 <= bits <= 8:
                 raise ValueError(f"eval_bits: {bits} is not 2 to 8, nor 32 for the latent weights")

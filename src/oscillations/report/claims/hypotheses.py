@@ -46,8 +46,8 @@ class Runs:
             names.append(study.reference)
             self.fitted |= set(load(study_file(study.reference))[0].fitted)
         self.tests = pd.concat([report.of(name).evaluations for name in names])
-        best = self.tests[["run", "best_epoch"]].drop_duplicates()
-        self.epochs = pd.concat([report.of(name).epochs for name in names]).merge(best, on="run")
+        kept = self.tests[["run", "kept_epoch"]].drop_duplicates()
+        self.epochs = pd.concat([report.of(name).epochs for name in names]).merge(kept, on="run")
 
     def contrast(self, contrast: Contrast, tested: Tested) -> Sample:
         """``of - minus``, or ``of`` alone."""
@@ -76,7 +76,7 @@ class Runs:
         if tested.to is not None:  # layer_distance, whole or last
             samples = [self.layer_shares(one, tested.measure) for one in (path, tested.to)]
             return combine(samples, lambda table: (table[0] - table[1]).map(np.abs).map(sum) / 2)
-        return Sample.of(mine[mine.epoch == mine.best_epoch], tested.measure)
+        return Sample.of(mine[mine.epoch == mine.kept_epoch], tested.measure)
 
     def layer_shares(self, path: str, measure: str) -> Sample:
         """How a run's oscillations, of all epochs or of its last, are spread over its layers: shares by seed, sum 1."""

@@ -24,9 +24,9 @@ def figure2(spec: WeightPanels, report: Report) -> Figure | None:
     shown = [path for path, shares in histograms.items() if len(shares)]
     if not shown:
         return None
-    figure, grid = columns_of_panels(
-        shown, spec.panels, report, f"{spec.layer} at the best epochs", rows=2, height=1.5, sharex=False
-    )
+    kept = sorted({next(iter(report.recipes[path].training.kept)) for path in shown})
+    title = f"{spec.layer} at the {' and '.join(kept)} epochs"
+    figure, grid = columns_of_panels(shown, spec.panels, report, title, rows=2, height=1.5, sharex=False)
     for path, (whole, step) in zip(shown, grid.T):
         shares, levels, color = histograms[path], _grid(path, report), method_color(report.recipes[path])
         whole.bar(shares.index + levels.offset, shares / BIN, width=BIN, color=color, lw=0)

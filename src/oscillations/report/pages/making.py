@@ -33,7 +33,8 @@ def sections(report: Report, costs: Costs, choices: list[tuple[str, str]]) -> li
     """All of them, but those that have nothing to say of this study."""
     found = [
         Section(
-            cells_table(report), "Test accuracy in percent of the best epoch's weights: mean ± deviation over n seeds."
+            cells_table(report),
+            f"Test accuracy in percent of the best epoch's weights{_others(report)}: mean ± deviation over n seeds.",
         ),
         Section(
             _oscillations(report),
@@ -67,6 +68,12 @@ def sections(report: Report, costs: Costs, choices: list[tuple[str, str]]) -> li
         )
     )
     return [section for section in found if section.table.rows]
+
+
+def _others(report: Report) -> str:
+    """The variants that keep no best epoch."""
+    last = [path for path, recipe in report.recipes.items() if recipe.training.keep == "last"]
+    return f" ({', '.join(last)}: of the last's)" if last else ""
 
 
 def cells_table(report: Report) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,10 +54,17 @@ def _content(report: Report, path: str, seeds: list[Plan]) -> dict[str, Any]:
         "filmed": recipe.histograms,
         "data": seeds[0].result["data"],
         "split": seeds[0].result["split"],
-        "files": [(plan.run.seed, plan.result["checkpoint_sha256"], plan.run.checkpoint) for plan in seeds],
+        "kept": list(seeds[0].kept),
+        "files": [(plan.run.seed, _checkpoints(plan)) for plan in seeds],
         "after": _posttrained(report, path),
         "command": f"snakemake --cores 8 all --config study={study} only={path}",
     }
+
+
+def _checkpoints(plan: Plan) -> list[tuple[Path, str]]:
+    """Every checkpoint of a run with its hash, of the weights that stand for it first."""
+    files = plan.run.checkpoints(plan.kept.values())
+    return [(file, plan.result[f"{name}_sha256"]) for name, file in files.items()]
 
 
 def _charts(epochs: pd.DataFrame, path: str, bits: int) -> list[Any]:

@@ -30,14 +30,17 @@ OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, 
 COLUMNS = [
     "family", "method", "label", "variant", "entry", "posttraining", "start", "grid", "levels", "per_channel",
     "calibration", "activation_bits", "planned", "n", "diverged", "accuracy", "accuracy_std", "reestimated",
-    "reestimated_std", "difference", "difference_low", "difference_high", "difference_n", "worst", "worst_std",
+    "reestimated_std", "end", "end_std", "difference", "difference_low", "difference_high", "difference_n",
+    "worst", "worst_std",
     *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel", "activation_bits"]  # only rows that share all of these are ranked
 EARLY = "‡"
+END = "end of training"
 TITLE = "Every method at its target bits: "
 SERVED = [3, 4, 8]  # widths that one network is wanted for
 WORST = f"worst of {', '.join(map(str, SERVED))} bits"
+END_NOTE = "End of training: the same runs with the weights after their last epoch, where a study keeps these as well."
 WEIGHT_ONLY = (
     "Weight-only: activations, biases and norms stay in floating point, and every loss is the cross-entropy with what "
     "the method adds to it (no distillation)."
@@ -91,6 +94,8 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
     widths = [f"at_{bits}{suffix}" for bits in other_widths(report.study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
     table = pd.DataFrame(_distinct(rows), columns=[*COLUMNS[:place], *widths, *COLUMNS[place:]])
+    if table.end.isna().all():
+        table = table.drop(columns=["end", "end_std"])
     families = {family: number for number, family in enumerate(dict.fromkeys(table.family))}
     return table.sort_values("family", key=lambda column: column.map(families), kind="stable", ignore_index=True)
 
@@ -105,6 +110,7 @@ def _family(study: Study, experiment: str) -> str:
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     study, tests, epochs, speeds = report.study, report.results.evaluations, report.results.epochs, cost.read_speeds()
+    ends = report.results.ends
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
@@ -119,16 +125,21 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         point = point.removesuffix(input_name(inputs)).strip("-")
         point = point.replace("lambda", "λ = ")
         name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
+        keep = variant.recipe.training.keep
+        more = (", per channel" if chosen_per_channel else "") + (f", {END}" if keep == "last" else "")
         own = mine[mine.eval_bits == spec.bits]
         row: dict[str, Any] = {
             "family": family,
             "paired_with": (family, per_channel),
             "method": method,
-            "label": f"{name} {point}".strip() + (", per channel" if chosen_per_channel else ""),
+            "label": f"{name} {point}".strip() + more,
             "variant": variant.path,
             "planned": len(variant.seeds),
         }
         row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel, "activation_bits": inputs}
+        if keep == "both":
+            last = ends[(ends.path == variant.path) & (ends.eval_bits == spec.bits) & (ends.bn == "keep")]
+            row |= _mean("end", last.accuracy)
         kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
         others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
@@ -138,7 +149,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
         began = choice.options.begins * variant.recipe.training.epochs  # epochs before its own phase
-        kept = own[own.bn == "keep"].best_epoch
+        kept = own[own.bn == "keep"].kept_epoch
         yield (
             row
             | of_runs.mean().to_dict()
@@ -221,7 +232,7 @@ def _cost(own: pd.DataFrame) -> dict[str, float]:
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]
     return {
-        "best_epoch": done.best_epoch.mean(),
+        "best_epoch": done.kept_epoch.mean(),
         "steps": steps.mean(),
         "seconds": pd.Series(walls, dtype=float).mean(),
     }
@@ -269,6 +280,8 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     text["− QAT [95 %]"] = [_difference_text(row) for row in rows.itertuples()]
     text["n"] = [f"{row.n} of {row.planned}" if row.n != row.planned else f"{row.n}" for row in rows.itertuples()]
     text[f"{target}, BN re-estimated"] = _means(rows, "reestimated")
+    if "end" in rows:
+        text[f"{target}, {END}"] = _means(rows, "end")
     for bits in other_widths(study, spec):
         text[bits_label(bits)] = _means(rows, f"at_{bits}")
     if rows.activation_bits.notna().any():
@@ -300,6 +313,7 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     said_notes = [note for note in notes(spec) if note[0] != EARLY or (rows.early > 0).any()]
     if rows.activation_bits.notna().any():
         said_notes = [INPUTS if note == WEIGHT_ONLY else note for note in said_notes]
+    said_notes += [END_NOTE] if "end" in rows else []
     return Table(compared_name(name), title(study, spec), [study.note, *said_notes], said, missing, first)
 
 
