@@ -89,8 +89,8 @@ def test_the_default_is_no_part_of_a_recipes_meaning(recipe):
 def test_keys_are_of_one_checkpoint():
     record = {"recipe": plain_recipe(), "checkpoint_sha256": "c", "last_checkpoint_sha256": "l", "data_sha256": "d"}
     alone = record | {"checkpoint_sha256": "l"}
-    assert identity.evaluation_key(record, "last_checkpoint") == identity.evaluation_key(alone)
-    assert identity.evaluation_key(record, "last_checkpoint") != identity.evaluation_key(record)
+    assert identity.evaluation_key(record, checkpoint="last_checkpoint") == identity.evaluation_key(alone)
+    assert identity.evaluation_key(record, checkpoint="last_checkpoint") != identity.evaluation_key(record)
 
 
 # -- the tables --------------------------------------------------------------------------------------------

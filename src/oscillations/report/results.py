@@ -66,7 +66,7 @@ class Results:
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
-        """Every accuracy on the test split by re-quantization of what stands for a run, batch norm kept or re-estimated.
+        """Accuracies on the test split by re-quantization, of what stands for a run, batch norm kept or re-estimated.
 
         ``kept_epoch``: the one whose weights these are.
         """
