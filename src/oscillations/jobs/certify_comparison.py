@@ -78,7 +78,10 @@ def _first(differences: Iterable[str | None]) -> str | None:
 
 
 def _table(projects: list[Path], file: Path, **chosen: str) -> str | None:
-    """The first number of a table, or of its ``chosen`` rows, that differs. Columns may have been added."""
+    """The first number of a table, or of its ``chosen`` rows, that differs.
+
+    Columns may have been added, and empty ones left out.
+    """
     tables: list[list[dict[str, str]]] = []
     for project in projects:
         if not (project / file).exists():
@@ -91,7 +94,7 @@ def _table(projects: list[Path], file: Path, **chosen: str) -> str | None:
         return f"{file}: {len(before)} rows before, {len(after)} now"
     for number, (old, new) in enumerate(zip(before, after), 1):
         for column, value in old.items():
-            if column not in UNCOMPARED and new.get(column) != value:
+            if column not in UNCOMPARED and new.get(column, "") != value:
                 where = " ".join([*chosen.values(), f"row {number}"])
                 return f"{file}, {where}: {column} was {value}, is {new.get(column)}"
     return None
