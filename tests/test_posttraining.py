@@ -390,6 +390,13 @@ def test_v9_a_share_of_the_entries_is_quantized_afresh_at_every_call(trained, sh
     cal.inputs.remove()
 
 
+def test_v9_what_is_dropped_inside_is_drawn_apart_from_what_is_mixed_before(trained):
+    cal = with_inputs(*trained)
+    inside, before = (torch.rand(1000, generator=generator) for generator in (cal.inputs.draws, cal.mixing))
+    assert (inside != before).float().mean() > 0.99
+    cal.inputs.remove()
+
+
 def test_v9_the_gradient_of_a_step_is_the_kept_share_of_lsqs_in_expectation(trained):
     model, weights, images = trained
     cal = with_inputs(model, weights, images)
@@ -510,11 +517,11 @@ def test_R1_one_layer_by_plain_autograd_and_torchs_adam(iterations):
 
 
 def test_M1_capacity_is_additive_and_monotone():
-    layers = [(100, 1), (50, 2), (30, 1)]
-    whole = mrecg.mod_cap(layers, 3, 1.6)
-    assert whole == pytest.approx(sum(mrecg.mod_cap([layer], 3, 1.6) for layer in layers)) == 3 * (100 + 80 + 30)
-    assert mrecg.mod_cap(layers, 4, 1.6) > whole
-    assert mrecg.mod_cap([(101, 1), *layers[1:]], 3, 1.6) > whole
+    layers = [(100, 1, 3), (50, 2, 3), (30, 1, 3)]
+    whole = mrecg.mod_cap(layers, 1.6)
+    assert whole == pytest.approx(sum(mrecg.mod_cap([layer], 1.6) for layer in layers)) == 3 * (100 + 80 + 30)
+    assert mrecg.mod_cap([(100, 1, 8), *layers[1:]], 1.6) == whole + 500
+    assert mrecg.mod_cap([(101, 1, 3), *layers[1:]], 1.6) > whole
 
 
 def test_M1_groups_are_contiguous_cover_all_and_chains_are_transitive():

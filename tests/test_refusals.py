@@ -273,6 +273,7 @@ BAD = [
     (f"{E}.activations", {"bits": 1}, "bits: .*greater than or equal to 2"),
     (f"{E}.activations", {"bit": 3}, "activations: unknown key 'bit'; did you mean 'bits'"),
     (f"{E}.activations", {"bits": 3, "first_last": 16}, "first_last: .*less than or equal to 8"),
+    ("experiments.resnet.activations", {"bits": 3}, "fine.start_from: resnet quantizes activations"),
     (f"{E}.first_last_bits", 9, "less than or equal to 8"),
     (f"{V}.first_last_bits", 8, "neither patch_embed.proj nor head is quantized; see quant_layers"),
     (

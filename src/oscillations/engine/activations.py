@@ -31,15 +31,16 @@ class LearnedStep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, margin: float, factor: float) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.range = (low, high, margin, factor)
-        return (x / step).round_().clamp_(low, high).mul_(step)
+        wide = x if x.dtype == step.dtype else x.to(step.dtype)  # bfloat16 could not tell 8-bit codes apart
+        return (wide / step).round_().clamp_(low, high).mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (x, step), (low, high, margin, factor) = upstream, ctx.saved_tensors, ctx.range
-        u = x / step
+        u = x.to(step.dtype) / step
         inside = (u >= low - margin) & (u <= high + margin)
         per_step = u.round().clamp(low, high) - u * inside
-        return grad * inside, (grad * per_step).sum() * factor, None, None, None, None
+        return grad * inside, (grad.to(step.dtype) * per_step).sum() * factor, None, None, None, None
 
 
 class InputQuantizer:

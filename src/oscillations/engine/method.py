@@ -137,7 +137,9 @@ class SharedScaleOptions(TargetOptions):
 class QuantizedOptions(SharedScaleOptions):
     """Options of the methods on the grid of Eq. 1-2, whose scale follows from the weights."""
 
-    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = "dynamic_max"
+    scale_source: Literal["dynamic_max", "frozen_max", "mse"] = Field(
+        "dynamic_max", description="Eq. 2's scale of the present weights, that of the first ones, or the least squares'"
+    )
 
 
 class ScaleGradientOptions(QuantizedOptions):
@@ -152,6 +154,10 @@ class ScaleGradientOptions(QuantizedOptions):
 
 class Method(Generic[QuantizerT]):
     """Base of all methods. Override what differs; the defaults train the latent weights as they are.
+
+    Hooks are called in this order: ``attach`` and ``make_quantizer`` when a network is made, ``begin`` before a
+    training; at every step ``forward_weights``, ``loss``, ``after_backward`` and ``step``, after which the quantizer is
+    brought up to date; at the end of an epoch ``exported`` and ``penalty``.
 
     ``Options`` is the class of its options, for studies, and ``options`` says the same of the attribute. A method with
     a quantizer of its own names it, ``class Aoq(Method["AoqQuantizer"])``: its hooks then see that.
@@ -218,7 +224,7 @@ class Method(Generic[QuantizerT]):
         return nullcontext()
 
     def penalty(self, quantizer: QuantizerT, moment: Moment) -> Tensor | float | None:
-        """Value of the loss term that :meth:`after_backward` stands for, if there is one."""
+        """What the validation loss counts beside the cross-entropy, if anything."""
         return None
 
     def state(self) -> dict[str, Tensor]:

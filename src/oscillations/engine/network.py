@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,10 @@ class Network:
 
     @contextmanager
     def holding(self, values: Tensors | None) -> Iterator[None]:
-        """The quantized parameters hold these values (None: the latent weights) inside the block."""
+        """The quantized parameters hold these values (None: the latent weights) inside the block.
+
+        The quantizer is in use if they are its own ``quantized``: then layers may compute on its codes otherwise.
+        """
         quantizer = self.quantizer
         if quantizer is not None:
             quantizer.in_use = values is quantizer.quantized
@@ -76,7 +79,7 @@ class Network:
             if quantizer is not None:
                 quantizer.in_use = False
 
-    def at(self, bits: int, rule: str = REQUANTIZE):  # type: ignore[no-untyped-def]  # what :meth:`holding` gives
+    def at(self, bits: int, rule: str = REQUANTIZE) -> AbstractContextManager[None]:
         """The network at a bit width, inside the block; as in :meth:`weights`."""
         return self.holding(self.weights(bits, rule))
 

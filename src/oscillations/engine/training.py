@@ -92,7 +92,7 @@ class Trainer:
             with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
                 loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
-            method.loss(loss, parameters, moment).backward()
+            method.loss(loss, parameters, moment).backward()  # dL/dq becomes the gradient of the latent parameter: STE
         if quantizer is None:
             self.optimizer.step()
         else:
@@ -109,7 +109,7 @@ class Trainer:
         """Of the step that comes next."""
         epoch, step = self.progress.epoch, self.progress.step
         begun, ended = (epoch + steps / self.steps_per_epoch for steps in (step, step + 1))
-        return Moment(begun / self.epochs, ended / self.epochs)
+        return Moment(begun / self.epochs, min(ended / self.epochs, 1.0))
 
     # -- the run -------------------------------------------------------------------------------------------
 

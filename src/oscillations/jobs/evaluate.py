@@ -53,7 +53,7 @@ def evaluate(
         bins = known_bins[known_bins.run == run.name]
         draws = with_histograms and checkpoint == "checkpoint"  # of the weights that stand for the run
         without_bins = draws and bins.empty and recipe.bits != LATENT
-        if missing := [rule for rule in rules if mine[rule].empty or without_bins]:
+        if missing := [rule for rule in rules if mine[rule].empty or (without_bins and rule == REQUANTIZE)]:
             if not about:
                 about, tensors = datasets.read(recipe.data, DATA)
                 sets = image_sets(about, tensors, recipe, torch_device)  # the same for a whole experiment

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from oscillations.core.errors import InputError
 from oscillations.methods._statsq import ProductQuantizer, straight_through
 
 
@@ -31,6 +32,8 @@ class ProductAttention(Attention):
         quantizer = self.quantizer
         if quantizer is None or not quantizer.in_use:
             return super().forward(x, attn_mask, is_causal)
+        if attn_mask is not None or is_causal:
+            raise InputError("qkr: attention with a mask is not formed on products of weights")
         return product_attention(self, x, lambda product: straight_through(product, quantizer.bits, quantizer.tie))
 
 

@@ -22,5 +22,5 @@ class QAT(Method):
     def after_backward(self, quantizer: Quantizer, grads: Tensors, moment: Moment) -> None:
         if self.options.scale_grad == "flow":
             for i, grad in enumerate(grads):
-                error = quantizer.error(i, out=quantizer.quantized[i])
+                error = quantizer.error(i, out=quantizer.quantized[i])  # q is not needed again before the next update
                 quantizer.scale.add_gradient(i, grad, upstream=grad, error=error)

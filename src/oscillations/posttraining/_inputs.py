@@ -46,12 +46,13 @@ class DroppedInput(InputQuantizer):
 class DroppedInputs:
     """Quantizers of the inputs of some layers, ``bits`` by name; they act inside :meth:`on` only.
 
-    Steps are taken from the model as it is, on ``images`` (normalised). ``seed`` draws what is dropped.
+    Steps are taken from the model as it is, on ``images`` (normalised). ``seed`` draws what is dropped, and no draw is
+    one of those that mix a unit's inputs, which begin with the seed itself.
     """
 
     def __init__(self, model: nn.Module, bits: Mapping[str, int], images: Tensor, seed: int):
         self.by_layer = {layer: DroppedInput(width, images.device) for layer, width in bits.items()}
-        self.draws = torch.Generator(images.device).manual_seed(seed)
+        self.draws = torch.Generator(images.device).manual_seed(seed + 2**32)
         self.share: float | None = None  # of the entries that are quantized; None: the quantizers are off
         self._hooks = [
             model.get_submodule(layer).register_forward_pre_hook(

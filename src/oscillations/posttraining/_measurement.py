@@ -77,7 +77,8 @@ def calibrate(
         parameter.requires_grad_(False)
     weights = {n: w for n, w in zip(network.names, network.parameters) if w.dim() > 1}
     at_ends = {name for name in weights if layer_of(name) in first_and_last(model)}
-    widths = {name: o.first_last_bits or bits if name in at_ends else bits for name in weights}
+    own = {name: o.first_last_bits or network.own_bits.get(name, bits) for name in at_ends}
+    widths = {name: own.get(name, bits) for name in weights}
     grid, per_channel = "sym_odd", o.per_channel
     if o.scale == "rescaled":
         quantizer = learned_quantizer(network)

@@ -130,9 +130,10 @@ class Calibration:
         """(|g| + 1)^2 at the unit's output, g the gradient of KL(quantized || latent) of the network's answers.
 
         Quantized are the predecessors; the unit itself is latent, as the soft weights that it starts from in BRECQ's
-        released code (Li et al. 2021, arXiv:2102.05426) equal the latent ones: the first unit's are all 1.
+        released code (Li et al. 2021, arXiv:2102.05426) equal the latent ones: the first unit's are all 1. No
+        activation is quantized for them: the release takes those up after the weights.
         """
-        outputs, answers = self.value(unit.stop), self.latent(self.chain.output)
+        outputs, answers = self.latent(unit.stop, self.quantized), self.latent(self.chain.output)
         rest = self.chain.module(unit.stop, self.chain.output)
         gradients: list[Tensor] = []
         for z, answer in zip(outputs.split(batch_size), answers.split(batch_size)):

@@ -129,17 +129,18 @@ def too_many(k: int, joinable: list[bool]) -> str:
     return f"k: {k} pairs of {len(joinable) + 1} units; only {sum(joinable)} can be merged"
 
 
-def mod_cap(layers: Iterable[tuple[int, int]], bits: int, stride_factor: float) -> float:
-    """Capacity of a unit from its layers' ``(parameters, stride)``: their bits, a layer of stride 2 weighted."""
-    return float(sum(count * bits * (stride_factor if stride > 1 else 1.0) for count, stride in layers))
+def mod_cap(layers: Iterable[tuple[int, int, int]], stride_factor: float) -> float:
+    """Capacity of a unit from its layers' ``(parameters, stride, bits)``: all bits, a layer of stride 2 weighted."""
+    return float(sum(count * bits * (stride_factor if stride > 1 else 1.0) for count, stride, bits in layers))
 
 
 def capacity(calibration: Calibration, unit: Unit, stride_factor: float) -> float:
     layers = []
     for name in unit.weights:
         layer = calibration.chain.traced.get_submodule(name.rpartition(".")[0])
-        layers.append((layer.get_parameter("weight").numel(), max(getattr(layer, "stride", (1,)))))
-    return mod_cap(layers, calibration.bits, stride_factor)
+        width = calibration.grids[name].high.bit_length() + 1
+        layers.append((layer.get_parameter("weight").numel(), max(getattr(layer, "stride", (1,))), width))
+    return mod_cap(layers, stride_factor)
 
 
 def own_errors(calibration: Calibration) -> list[float]:

@@ -32,8 +32,9 @@ def workload(recipe: Recipe) -> str:
     """
     whole = meaning(recipe.plain())
     decisive: dict[str, Any] = {
-        key: whole[key] for key in ("resize", "model", "quant_layers", "threads", "activations") if key in whole
+        key: whole[key] for key in ("resize", "model", "quant_layers", "threads") if key in whole
     }
+    decisive |= {"activations": True} if "activations" in whole else {}
     decisive |= {"images": list(datasets.find(recipe.data).IMAGE_SHAPE)}
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
     decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}

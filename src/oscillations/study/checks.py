@@ -70,6 +70,8 @@ def _check_start(study: Study, name: str, where: str) -> None:
     parent = study.experiments[start]
     if "baseline" not in parent.methods or parent.sweep or parent.start_from or parent.pretrained:
         raise InputError(f"{where}.start_from: {start} must train one baseline from scratch")
+    if parent.activations is not None:
+        raise InputError(f"{where}.start_from: {start} quantizes activations; start from an experiment that does not")
     if parent.model != experiment.model or parent.resize != experiment.resize or parent.data != experiment.data:
         raise InputError(f"{where}.start_from: {start} trains another model, image size or dataset")
     if study.held_out(start) != study.held_out(name):  # or what one was trained on would validate the other
@@ -113,6 +115,9 @@ def _check_tables(study: Study, path: Path) -> None:
     for table, names in study.tables.items():
         where = f"{path}: tables.{table}"
         refuse_unknown(names, study.experiments, where, "experiment")
+        for name in names:
+            if study.experiments[name].activations or study.experiments[name].first_last_bits:
+                raise InputError(f"{where}: {name}: the published networks quantize weights alone, all at one width")
         if table in ("table1", "table2", "table3"):
             for name in names:
                 if any(len(points) > 1 for points in study.experiments[name].sweep.values()):
