@@ -52,7 +52,7 @@ class DroppedInputs:
 
     def __init__(self, model: nn.Module, bits: Mapping[str, int], images: Tensor, seed: int):
         self.by_layer = {layer: DroppedInput(width, images.device) for layer, width in bits.items()}
-        self.draws = torch.Generator(images.device).manual_seed(seed + 2**32)
+        self.draws = torch.Generator(images.device).manual_seed(seed + 2**31)  # of a seed, 32 bits count
         self.share: float | None = None  # of the entries that are quantized; None: the quantizers are off
         self._hooks = [
             model.get_submodule(layer).register_forward_pre_hook(
