@@ -160,8 +160,10 @@ class Trainer:
         return nullcontext() if self.quantizer is None else self.method.exported(self.quantizer)
 
     def weights(self, selection: str) -> dict[str, Tensor]:
-        """What a checkpoint holds: the weights of the ``best`` epoch (before one has ended, as they are trained), or
-        the ``last``, as they are exported now."""
+        """What a checkpoint holds: the weights of the ``best`` epoch, or the ``last``, as they are exported now.
+
+        Before any epoch has ended the best are those that are trained.
+        """
         if selection == "best":
             return self.best or self.network.trained()
         with self.exported():
