@@ -15,7 +15,7 @@ from oscillations.report.results import Report
 from oscillations.report.table import Missing, Row, Table
 from oscillations.report.tables import rate_search
 from oscillations.report.tables.published import summarise
-from oscillations.report.text import METHOD_NAMES, bits_label, count, plus_minus
+from oscillations.report.text import bits_label, count, plus_minus
 from oscillations.study.paths import experiment_of
 from oscillations.study.schema import Study
 
@@ -108,25 +108,20 @@ def _oscillations(report: Report) -> Table:
 
 
 def _norms(report: Report) -> Table:
-    """Cells of networks with batch norm, statistics kept beside re-estimated."""
+    """Networks with batch norm, a row each: at every width the statistics kept, and re-estimated."""
     kept, fresh = (summarise(report.results.evaluations, bn) for bn in ("keep", "reestimate"))
     both = kept.merge(fresh, on=["path", "method", "train_bits", "eval_bits"], suffixes=("", "_fresh"))
-    rows = [
-        Row(
-            {
-                "Variant": row.path,
-                "Method": METHOD_NAMES.get(row.method, row.method),
-                "Evaluated": bits_label(row.eval_bits),
-                "BN kept": plus_minus(row["mean"], row["std"]),
-                "BN re-estimated": plus_minus(row.mean_fresh, row.std_fresh),
-                "Change": f"{row.mean_fresh - row['mean']:+.2f}",
-                "n": str(row.n),
-            },
-            row.runs.split(),
-        )
-        for _, row in both.iterrows()
-    ]
-    return Table("norms", "Batch-norm statistics: kept or re-estimated at each bit width", [], rows)
+    rows = []
+    for path, cells in both.groupby("path", sort=False):
+        at = {
+            bits_label(
+                row.eval_bits
+            ): f"{plus_minus(row['mean'], row['std'])} → {plus_minus(row.mean_fresh, row.std_fresh)}"
+            for _, row in cells.iterrows()
+        }
+        runs = list(dict.fromkeys(run for named in cells.runs for run in named.split()))
+        rows.append(Row({"Variant": str(path)} | at | {"n": str(cells.n.min())}, runs))
+    return Table("norms", "Batch-norm statistics: kept → re-estimated at each bit width", [], rows)
 
 
 # -- cost --------------------------------------------------------------------------------------------------

@@ -370,6 +370,7 @@ def notes(spec: ComparisonTable) -> list[str]:
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training.",
         "Calibration loss: relative error of the network's answers on the calibration images; where no blocks are "
-        "(MLP5), BRECQ is AdaRound. Steps and seconds: mean of a run, on a machine that was not always idle; a step's "
-        "cost was measured apart (benchmarks/results/cost.csv).",
+        "(MLP5), BRECQ is AdaRound, and where activations are not quantized, QDrop only mixes inputs. Steps and "
+        "seconds: mean of a run, on a machine that was not always idle; a step's cost was measured apart "
+        "(benchmarks/results/cost.csv).",
     ]
