@@ -11,7 +11,7 @@ from oscillations.methods.bin_regularization import BinRegularization, bin_share
 
 def made(weights, bits=3, scale=None, **options):
     method = BinRegularization(BinRegularization.Options(bits=bits, **options))
-    quantizer = method.make_quantizer({f"{i}.weight": weight for i, weight in enumerate(weights)})
+    quantizer = method.make_quantizer({f"{i}.weight": weight for i, weight in enumerate(weights)}, {})
     method.begin(quantizer)
     if scale is not None:
         quantizer.scales[0].fill_(scale)
