@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -414,6 +415,13 @@ def test_reconstruction_joins_what_coincides_and_marks_no_unit_without_a_loss(st
     assert [text.get_text() for text in learned.get_legend().get_texts()] == ["adaround,\nbrecq"]
     assert learned.lines[0].get_xydata().tolist() == [[2, pytest.approx(0.1)], [3, pytest.approx(0.2)]]
     assert nearest.lines[0].get_ydata() == pytest.approx([0.2, 0.4])
+
+
+def test_reconstruction_has_no_panel_of_what_has_not_run(study):
+    results = report(study).results
+    found = Report(*study, replace(results, losses=results.losses[results.losses.label == "nearest"]))
+    (nearest,) = figures.draw("figure-reconstruction-after", found).axes
+    assert nearest.get_title() == "rounding to nearest"
 
 
 def test_figure_a5_shows_the_counters_totals():

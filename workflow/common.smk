@@ -14,7 +14,7 @@ from oscillations.core.errors import InputError
 from oscillations.jobs import launch
 from oscillations.records import identity, numerics, sources
 from oscillations.records import provenance
-from oscillations.records.plans import plans
+from oscillations.records.plans import current, plans
 from oscillations.study import drawing, paths, pretrained
 from oscillations.study.reading import load
 from oscillations.study.variants import select
@@ -29,7 +29,7 @@ except InputError as error:
 
 # Tables show every current run of the study, whatever this command is narrowed to.
 PLANS = plans(VARIANTS)
-CURRENT = [plan.run for plan in PLANS if plan.current]
+CURRENT = [plan.run for plan in current(PLANS)]
 STALE = {plan.stale for plan in PLANS}
 PLANS_OF = {}
 for plan in PLANS:
@@ -55,11 +55,19 @@ def posttraining_experiments(entry):
     return list(dict.fromkeys(paths.experiment_of(variant) for variant in STUDY.posttraining[entry].of))
 
 
+def posttrained(entry):
+    """Whether an entry that this command does not make has been made: whether a row of its files is current."""
+    if not all(file.exists() for file in paths.posttraining_files(STUDY.study, entry)):
+        return False
+    from oscillations.records import rows  # costs pandas
+
+    return any(len(made) for _, (made, _) in rows.posttrained(STUDY, entry, current(PLANS)))
+
+
 SHOWN_ENTRIES = [
     entry
     for entry in STUDY.posttraining
-    if posttraining_runs(entry)
-    and (entry in SELECTION.entries or all(file.exists() for file in paths.posttraining_files(STUDY.study, entry)))
+    if posttraining_runs(entry) and (entry in SELECTION.entries or posttrained(entry))
 ]
 SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.posttraining_files(STUDY.study, entry)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,10 @@ import pandas as pd
 from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import write_text
 from oscillations.records import numerics
+from oscillations.records.identity import arithmetic, posttraining_key, posttraining_parts
+from oscillations.records.plans import Plan
+from oscillations.study.paths import posttraining_files
+from oscillations.study.schema import Study
 
 EVALUATIONS = ["run", "key", "arithmetic", "eval_bits", "bn", "accuracy", "bn_divergence", "rule", "selection"]
 HISTOGRAMS = ["run", "layer", "bits", "scale", "u", "count"]  # of the runs in the evaluations beside them
@@ -48,6 +52,21 @@ def current_rows(table: pd.DataFrame, key: str, parts: Sequence[str]) -> pd.Data
     """The rows with that key that the parts made in the version that they have now."""
     found = table[table.key == key]
     return found[[numerics.made_by(text, parts) for text in found.arithmetic]]
+
+
+def posttrained(study: Study, name: str, finished: Iterable[Plan]) -> Iterator[tuple[Plan, list[pd.DataFrame]]]:
+    """The current rows of the study's post-training entry ``name``: of each finished run, label and bit width.
+
+    Accuracies and the losses per unit; empty where there are none.
+    """
+    entry, files = study.posttraining[name], posttraining_files(study.study, name)
+    found = [read_rows([file], columns) for file, columns in zip(files, (POSTTRAINED, RECONSTRUCTED))]
+    for plan in (plan for plan in finished if plan.variant.path in entry.of):
+        for label, method, options in entry.resolved():
+            parts = [*posttraining_parts(method), *arithmetic(plan.result["recipe"])[1:]]
+            for bits in entry.bits:
+                key = posttraining_key(plan.result, method, options, bits)
+                yield plan, [current_rows(rows[rows.label == label], key, parts) for rows in found]
 
 
 def write_rows(file: Path, frames: Iterable[pd.DataFrame], columns: Sequence[str]) -> None:

@@ -12,25 +12,11 @@ from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.engine.recipe import Recipe
-from oscillations.records.identity import (
-    arithmetic,
-    evaluation_key,
-    evaluation_parts,
-    posttraining_key,
-    posttraining_parts,
-)
+from oscillations.records.identity import evaluation_key, evaluation_parts
 from oscillations.records.plans import MEASURED, Plan, current, plans
-from oscillations.records.rows import (
-    EVALUATIONS,
-    POSTTRAINED,
-    RECONSTRUCTED,
-    current_rows,
-    read_rows,
-    without_implied,
-    write_rows,
-)
+from oscillations.records.rows import EVALUATIONS, current_rows, posttrained, read_rows, without_implied, write_rows
 from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION
-from oscillations.study.paths import Run, evaluation_files, measurements_file, posttraining_files, results
+from oscillations.study.paths import Run, evaluation_files, measurements_file, results
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
@@ -92,21 +78,14 @@ def _refuse(stale: list[Plan]) -> None:
 def collect_posttraining(study: Study, finished: list[Plan]) -> None:
     """Write ``posttraining.csv`` and ``reconstruction.csv``: what was made of current runs with the present options."""
     tables: tuple[list, list] = ([], [])
-    for name, entry in study.posttraining.items():
-        files = posttraining_files(study.study, name)
-        found = [read_rows([file], columns) for file, columns in zip(files, (POSTTRAINED, RECONSTRUCTED))]
-        for plan in (plan for plan in finished if plan.variant.path in entry.of):
-            record = plan.result
-            about = _about(study, plan.variant, record, plan.run.seed, str(plan.run.folder))
+    for name in study.posttraining:
+        for plan, found in posttrained(study, name, finished):
+            about = _about(study, plan.variant, plan.result, plan.run.seed, str(plan.run.folder))
             about |= {"start_method": about["method"]}
             theirs = ("method", "status", "activation_bits")  # the post-training method's, not the run's
             about = {key: about[key] for key in POSTTRAINING if key in about and key not in theirs}
-            for label, method, options in entry.resolved():
-                parts = [*posttraining_parts(method), *arithmetic(record["recipe"])[1:]]
-                for bits in entry.bits:
-                    key = posttraining_key(record, method, options, bits)
-                    for table, rows in zip(tables, found):
-                        table.append(current_rows(rows[rows.label == label], key, parts).assign(**about))
+            for table, rows in zip(tables, found):
+                table.append(rows.assign(**about))
     for name, frames, columns in zip(("posttraining", "reconstruction"), tables, (POSTTRAINING, RECONSTRUCTION)):
         write_rows(results(study.study) / f"{name}.csv", frames, columns)
 

@@ -26,14 +26,16 @@ SAME = 1e-2  #: relative difference of losses up to which two labels are drawn a
 
 
 def reconstruction(entry: PostTrainingEntry, report: Report) -> Figure | None:
-    """A row for every kind of run and bit width: rounding to nearest on the left, what is learned on the right."""
+    """A row for every kind of run and bit width: rounding to nearest on the left, what is learned on the right.
+
+    Of what has not run there is no column.
+    """
     losses = report.results.reconstruction
     losses = losses[losses.path.isin(entry.of) & losses.eval_bits.isin(entry.bits)]
-    rounded = [label for label, method, _ in entry.resolved() if method == "nearest"]
-    columns = {
-        "rounding to nearest": rounded,
-        "learned rounding": [label for label in entry.methods if label not in rounded],
-    }
+    columns: dict[str, list[str]] = {}
+    for label, method, _ in entry.resolved():
+        if label in set(losses.label):
+            columns.setdefault("rounding to nearest" if method == "nearest" else "learned rounding", []).append(label)
     rows = [(path, bits) for path in entry.of for bits in entry.bits
             if len(losses[(losses.path == path) & (losses.eval_bits == bits)])]  # fmt: skip
     if not rows:
