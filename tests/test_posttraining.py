@@ -367,7 +367,9 @@ def with_inputs(model, weights, images, bits=3, width=4, ends=8):
 
 def reconstructed(method, cal, **options):
     found = posttraining.find(method)
-    found(found.Options(**{"iterations": 40, "lr": 1e-2, "step_lr": 1e-2} | options)).quantize(cal)
+    found(
+        found.Options(**{"iterations": 40, "lr": 1e-2, "step_lr": 1e-2, "activations": {"bits": 4}} | options)
+    ).quantize(cal)
     cal.inputs.remove()
     return cal
 
@@ -668,6 +670,7 @@ def load(tmp_path, **changes):
         ({"methods": {"adaround": {"scale": "rescaled"}}}, "methods.adaround: scale: 'rescaled' is not allowed"),
         ({"methods": {"nearest": {"scale": "rescaled"}}}, "mlp5-scratch/baseline: scale: rescaled: baseline learns no scales; use max or mse"),
         ({"methods": {"nearest": {"scale": "rescaled", "per_channel": True}}}, "per_channel: rescaled scales are per channel where"),
+        ({"methods": {"adaround": {"step_lr": 1e-3}}}, "step_lr: no inputs are quantized; say activations, or leave step_lr out"),
         ({"methods": {"mrecg": {}}}, "k, scheme: give one of the two"),
         ({"methods": {"mrecg": {"scheme": "released"}}}, "scheme: released: there is none for mlp5; known: resnet18, mobilenetv2"),
         ({"methods": {"mrecg": {"scheme": [["fc1", "fx2"]]}}}, "scheme: no unit 'fx2'; did you mean 'fc2'?"),

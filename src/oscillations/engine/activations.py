@@ -75,9 +75,13 @@ class InputQuantizer:
             if not training:
                 raise InputError("activations: a layer was evaluated before any training batch had reached it")
             self.start(x)
+        return self.quantized(x)
+
+    def quantized(self, x: Tensor, margin: float = 0.0) -> Tensor:
+        """x^ of inputs whose range is known; ``margin`` as in :class:`LearnedStep`."""
         assert self.range is not None
         low, high = self.range
-        return LearnedStep.apply(x, self.step, low, high, 0.0, 1 / math.sqrt(high * x.numel()))
+        return LearnedStep.apply(x, self.step, low, high, margin, 1 / math.sqrt(high * x.numel()))
 
     def state(self) -> dict[str, Tensor]:
         return {"step": self.step.detach(), "signed": self.signed}

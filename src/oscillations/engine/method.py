@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, T
 from pydantic import Field, model_validator
 
 from oscillations.core.config import Strict
+from oscillations.engine.layers import layer_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -237,5 +238,4 @@ class Method(Generic[QuantizerT]):
 
 def regularized(quantizer: Quantizer, patterns: tuple[str, ...]) -> list[bool]:
     """For every quantized tensor, whether its layer matches one of the patterns."""
-    layers = [name.rpartition(".")[0] for name in quantizer.names]
-    return [any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers]
+    return [any(fnmatchcase(layer_of(name), pattern) for pattern in patterns) for name in quantizer.names]

@@ -75,6 +75,9 @@ class Scale:
     def compute(self) -> None:
         """Follow the weights, if this kind does."""
 
+    def bound(self) -> None:
+        """Keep above zero what an optimizer has changed, if this kind is learned."""
+
     def state(self, names: list[str]) -> dict[str, Tensor]:
         """The scales that do not follow from the weights, for the tensors of these names."""
         return {}
@@ -113,7 +116,12 @@ class LearnedScale(KeptScale):
         first: Callable[[Tensor, Grid, bool], Tensor], smallest: float,
     ):  # fmt: skip
         super().__init__(weights, grids, per_channel)
+        self.smallest = smallest
         self.values = [scale.clamp_min(smallest) for scale in self.each(first)]
+
+    def bound(self) -> None:
+        for scale in self.values:
+            scale.clamp_(min=self.smallest)
 
 
 class MaxScale(Scale):

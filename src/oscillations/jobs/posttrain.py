@@ -19,6 +19,7 @@ from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.network import Network
 from oscillations.jobs.networks import trained
+from oscillations.posttraining import PostTrainingOptions
 from oscillations.posttraining._measurement import measure
 from oscillations.records.identity import arithmetic, posttraining_key, posttraining_parts
 from oscillations.records.numerics import written
@@ -68,7 +69,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
     print(f"{name}: {made} made, {len(kept[0]) - made} kept")
 
 
-def _about(plan: Plan, label: str, method: str, options: dict[str, Any], bits: int) -> dict[str, Any]:
+def _about(plan: Plan, label: str, method: str, options: PostTrainingOptions, bits: int) -> dict[str, Any]:
     """What a result belongs to, and the parts that make it."""
     parts = [*posttraining_parts(method), *arithmetic(plan.result["recipe"])[1:]]
     key = posttraining_key(plan.result, method, options, bits)
@@ -78,14 +79,16 @@ def _about(plan: Plan, label: str, method: str, options: dict[str, Any], bits: i
 
 
 def _rows(
-    about: dict[str, Any], made: tuple[Network, dict[str, ImageSet]] | None, options: dict[str, Any], seed: int
+    about: dict[str, Any],
+    made: tuple[Network, dict[str, ImageSet]] | None,
+    options: PostTrainingOptions,
+    seed: int,
 ) -> list[pd.DataFrame]:
     """The accuracies and the losses per unit of one method at one bit width; of a diverged run without numbers."""
     rows: list[dict[str, Any]] = [{"bn": "keep"}]
     places: list[dict[str, Any]] = []
     if made is not None:
-        found = posttraining.find(about["method"])
-        rows, places = measure(*made, found(found.Options(**options)), about["eval_bits"], seed)
+        rows, places = measure(*made, posttraining.find(about["method"])(options), about["eval_bits"], seed)
     return [
         pd.DataFrame([about | row for row in table], columns=columns) for table, columns in zip((rows, places), COLUMNS)
     ]

@@ -39,6 +39,10 @@ class Spacings(Scale):
         self.values = [spacing * self.shrinkage for spacing in self.of_thresholds]
         self._levels = [spacing * self.shrinkage for spacing in self.of_levels]
 
+    def bound(self) -> None:
+        for spacing in self.of_levels:
+            spacing.clamp_(min=SMALLEST_SPACING)
+
     def state(self, names: list[str]) -> dict[str, Tensor]:
         kinds = {"threshold": self.of_thresholds, "level": self.of_levels}
         spacings = {f"{kind}/{name}": s for kind in kinds for name, s in zip(names, kinds[kind])}

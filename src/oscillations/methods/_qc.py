@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oscillations.engine.layers import layer_of
 from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.scales import LearnedScale
 
@@ -16,7 +17,7 @@ class CorrectedQuantizer(WeightQuantizer[LearnedScale]):
 
     def __init__(self, weights: dict[str, Tensor], *args: Any, **kwargs: Any):
         super().__init__(weights, *args, **kwargs)
-        layers = {name.rpartition(".")[0]: w for name, w in weights.items() if w.dim() > 1}
+        layers = {layer_of(name): w for name, w in weights.items() if w.dim() > 1}
         shapes = {layer: (len(w), *[1] * (w.dim() - 2)) for layer, w in layers.items()}  # of an output's channels
         self.gammas = {layer: w.new_ones(shapes[layer]).requires_grad_() for layer, w in layers.items()}
         self.betas = {layer: w.new_zeros(shapes[layer]).requires_grad_() for layer, w in layers.items()}

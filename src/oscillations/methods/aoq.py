@@ -111,8 +111,7 @@ class Aoq(Method["AoqQuantizer"]):
         if moment.begun >= STAGE2:
             self.level_optimizer.lr = optimizer.lr
             self.level_optimizer.step()
-            for spacing in quantizer.scale.of_levels:
-                spacing.clamp_(min=SMALLEST_SPACING)
+            quantizer.scale.bound()
 
     def penalty(self, quantizer: AoqQuantizer, moment: Moment) -> Tensor | float | None:
         if moment.begun < STAGE3:

@@ -108,8 +108,7 @@ class Lsq(Method[QuantizerT]):
     def step(self, optimizer: Optimizer, quantizer: QuantizerT, moment: Moment) -> None:
         optimizer.step()
         self.scale_optimizer.step()
-        for scale in quantizer.scales:
-            scale.clamp_(min=SMALLEST_SCALE)
+        quantizer.scale.bound()
 
     def state(self) -> dict[str, Tensor]:
         return self.scale_optimizer.state()

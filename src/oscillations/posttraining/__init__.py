@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from oscillations.core import registry
 from oscillations.core.config import Strict
@@ -46,6 +46,11 @@ class PostTrainingOptions(Strict):
         None, ge=2, le=8, description="bit width of the weights of the model's first and last layer"
     )
 
+    @property
+    def activation_bits(self) -> int | None:
+        """Bit width of the layers' inputs; None: these stay in floating point."""
+        return self.activations.bits if self.activations else None
+
 
 class ReconstructionOptions(PostTrainingOptions):
     """Options of the methods that learn the rounding (AdaRound's, at the scale of CIFAR)."""
@@ -56,6 +61,12 @@ class ReconstructionOptions(PostTrainingOptions):
     lr: float = Field(1e-3, gt=0, le=1000, description="learning rate of Adam on V")
     nu: NonNegativeFloat = Field(0.01, description="weight of the rounding term")
     step_lr: float = Field(4e-5, gt=0, le=1000, description="rate of Adam on the steps of inputs; half a cosine to 0")
+
+    @model_validator(mode="after")
+    def _learns_steps_of_inputs(self) -> ReconstructionOptions:
+        if self.activations is None and self.step_lr != type(self).model_fields["step_lr"].default:
+            raise ValueError("step_lr: no inputs are quantized; say activations, or leave step_lr out")
+        return self
 
 
 class PostTraining:

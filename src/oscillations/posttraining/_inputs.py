@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from oscillations.engine.activations import SMALLEST_STEP, InputQuantizer, LearnedStep
+from oscillations.engine.activations import SMALLEST_STEP, InputQuantizer
 
 CANDIDATES = 100  # fractions of the largest |x|
 RANGE_IMAGES = 256  # that the steps are taken from
@@ -35,9 +35,7 @@ class DroppedInput(InputQuantizer):
 
     def dropped(self, x: Tensor, share: float, draws: torch.Generator) -> Tensor:
         """x^ where a fresh draw says so, with probability ``share``, and x elsewhere."""
-        assert self.range is not None
-        low, high = self.range
-        quantized = LearnedStep.apply(x, self.step, low, high, ROUND_FIRST, (high * x.numel()) ** -0.5)
+        quantized = self.quantized(x, ROUND_FIRST)
         if share == 1:
             return quantized
         return torch.where(torch.rand(x.shape, generator=draws, device=x.device) < share, quantized, x)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from oscillations.core.errors import InputError, did_you_mean
-from oscillations.engine.layers import quantized_layers
+from oscillations.engine.layers import layer_of, quantized_layers
 from oscillations.posttraining.brecq import Brecq, BrecqOptions
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def mod_cap(layers: Iterable[tuple[int, int, int]], stride_factor: float) -> flo
 def capacity(calibration: Calibration, unit: Unit, stride_factor: float) -> float:
     layers = []
     for name in unit.weights:
-        layer = calibration.chain.traced.get_submodule(name.rpartition(".")[0])
+        layer = calibration.chain.traced.get_submodule(layer_of(name))
         width = calibration.grids[name].high.bit_length() + 1
         layers.append((layer.get_parameter("weight").numel(), max(getattr(layer, "stride", (1,))), width))
     return mod_cap(layers, stride_factor)

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from oscillations import methods, models, posttraining
+from oscillations import methods, models
 from oscillations.core.bits import REQUANTIZE
 from oscillations.core.files import canonical_json, sha256
 from oscillations.engine.recipe import Activations, Training
+from oscillations.posttraining import PostTrainingOptions
 from oscillations.records import numerics
 from oscillations.study.schema import PostTrainingEntry
 
@@ -108,9 +109,9 @@ def evaluation_parts(recipe: Mapping[str, Any]) -> list[str]:
     return ["evaluation", *arithmetic(recipe)[1:]]
 
 
-def posttraining_key(record: Mapping[str, Any], method: str, options: Mapping[str, Any], bits: int) -> str:
+def posttraining_key(record: Mapping[str, Any], method: str, options: PostTrainingOptions, bits: int) -> str:
     """Names what a post-training result belongs to: a checkpoint, the method and its options by meaning."""
-    chosen = _chosen(posttraining.find(method).Options, options)
+    chosen = options.model_dump(mode="json", exclude_defaults=True)
     return _key(record, {"method": method, "options": chosen, "bits": bits, "seed": record["seed"]})
 
 
@@ -127,7 +128,7 @@ def entry_parts(entry: PostTrainingEntry) -> list[str]:
 def entry_meaning(entry: PostTrainingEntry) -> dict[str, Any]:
     """What one entry of a study asks for, its methods' options by meaning."""
     methods_of = {
-        label: {"method": method, "options": _chosen(posttraining.find(method).Options, options)}
+        label: {"method": method, "options": options.model_dump(mode="json", exclude_defaults=True)}
         for label, method, options in entry.resolved()
     }
     return {"of": entry.of, "bits": entry.bits, "methods": methods_of}

@@ -108,12 +108,12 @@ class PostTrainingEntry(Strict):
         min_length=1, description="label -> the method's options, and method: its name if the label is another"
     )
 
-    def resolved(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """(label, method, all its options) of every label; the study has been checked."""
+    def resolved(self) -> Iterator[tuple[str, str, posttraining.PostTrainingOptions]]:
+        """(label, method, its options) of every label; the study has been checked."""
         for label, given in self.methods.items():
             options = dict(given or {})
             method = options.pop("method", label)
-            yield label, method, posttraining.find(method).Options(**options).model_dump(mode="json")
+            yield label, method, posttraining.find(method).Options(**options)
 
     @property
     def reconstructs(self) -> bool:

@@ -76,9 +76,11 @@ def read_comparison(report: Report, name: str) -> pd.DataFrame:
 
 def title(study: Study, spec: ComparisonTable) -> str:
     model = study.experiments[spec.experiments[0]].model["name"]
-    entries = [options for name in spec.posttraining for *_, options in study.posttraining[name].resolved()]
     inputs = {found.bits for e in spec.experiments if (found := study.experiments[e].activations)}
-    inputs |= {options["activations"]["bits"] for options in entries if options["activations"]}
+    inputs |= {
+        options.activation_bits for name in spec.posttraining for *_, options in study.posttraining[name].resolved()
+        if options.activation_bits
+    }  # fmt: skip
     widths = f", activations at {', '.join(map(str, sorted(inputs)))} bits" if inputs else ""
     return f"{TITLE}{MODEL_NAMES.get(model, model)}, {bits_label(spec.bits)}{widths}"
 
@@ -104,7 +106,12 @@ def _family(study: Study, experiment: str) -> str:
     found = study.experiments[experiment]
     start = found.start_from or found.pretrained
     inputs = "" if found.activations is None else f", {found.activations.bits}-bit activations"
-    return (f"Fine-tuned from {start}" if start else SCRATCH) + inputs
+    return (f"Fine-tuned from {start}" if start else SCRATCH) + inputs + _ends(found.first_last_bits)
+
+
+def _ends(bits: int | None) -> str:
+    """What a family's name says of first and last layers with a width of their own."""
+    return "" if bits is None else f", first and last layer at {bits} bits"
 
 
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
@@ -173,7 +180,7 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                 plain = METHOD_NAMES.get(method, method)
                 own = mine[mine.eval_bits == spec.bits]
                 row = {
-                    "family": f"Post-training on {path}",
+                    "family": f"Post-training on {path}{_ends(options.first_last_bits)}",
                     "paired_with": (_family(study, experiment_of(path)), False),
                     "method": method,
                     "label": plain if label == method else f"{plain} ({label})",
@@ -184,7 +191,7 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                     "planned": len(seeds[path]),
                 }
                 row |= _accuracies(own) | _grid(own)
-                row |= {"activation_bits": (options["activations"] or {}).get("bits")}
+                row |= {"activation_bits": options.activation_bits}
                 parents = tests[(tests.path == path) & (tests.eval_bits == LATENT) & tests.run.isin(own.run)]
                 row |= _mean(f"at_{LATENT}", parents.accuracy)
                 for bits in other_widths(study, spec):
