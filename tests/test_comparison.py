@@ -253,24 +253,40 @@ def kept(keep, *tables):
     return report, comparison.read_comparison(report, "a")
 
 
-def test_the_end_of_training_has_a_column_where_it_is_kept_beside_the_best_epoch(fake):
+def test_both_selections_have_columns_where_they_are_kept(fake):
     found = measured()
     fine = found[(found.experiment == "a-finetune") & (found.split == "test")].assign(selection="last", epochs_run=3)
-    again, rows = kept("both", found, fine.assign(accuracy=fine.accuracy.astype(float) + 1))
-    qc = row(rows, "QC")
-    assert [qc[column] for column in ("accuracy", "end", "end_std", "n", "early")] == [65, 66, 2, 3, 2]
+    gained = fine.accuracy.astype(float) + 1 + (fine.method == "lsq")  # LSQ gains 2 towards the end, all others 1
+    again, rows = kept("both", found, fine.assign(accuracy=gained))
+    lsq = row(rows, "LSQ")
+    assert [lsq[column] for column in ("accuracy", "best", "end", "end_std", "difference")] == [65, 65, 67, 2, 4]
+    assert (lsq["end_difference"], lsq["end_difference_n"]) == (5, 3)  # to QAT's end
     assert row(rows, "Signed schedule")["end"] == 62  # of the two that did not diverge
     assert math.isnan(row(rows, "KURE")["end"])
     assert math.isnan(row(rows, "QAT", "From scratch")["end"])
     shown = text(again, rows)
-    assert shown["Fine-tuned from a-scratch", "LSQ"]["3-bit, end of training"] == "**66.00 ± 2.00**"
+    assert shown["Fine-tuned from a-scratch", "LSQ"]["3-bit, end of training"] == "**67.00 ± 2.00**"
+    assert shown["Fine-tuned from a-scratch", "LSQ"]["3-bit, best epoch"] == "**65.00 ± 2.00**"
     assert shown["From scratch", "QAT"]["3-bit, end of training"] == ""
     assert comparison.END_NOTE in comparison.shown(again, "a", rows).notes
     plain, without = kept("best", found)
-    assert not {"end", "end_std"} & set(without)
+    assert not set(comparison.BOTH) & set(without)
     assert comparison.END_NOTE not in comparison.shown(plain, "a", without).notes
-    for column in without:
-        assert rows[column].equals(without[column]), f"{column} holds other weights"
+    others = rows.label != "QC"
+    for column in without.columns.drop("at_end"):
+        assert rows[column][others].equals(without[column][others]), f"{column} holds other weights"
+
+
+def test_a_method_that_is_whole_only_at_the_end_is_judged_there(fake):
+    """In every column, and never from before its own phase; compared with QAT as that stands, and with QAT's end."""
+    found = measured()
+    fine = found[(found.experiment == "a-finetune") & (found.split == "test")].assign(selection="last", epochs_run=3)
+    again, rows = kept("both", found, fine.assign(accuracy=fine.accuracy.astype(float) + 1))
+    qc = row(rows, "QC")
+    assert qc["at_end"] and not row(rows, "LSQ")["at_end"]
+    assert [qc[column] for column in ("accuracy", "best", "end", "at_32", "worst", "n")] == [66, 65, 66, 68, 65, 3]
+    assert [qc[column] for column in ("difference", "end_difference", "best_epoch", "early")] == [5, 4, 3, 0]
+    assert ("Fine-tuned from a-scratch", "QC §") in text(again, rows)
 
 
 def test_a_row_of_the_end_of_training_alone_says_so(fake):

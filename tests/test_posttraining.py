@@ -684,7 +684,7 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path, changes, message):
 
 def test_an_entry_resolves_all_options_and_asks_for_the_figure(tmp_path):
     study = load(tmp_path)
-    found = {label: (method, options["scale"]) for label, method, options in study.posttraining["ptq"].resolved()}
+    found = {label: (method, options.scale) for label, method, options in study.posttraining["ptq"].resolved()}
     assert found["mse-range"] == ("nearest", "mse")
     assert "figure-reconstruction-ptq" in study.figure_names
     assert "figure-reconstruction-ptq" not in load(tmp_path, methods={"nearest": None}).figure_names

@@ -14,6 +14,7 @@ TABLES = [
     *STUDY.tables,
     *(["rate-search"] if STUDY.rate_searches else []),
     *COMPARISONS,
+    *(f"method-rates-{name}" for name in STUDY.method_rates),
     *(["gain"] if STUDY.gain else []),
     *(["cross-bit-rules"] if STUDY.slices else []),
 ]

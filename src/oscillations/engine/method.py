@@ -49,6 +49,11 @@ class MethodOptions(Strict):
         return 0.0
 
     @property
+    def whole_at_end(self) -> bool:
+        """Whether what the method does is whole only at the end of training: the weights there are to be judged."""
+        return self.begins > 0
+
+    @property
     def target_bits(self) -> int | None:
         """The bit width that is trained for; None trains without any quantizer."""
         return None

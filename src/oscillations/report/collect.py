@@ -37,10 +37,10 @@ def collect(study: Study, variants: list[Variant]) -> None:
             evaluations[run.experiment] = read_rows([file], EVALUATIONS)
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
-        stands = next(iter(plan.kept))
-        for bits, accuracy in record[MEASURED[stands][0]].items():
-            validated = _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy)
-            rows.append(about | validated | {"selection": stands})
+        for selection in plan.kept:
+            for bits, accuracy in record[MEASURED[selection][0]].items():
+                validated = _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy)
+                rows.append(about | validated | {"selection": selection})
         known, parts = evaluations[run.experiment], evaluation_parts(record["recipe"])
         for rule in study.cross_bit:
             tests = [

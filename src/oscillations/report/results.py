@@ -80,8 +80,12 @@ class Results:
     @cached_property
     def ends(self) -> pd.DataFrame:
         """As :attr:`evaluations`, of the weights at the end of training, of every run that keeps these."""
-        requantized = by_rule(self.measurements, REQUANTIZE)
-        return self._evaluations(requantized[selections(requantized) == "last"])
+        return self._evaluations(last(by_rule(self.measurements, REQUANTIZE)))
+
+    @cached_property
+    def end_slices(self) -> pd.DataFrame:
+        """As :attr:`ends`, by slices."""
+        return self._evaluations(last(by_rule(self.measurements, SLICE)))
 
     def _evaluations(self, measurements: pd.DataFrame) -> pd.DataFrame:
         tests = measurements[measurements.split == "test"]
@@ -89,6 +93,13 @@ class Results:
         tests = tests.assign(path=_path(tests), kept_epoch=kept_epoch)
         done = tests.status == "done"
         return tests.assign(**{name: tests[name].where(done) for name in ("accuracy", "best_epoch", "kept_epoch")})
+
+    def validation(self, at_end: bool) -> pd.DataFrame:
+        """Validation accuracies of runs that did not diverge, of what stands for a run or ``at_end`` of training."""
+        measurements = by_rule(self.measurements, REQUANTIZE)
+        chosen = last(measurements) if at_end else standing(measurements)
+        done = (chosen.split == "validation") & (chosen.status == "done") & chosen.accuracy.notna()
+        return chosen[done].assign(path=_path(chosen[done]))
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -153,6 +164,11 @@ def standing(measurements: pd.DataFrame) -> pd.DataFrame:
     """The rows of the weights that stand for their run: the best epoch's, where it keeps these."""
     best = selections(measurements) == "best"
     return measurements[best | ~measurements["run"].isin(measurements["run"][best])]
+
+
+def last(measurements: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the weights at the end of training."""
+    return measurements[selections(measurements) == "last"]
 
 
 def selections(measurements: pd.DataFrame) -> pd.Series:

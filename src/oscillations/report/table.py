@@ -18,7 +18,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$",
     "−": "$-$", "×": r"$\times$", "λ": r"$\lambda$", "→": r"$\rightarrow$", "†": r"\dag{}",
-    "‡": r"\ddag{}",
+    "‡": r"\ddag{}", "§": r"\S{}",
 }  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def check_references(study: Study, variants: Mapping[str, Variant], path: Path) 
     _check_histograms(study, variants, path)
     _check_figures(study, variants, path)
     _check_searches(study, variants, path)
+    _check_method_rates(study, variants, path)
     for name, entry in study.posttraining.items():
         _check_entry(study, entry, variants, f"{path}: posttraining.{name}")
     _check_comparisons(study, path)
@@ -195,6 +196,21 @@ def _check_searches(study: Study, variants: Mapping[str, Variant], path: Path) -
                 raise InputError(f"{where}: {name} trains no baseline")
         if f"{main}/baseline" not in variants:
             raise InputError(f"{where}: has no one learning rate that would be the study's choice")
+
+
+def _check_method_rates(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
+    """The searched methods are those of the experiment, with the same options."""
+    for main, search in study.method_rates.items():
+        where = f"{path}: method_rates.{main}"
+        refuse_unknown([main, search], study.experiments, where, "experiment")
+        if "lr" not in study.experiments[search].sweep:
+            raise InputError(f"{where}: {search} sweeps no learning rates; give it sweep: {{lr: [...]}}")
+        own = [variant.recipe.method for variant in variants.values() if variant.experiment == main]
+        for variant in variants.values():
+            if variant.experiment == search and variant.recipe.method not in own:
+                raise InputError(
+                    f"{where}: {main} has no {variant.recipe.method.name} with the options of {variant.path}"
+                )
 
 
 def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, Variant], where: str) -> None:

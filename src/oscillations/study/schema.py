@@ -158,6 +158,9 @@ class Study(Strict):
     rate_searches: dict[str, Names] = Field(
         {}, description="experiment -> experiments whose baselines search its learning rate and split"
     )
+    method_rates: dict[str, str] = Field(
+        {}, description="experiment -> the sweep of learning rates that searches one for each of its methods"
+    )
     claims: Claims = Claims()
     posttraining: dict[Name, PostTrainingEntry] = Field({}, description="methods applied to finished runs")
     toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")

@@ -17,7 +17,7 @@ from oscillations.report.figures.dots import LEGEND, draw_seeds, rows_on, seeds_
 from oscillations.report.figures.page import SMALL, WIDTH
 from oscillations.report.figures.palette import BLACK, GREY, LIGHT, METHODS
 from oscillations.report.results import Report
-from oscillations.report.tables.comparison import EARLY, other_widths, read_comparison, title
+from oscillations.report.tables.comparison import AT_END, EARLY, other_widths, read_comparison, title
 from oscillations.report.text import bits_label
 from oscillations.study.report_schema import ComparisonTable
 
@@ -44,7 +44,8 @@ def comparison(name: str, report: Report) -> Figure | None:
         last.spines.left.set_visible(False)
     _widths(last, rows, report, spec)
     _headings(grid[0], rows)
-    labels = [f"{row.label} {EARLY}" if row.early > 0 else row.label for row in rows.itertuples()]
+    marks = {row.Index: AT_END if row.at_end is True else EARLY if row.early > 0 else "" for row in rows.itertuples()}
+    labels = [f"{row.label} {marks[row.Index]}".strip() for row in rows.itertuples()]
     first.set_yticks(rows.place, labels, fontsize=SMALL)
     for row in rows.itertuples():
         last.text(1.02, row.place, f"n = {row.n}", transform=last.get_yaxis_transform(), **TEXT)
@@ -93,7 +94,7 @@ def _differences(axes: Axes, rows: pd.DataFrame, report: Report, spec: Compariso
     low = min(-LEAST, rows.away.quantile(FAILED)) * 1.15
     axes.set_xlim(low, max(0.5, rows.away.max(), full.max()) - 0.08 * low)
     for row in rows.itertuples():
-        _difference(axes, row, low, seeds_of(report.results, row.runs, row.posttraining, spec.bits))
+        _difference(axes, row, low, seeds_of(report.results, row.runs, row.posttraining, spec.bits, row.at_end is True))
     axes.axvline(0, color=METHODS["qat"], lw=0.8, zorder=1)
     for found, style in ((full, FULL), (ptq, PTQ)):
         for family, at in found[found > low].items():

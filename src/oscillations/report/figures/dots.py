@@ -25,13 +25,16 @@ def rows_on(axes: Axes, lines: int) -> None:
     axes.set_axisbelow(True)
 
 
-def seeds_of(found: Results, runs: str, label: str | float | None, bits: int) -> pd.Series:
-    """The runs' accuracies (%) at a bit width, as they are or after the post-training method of that label."""
+def seeds_of(found: Results, runs: str, label: str | float | None, bits: int, at_end: bool = False) -> pd.Series:
+    """The runs' accuracies (%) at a bit width, as they are or after the post-training method of that label.
+
+    ``at_end``: with the weights at the end of training.
+    """
     if isinstance(label, str):
         made = found.posttraining
         table = made[(made.label == label) & (made.bn == "keep") & made.accuracy.notna()]
     else:
-        table = found.tests
+        table = found.ends[found.ends.bn == "keep"] if at_end else found.tests
     return table[table.run.isin(runs.split()) & (table.eval_bits == bits)].accuracy
 
 

@@ -1,4 +1,4 @@
-"""Every table of a study: the paper's, the searches of a learning rate, comparisons of methods, the gain, slices."""
+"""Every table of a study: the paper's, searches of learning rates, comparisons of methods, the gain, slices."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from oscillations.report.results import Report
 from oscillations.report.tables.comparison import write_comparisons
 from oscillations.report.tables.cross_bit import write_cross_bit
 from oscillations.report.tables.gain import write_gain
+from oscillations.report.tables.method_rates import write_method_rates
 from oscillations.report.tables.published import write_tables
 from oscillations.report.tables.rate_search import write_searches
 
 
 def write_all(report: Report) -> None:
     """Write all of them."""
-    for write in (write_tables, write_searches, write_comparisons, write_gain, write_cross_bit):
+    written = (write_tables, write_searches, write_comparisons, write_method_rates, write_gain, write_cross_bit)
+    for write in written:
         write(report)

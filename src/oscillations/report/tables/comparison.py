@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations.core.bits import LATENT, bit_name, input_name
+from oscillations.core.bits import LATENT, SLICED, bit_name, input_name
 from oscillations.core.files import read_json
 from oscillations.engine.method import SharedScaleOptions
 from oscillations.records import cost
@@ -23,24 +23,41 @@ from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus
 from oscillations.study.paths import experiment_of
 from oscillations.study.report_schema import ComparisonTable
 from oscillations.study.schema import Study
+from oscillations.study.variants import Variant
 
 GRID_NAMES = {"sym_odd": "Eq. 1-2", "lsq": "one more below 0", "mid_rise": "mid-rise, no 0"}
 SCRATCH = "From scratch"
 OSCILLATIONS = {"per_step": "oscillating per step, %", "per_epoch": "per epoch, %", "near": "near a threshold, %"}
+# of the weights of the best epoch and of the end, where a study keeps both, with the end's difference to QAT's
+BOTH = [
+    "best", "best_std", "end", "end_std", "end_difference", "end_difference_low", "end_difference_high",
+    "end_difference_n",
+]  # fmt: skip
+SLICES = ["worst_slice", "worst_slice_std"]  # by the other rule, where a study asks for it
 COLUMNS = [
     "family", "method", "label", "variant", "entry", "posttraining", "start", "grid", "levels", "per_channel",
-    "calibration", "activation_bits", "planned", "n", "diverged", "accuracy", "accuracy_std", "reestimated",
-    "reestimated_std", "end", "end_std", "difference", "difference_low", "difference_high", "difference_n",
-    "worst", "worst_std",
+    "calibration", "activation_bits", "planned", "n", "diverged", "at_end", "accuracy", "accuracy_std", "reestimated",
+    "reestimated_std", *BOTH, "difference", "difference_low", "difference_high", "difference_n",
+    "worst", "worst_std", *SLICES,
     *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel", "activation_bits"]  # only rows that share all of these are ranked
 EARLY = "‡"
+AT_END = "§"
 END = "end of training"
 TITLE = "Every method at its target bits: "
 SERVED = [3, 4, 8]  # widths that one network is wanted for
 WORST = f"worst of {', '.join(map(str, SERVED))} bits"
-END_NOTE = "End of training: the same runs with the weights after their last epoch, where a study keeps these as well."
+WORST_SLICE = f"{WORST}, slices"
+END_NOTE = (
+    f"{AT_END} Judged by the weights at the end of training, in all columns but the best epoch's: what the method does "
+    "is whole only there (freezing, annealing, a map that hardens ...). Both selections of every run that keeps both "
+    "stand in columns of their own; the end is compared with QAT's end."
+)
+SLICE_NOTE = (
+    "Slices: the most significant bits of the latent weights' 8-bit codes, another rule than re-quantization; its "
+    "numbers are compared with each other only."
+)
 WEIGHT_ONLY = (
     "Weight-only: activations, biases and norms stay in floating point, and every loss is the cross-entropy with what "
     "the method adds to it (no distillation)."
@@ -89,17 +106,26 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
     """One row per planned method, run or not: means and spreads over the test split, in percent."""
     rows = [*_trained(report, spec), *_posttrained(report, spec)]
     # per-channel scales are compared with per-channel QAT where there is one
-    qat = {(row["family"], row["per_channel"]): row["by_seed"] for row in reversed(rows) if row["method"] == "qat"}
+    qat = {(row["family"], row["per_channel"]): row for row in reversed(rows) if row["method"] == "qat"}
     for row in rows:
-        family, per_channel = row.pop("paired_with")
-        row |= _difference(row.pop("by_seed"), qat.get((family, per_channel), qat.get((family, False))))
+        family, per_channel = row["paired_with"]
+        reference = qat.get((family, per_channel), qat.get((family, False)))
+        if reference is not None and reference is not row:
+            row |= _difference("difference", row["by_seed"], reference["by_seed"])
+            row |= _difference("end_difference", row["end_by_seed"], reference["end_by_seed"])
     widths = [f"at_{bits}{suffix}" for bits in other_widths(report.study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
     table = pd.DataFrame(_distinct(rows), columns=[*COLUMNS[:place], *widths, *COLUMNS[place:]])
-    if table.end.isna().all():
-        table = table.drop(columns=["end", "end_std"])
+    for columns in (BOTH, SLICES):
+        if table[columns[0]].isna().all():
+            table = table.drop(columns=columns)
     families = {family: number for number, family in enumerate(dict.fromkeys(table.family))}
     return table.sort_values("family", key=lambda column: column.map(families), kind="stable", ignore_index=True)
+
+
+def is_judged_at_end(variant: Variant) -> bool:
+    """Whether the weights at the end of training stand for its runs, which keep those of the best epoch as well."""
+    return variant.recipe.training.keep == "both" and variant.recipe.method.options.whole_at_end
 
 
 def _family(study: Study, experiment: str) -> str:
@@ -117,7 +143,7 @@ def _ends(bits: int | None) -> str:
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     study, tests, epochs, speeds = report.study, report.results.evaluations, report.results.epochs, cost.read_speeds()
-    ends = report.results.ends
+    ends, slices, end_slices = report.results.ends, report.results.slices, report.results.end_slices
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
@@ -126,13 +152,14 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         method, family = choice.name, _family(study, variant.experiment)
         per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
         chosen_per_channel = isinstance(choice.options, SharedScaleOptions) and choice.options.per_channel
-        mine = tests[tests.path == variant.path]
+        keep, at_end = variant.recipe.training.keep, is_judged_at_end(variant)
+        best_epoch, end = (table[table.path == variant.path] for table in (tests, ends))
+        mine = end if at_end else best_epoch
         inputs = variant.recipe.activation_bits
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}")
         point = point.removesuffix(input_name(inputs)).strip("-")
         point = point.replace("lambda", "λ = ")
         name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
-        keep = variant.recipe.training.keep
         more = (", per channel" if chosen_per_channel else "") + (f", {END}" if keep == "last" else "")
         own = mine[mine.eval_bits == spec.bits]
         row: dict[str, Any] = {
@@ -142,16 +169,23 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
             "label": f"{name} {point}".strip() + more,
             "variant": variant.path,
             "planned": len(variant.seeds),
+            "at_end": at_end,
+            "end_by_seed": pd.Series(dtype=float),
         }
         row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel, "activation_bits": inputs}
         if keep == "both":
-            last = ends[(ends.path == variant.path) & (ends.eval_bits == spec.bits) & (ends.bn == "keep")]
-            row |= _mean("end", last.accuracy)
+            row["end_by_seed"] = _by_seed(end[end.eval_bits == spec.bits])
+            row |= _mean("best", _by_seed(best_epoch[best_epoch.eval_bits == spec.bits]))
+            row |= _mean("end", row["end_by_seed"])
         kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
         others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
             row |= _mean(f"at_{bits}", others[others.eval_bits == bits].accuracy)
         row |= _mean("worst", _worst(pd.concat([others, kept[kept.eval_bits == spec.bits]])))
+        sliced = end_slices if at_end else slices
+        sliced = sliced[(sliced.path == variant.path) & (sliced.bn == "keep") & sliced.accuracy.notna()]
+        whole = others[others.eval_bits == SLICED]  # of which slices are taken
+        row |= _mean("worst_slice", _worst(pd.concat([sliced, whole]) if len(sliced) else sliced))
         logged = epochs[(epochs.path == variant.path) & epochs.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
@@ -189,6 +223,8 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                     "posttraining": label,
                     "start": path,
                     "planned": len(seeds[path]),
+                    "at_end": False,
+                    "end_by_seed": pd.Series(dtype=float),
                 }
                 row |= _accuracies(own) | _grid(own)
                 row |= {"activation_bits": options.activation_bits}
@@ -215,15 +251,21 @@ def _mean(column: str, values: pd.Series) -> dict[str, float]:
 def _accuracies(own: pd.DataFrame) -> dict[str, Any]:
     """Accuracy at the target bits, and how many runs stand behind it; a diverged run enters no mean."""
     kept, fresh = (own[own.bn == bn] for bn in ("keep", "reestimate"))
-    done = kept[kept.accuracy.notna()]
+    by_seed = _by_seed(own)
     return {
-        "by_seed": done.set_index("seed").accuracy.astype(float),
-        "n": len(done),
-        "diverged": len(kept) - len(done),
-        **_mean("accuracy", done.accuracy),
+        "by_seed": by_seed,
+        "n": len(by_seed),
+        "diverged": len(kept) - len(by_seed),
+        **_mean("accuracy", by_seed),
         **_mean("reestimated", fresh.accuracy),
         "runs": " ".join(sorted(kept.run)),
     }
+
+
+def _by_seed(own: pd.DataFrame) -> pd.Series:
+    """The accuracies of the runs that did not diverge, batch-norm statistics kept."""
+    done = own[(own.bn == "keep") & own.accuracy.notna()]
+    return done.set_index("seed").accuracy.astype(float)
 
 
 def _grid(own: pd.DataFrame) -> dict[str, Any]:
@@ -245,17 +287,10 @@ def _cost(own: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _difference(mine: pd.Series, qat: pd.Series | None) -> dict[str, float]:
-    """Mean of the differences to QAT, paired by seed, with its 95 % interval; QAT itself has none."""
-    if qat is None or mine is qat:
-        return {}
+def _difference(column: str, mine: pd.Series, qat: pd.Series) -> dict[str, float]:
+    """Mean of the differences to QAT, paired by seed, with its 95 % interval."""
     found = mean_interval((mine - qat).dropna().to_numpy())
-    return {
-        "difference": found.value,
-        "difference_low": found.low,
-        "difference_high": found.high,
-        "difference_n": found.n,
-    }
+    return {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high, f"{column}_n": found.n}
 
 
 def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -288,7 +323,11 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     text["n"] = [f"{row.n} of {row.planned}" if row.n != row.planned else f"{row.n}" for row in rows.itertuples()]
     text[f"{target}, BN re-estimated"] = _means(rows, "reestimated")
     if "end" in rows:
+        text[f"{target}, best epoch"] = _means(rows, "best")
         text[f"{target}, {END}"] = _means(rows, "end")
+        text[f"{END} − QAT's [95 %]"] = [_difference_text(row, "end_difference") for row in rows.itertuples()]
+    if "worst_slice" in rows:
+        text[WORST_SLICE] = _means(rows, "worst_slice")
     for bits in other_widths(study, spec):
         text[bits_label(bits)] = _means(rows, f"at_{bits}")
     if rows.activation_bits.notna().any():
@@ -321,11 +360,14 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     if rows.activation_bits.notna().any():
         said_notes = [INPUTS if note == WEIGHT_ONLY else note for note in said_notes]
     said_notes += [END_NOTE] if "end" in rows else []
+    said_notes += [SLICE_NOTE] if "worst_slice" in rows else []
     return Table(compared_name(name), title(study, spec), [study.note, *said_notes], said, missing, first)
 
 
 def _name(row: Any) -> str:
-    """The label, and whether the method's own phase came too late for what was kept."""
+    """The label, whether the end of training is judged, and whether the method's own phase came too late for that."""
+    if row.at_end is True:
+        return f"{row.label} {AT_END}"
     if not row.early > 0:
         return row.label
     return f"{row.label} {EARLY}" if row.early == row.n else f"{row.label} {EARLY} ({row.early:.0f} of {row.n})"
@@ -354,9 +396,10 @@ def _number(value: float, digits: int) -> str:
     return "" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-def _difference_text(row: Any) -> str:
-    text = with_interval(row.difference, row.difference_low, row.difference_high)
-    return f"{text} (n = {int(row.difference_n)})" if text and row.difference_n != row.n else text
+def _difference_text(row: Any, column: str = "difference") -> str:
+    value, low, high, n = (getattr(row, f"{column}{end}") for end in ("", "_low", "_high", "_n"))
+    text = with_interval(value, low, high)
+    return f"{text} (n = {int(n)})" if text and n != row.n else text
 
 
 def notes(spec: ComparisonTable) -> list[str]:
@@ -365,9 +408,9 @@ def notes(spec: ComparisonTable) -> list[str]:
         f"{EARLY} Kept from before the method's own phase (QC, CGA, freezing ...): the best epoch lies before it, so "
         "the number is that of what the method is built on.",
         WEIGHT_ONLY,
-        "Test accuracy in percent of the best epoch's weights, mean ± standard deviation over n seeds; batch-norm "
-        "statistics kept unless said otherwise. Bold: the best mean of a family on one grid; numbers on different "
-        f"grids (levels) are not ranked, as {bits_label(spec.bits)} is not one number of levels.",
+        "Test accuracy in percent of the best epoch's weights unless the end is judged, mean ± standard deviation over "
+        "n seeds; batch-norm statistics kept unless said otherwise. Bold: the best mean of a family on one grid; "
+        f"numbers on different grids (levels) are not ranked, as {bits_label(spec.bits)} is not one number of levels.",
         "Trained methods: at other widths the latent weights are quantized by Eq. 1-2 (their largest is the last "
         "level), per channel where the method is. Post-training methods are done anew at every width; FP32 is the "
         "network they start from. Worst: each seed's lowest accuracy at these widths.",

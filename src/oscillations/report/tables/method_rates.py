@@ -1,0 +1,132 @@
+"""Which learning rate suits each method of an experiment, searched with equal budget: ``tables/method-rates-*``.
+
+Every method is trained at a few rates with the first seed, judged by its validation accuracy at its target bits, and
+again with all seeds at the rate that did best. ``method_rates`` of a study names the experiment, and the one that
+trains the same methods at other rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
+from oscillations.report.results import Report
+from oscillations.report.table import Missing, Row, Table
+from oscillations.report.tables.comparison import AT_END, is_judged_at_end
+from oscillations.report.text import METHOD_NAMES, bits_label, plus_minus, with_interval
+from oscillations.study.variants import Variant
+
+COLUMNS = [
+    "method", "variant", "at_end", "rates", "validations", "seed", "chosen", "edge", "usual", "usual_std", "usual_n",
+    "accuracy", "accuracy_std", "n", "planned", "difference", "difference_low", "difference_high", "difference_n",
+    "runs",
+]  # fmt: skip
+NOTES = [
+    "Search: the validation accuracy (%) of one seed at every rate, at the target bits; the highest chooses. Then the "
+    "test accuracy at the chosen rate, mean ± standard deviation over n seeds, beside that at the study's own rate. "
+    "The strength of a method stays at its source's value. − QAT: difference to QAT at the rate chosen for QAT, paired "
+    f"by seed, with Student's t interval; fewer than {MINIMUM_RUNS} seeds have none.",
+    f"{AT_END} Judged by the weights at the end of training, in the search, too; all others by the best epoch's. A "
+    "rate at the end of those searched is marked <: a lower or a higher one may suit the method better still.",
+]
+
+
+def table_name(experiment: str) -> str:
+    return f"method-rates-{experiment}"
+
+
+def write_method_rates(report: Report) -> None:
+    """Write the table of every search that the study names."""
+    for main, search in report.study.method_rates.items():
+        rows = searched(report, main, search)
+        shown(report, main, search, rows).write(report.folder / "tables", rows)
+
+
+def searched(report: Report, main: str, search: str) -> pd.DataFrame:
+    """One row per method that is trained at several rates; accuracies in percent, test but for ``validations``.
+
+    ``rates`` and ``validations`` hold a number for each rate, ascending; ``chosen`` is the rate that did best of all
+    that were searched with the seed, none while one is missing. ``usual``: at the experiment's own rate.
+    """
+    rows = [_row(report, variants) for variants in _methods(report, main, search)]
+    seeds = {row["method"]: row.pop("by_seed") for row in rows}
+    for row in rows:
+        pairs = (seeds[row["method"]] - seeds.get("qat", pd.Series(dtype=float))).dropna()
+        if row["method"] != "qat" and len(pairs):
+            found = mean_interval(pairs.to_numpy())
+            row |= {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+            row |= {"difference_n": found.n}
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _methods(report: Report, main: str, search: str) -> Iterator[list[Variant]]:
+    """The variants of every method that both experiments train, the main one's first."""
+    for variant in report.variants:
+        if variant.experiment == main:
+            method = variant.recipe.method
+            others = [v for v in report.variants if v.experiment == search and v.recipe.method == method]
+            if others:
+                yield [variant, *others]
+
+
+def _row(report: Report, variants: list[Variant]) -> dict[str, Any]:
+    own = variants[0]
+    bits, seed, at_end = own.recipe.bits, min(own.seeds), is_judged_at_end(own)
+    by_rate = {variant.recipe.training.lr: variant for variant in sorted(variants, key=lambda v: v.recipe.training.lr)}
+    validation = report.results.validation(at_end)
+    validation = validation[(validation.seed == seed) & (validation.eval_bits == bits)].set_index("path").accuracy
+    found = [validation.get(variant.path, float("nan")) for variant in by_rate.values()]
+    row: dict[str, Any] = {
+        "method": own.recipe.method.name,
+        "variant": own.path,
+        "at_end": at_end,
+        "rates": " ".join(f"{rate:g}" for rate in by_rate),
+        "validations": " ".join(f"{value:.2f}" for value in found),
+        "seed": seed,
+        "planned": len(own.seeds),
+        "by_seed": pd.Series(dtype=float),
+    }
+    usual = _tests(report, own, at_end)
+    row |= {"usual": usual.mean(), "usual_std": spread(usual), "usual_n": len(usual)}
+    if pd.isna(found).any():
+        return row
+    best = found.index(max(found))
+    chosen = list(by_rate.values())[best]
+    mine = _tests(report, chosen, at_end)
+    row |= {"accuracy": mine.mean(), "accuracy_std": spread(mine), "n": len(mine), "by_seed": mine}
+    row |= {"chosen": chosen.recipe.training.lr, "edge": best in (0, len(found) - 1)}
+    return row | {"runs": " ".join(str(run.folder) for run in chosen.runs() if run.seed in mine.index)}
+
+
+def _tests(report: Report, variant: Variant, at_end: bool) -> pd.Series:
+    """Test accuracy at the target bits by seed, of the runs that did not diverge."""
+    tests = report.results.ends if at_end else report.results.tests
+    mine = tests[(tests.path == variant.path) & (tests.eval_bits == variant.recipe.bits) & (tests.bn == "keep")]
+    return mine.set_index("seed").accuracy.astype(float).dropna()
+
+
+def shown(report: Report, main: str, search: str, rows: pd.DataFrame) -> Table:
+    """The searches that are complete as people read them."""
+    ran, missing = rows[rows.chosen.notna()], rows[rows.chosen.isna()]
+    said = []
+    for row in ran.itertuples():
+        cells = {"Method": METHOD_NAMES.get(row.method, row.method) + (f" {AT_END}" if row.at_end else "")}
+        searched = zip(row.rates.split(), row.validations.split())
+        cells |= {f"{float(rate):g}": f"**{v}**" if float(rate) == row.chosen else v for rate, v in searched}
+        cells |= {
+            "chosen": f"{row.chosen:g}{' <' if row.edge else ''}",
+            "at the chosen": plus_minus(row.accuracy, row.accuracy_std),
+            "n": f"{row.n:.0f}",
+            "− QAT [95 %]": with_interval(row.difference, row.difference_low, row.difference_high),
+            "at the study's": plus_minus(row.usual, row.usual_std),
+        }
+        said.append(Row(cells, row.runs.split()))
+    left = [Missing(search, report.why_not_run(search), list(missing.method))] if len(missing) else []
+    bits = {variant.recipe.bits for variant in report.variants if variant.experiment == search}
+    target = ", ".join(bits_label(one) for one in sorted(bits))
+    title = f"A learning rate for every method of {main}, {target}"
+    first = ["chosen", "at the chosen", "n", "− QAT [95 %]"]
+    return Table(table_name(main), title, [report.study.note, *NOTES], said, left, first)
