@@ -41,6 +41,7 @@ METHODS = [
     {"name": "range-penalty", "bits": 3, "lambda": 0.01},
     {"name": "pseudo-noise", "bits": 3},
     {"name": "pseudo-noise", "bits": 2, "noise": "gaussian", "scale_grad": "detach"},
+    {"name": "pseudo-noise", "bits": 3, "noise": "gaussian", "range": "minmax", "min_size": 100},
     {"name": "signed", "bits": 3, "preset": "paper_text", "lambda_start": 0.01, "lambda_end": -0.01, "shape": "step"},
     {"name": "osciquant", "bits": 3, "lambda": 1.0, "per_channel": True},
     {"name": "qat", "bits": 3, "per_channel": True, "scale_source": "mse", "scale_grad": "detach"},
