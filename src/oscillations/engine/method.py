@@ -93,6 +93,14 @@ class MethodOptions(Strict):
         """Whether the network at the target bits computes with products of weights, which are no parameters."""
         return False
 
+    @property
+    def steps_weights(self) -> bool:
+        """Whether the method updates the quantized weights by an optimizer of its own; the run's holds all others.
+
+        The run's schedule and weight decay are then not theirs. Their gradients are fresh in every step.
+        """
+        return False
+
 
 class TargetOptions(MethodOptions):
     """Options of every method that trains for a bit width."""

@@ -57,8 +57,11 @@ class Trainer:
         self.model, self.method, self.quantizer = network.model, network.method, network.quantizer
         training = recipe.training
         self.eval_bits = recipe.eval_bits
-        decays = weight_decays(self.model.named_parameters(), training.weight_decay, training.decay)
-        self.optimizer = OPTIMIZERS[training.optimizer](self.model.parameters(), training.lr, decays)
+        apart = network.names if self.method.options.steps_weights else []
+        named = [(name, parameter) for name, parameter in self.model.named_parameters() if name not in apart]
+        decays = weight_decays(named, training.weight_decay, training.decay)
+        self.optimizer = OPTIMIZERS[training.optimizer]([parameter for _, parameter in named], training.lr, decays)
+        self.stepped_apart = network.parameters if apart else []  #: what the method has an optimizer of its own for
         self.augment = training.augment == "crop_flip"
         self.half_precision = training.precision == "bf16"
         self.batch_size, self.epochs, self.patience = training.batch_size, training.epochs, training.patience
@@ -92,6 +95,8 @@ class Trainer:
             with torch.autocast(x.device.type, torch.bfloat16) if self.half_precision else nullcontext():
                 loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
+            for parameter in self.stepped_apart:
+                parameter.grad = None
             method.loss(loss, parameters, moment).backward()  # dL/dq becomes the gradient of the latent parameter: STE
         if quantizer is None:
             self.optimizer.step()
