@@ -58,6 +58,8 @@ METHODS = [
     {"name": "gradient-l1", "bits": 3, "share": 0.5},
     {"name": "ema", "bits": 3, "decay": 0.9, "warmup_steps": 10},
     {"name": "qc", "bits": 3, "start": 0.6},
+    {"name": "trs", "bits": 3},
+    {"name": "trs", "bits": 4, "optimizer": "sgd", "scope": "layer", "eta": 0.01, "per_channel": True},
     {"name": "bin-regularization", "bits": 3},
     {"name": "dampening", "bits": 3},
     {"name": "dampening", "bits": 2, "lambda": 0.01, "lambda_start": 0.01, "aggregation": "sum", "per_channel": True},

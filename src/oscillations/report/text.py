@@ -10,9 +10,9 @@ METHOD_NAMES = {
     "baseline": "FP32 baseline", "ptq": "PTQ", "qat": "QAT", "osciquant": "OsciQuant", "kure": "KURE",
     "range-penalty": "Range penalty", "pseudo-noise": "Pseudo-noise", "signed": "Signed schedule", "lsq": "LSQ",
     "dampening": "Dampening", "freezing": "Freezing", "osciquant-freezing": "OsciQuant + freezing", "aoq": "AOQ",
-    "bin-regularization": "Bin regularization", "statsq": "StatsQ", "cga": "StatsQ + CGA",
-    "gradient-l1": "Gradient-L1", "ema": "EMA", "qc": "QC", "parq": "PARQ", "dual-lsq": "Dual-LSQ",
-    "nearest": "Nearest", "adaround": "AdaRound", "brecq": "BRECQ", "qdrop": "QDrop", "mrecg": "MRECG",
+    "bin-regularization": "Bin regularization", "statsq": "StatsQ", "cga": "StatsQ + CGA", "gradient-l1": "Gradient-L1",
+    "ema": "EMA", "qc": "QC", "parq": "PARQ", "dual-lsq": "Dual-LSQ", "trs": "TRS", "nearest": "Nearest",
+    "adaround": "AdaRound", "brecq": "BRECQ", "qdrop": "QDrop", "mrecg": "MRECG",
 }  # fmt: skip
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny", "mobilenetv2": "MobileNetV2"}
 
