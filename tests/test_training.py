@@ -60,6 +60,7 @@ METHODS = [
     {"name": "qc", "bits": 3, "start": 0.6},
     {"name": "trs", "bits": 3},
     {"name": "trs", "bits": 4, "optimizer": "sgd", "scope": "layer", "eta": 0.01, "per_channel": True},
+    {"name": "q-ramping", "bits": 3, "period": 10, "window": 4, "alpha": 1.0},
     {"name": "bin-regularization", "bits": 3},
     {"name": "dampening", "bits": 3},
     {"name": "dampening", "bits": 2, "lambda": 0.01, "lambda_start": 0.01, "aggregation": "sum", "per_channel": True},

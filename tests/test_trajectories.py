@@ -20,7 +20,7 @@ OPTIONS = {
     "freezing": {"momentum": 0.1, "start": 0.3, "threshold_final": 0.02}, "gradient-l1": {"share": 1.0},
     "osciquant": {"lambda": 1.0}, "osciquant-freezing": {"lambda": 1.0, "momentum": 0.1, "start": 0.3}, "parq": {"steepness": 1.0},
     "range-penalty": {"lambda": 1.0}, "signed": {"lambda_start": 1.0, "lambda_end": -1.0},
-    "trs": {"optimizer": "sgd"},
+    "trs": {"optimizer": "sgd", "eta": 1.0}, "q-ramping": {"period": 3, "window": 2, "alpha": 0.5, "beta": 1},
 }  # fmt: skip
 NETWORKS = {
     "mobilenetv2": {"width": 0.1, "smallest": 2}, "resnet18": {"width": 8},
