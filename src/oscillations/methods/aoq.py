@@ -45,6 +45,10 @@ class AoqOptions(SharedScaleOptions):
         "l2", description="of the distance from it: the norm of each layer (the released code), or its square"
     )
 
+    @property
+    def whole_at_end(self) -> bool:
+        return True  # after its third stage
+
 
 def shrinkage(progress: float) -> float:
     """Factor alpha on the initial spacings: half a cosine wave from 1 to 0.3, in ten steps.

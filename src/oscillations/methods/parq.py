@@ -45,6 +45,10 @@ class ParqOptions(QuantizedOptions):
     def begins(self) -> float:
         return self.anneal_start
 
+    @property
+    def whole_at_end(self) -> bool:
+        return True
+
     def rho(self, progress: float) -> float:
         """How latent the weights still are at this share of the training: from 1, w itself, to 0, q(w).
 

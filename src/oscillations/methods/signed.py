@@ -22,6 +22,10 @@ class SignedOptions(RegularizerOptions):
     lambda_end: SignedStrength = Field(description="strength in the last step")
     shape: Literal["linear", "step"] = Field("linear", description="all the way, or at once at half of the steps")
 
+    @property
+    def whole_at_end(self) -> bool:
+        return True
+
 
 class Signed(Regularizer):
     """OsciQuant's regularizer, its strength going from ``lambda_start`` to ``lambda_end``.
