@@ -71,6 +71,12 @@ METHODS = [
     },
     {"name": "freezing", "bits": 2, "momentum": 0.1, "which": "low", "start": 0.5, "quantize_bias": True},
     {"name": "osciquant-freezing", "bits": 3, "lambda": 1.0, "momentum": 0.1, "threshold_start": 0.05, "start": 0.5},
+    {"name": "osci-reset", "bits": 3, "start": 0.2, "window": 4, "period": 6, "tau": 1.0},
+    {
+        "name": "osci-reset", "bits": 4, "start": 0.1, "motion": "values", "window": 8, "period": 8, "tau": 1.0,
+        "per_channel": True,
+    },
+    {"name": "osci-reset", "bits": 2, "start": 0.5, "rule": "bin_edge", "period": 3, "scale_source": "mse"},
     {
         "name": "osciquant-freezing", "bits": 2, "lambda": 0.1, "preset": "paper_text", "momentum": 0.1,
         "per_channel": True, "start": 0.3, "threshold_final": 0.1, "reg_curvature": "fisher_diag",
