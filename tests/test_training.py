@@ -77,6 +77,8 @@ METHODS = [
         "per_channel": True,
     },
     {"name": "osci-reset", "bits": 2, "start": 0.5, "rule": "bin_edge", "period": 3, "scale_source": "mse"},
+    {"name": "q-ema", "bits": 3, "decay": 0.9},
+    {"name": "q-ema", "bits": 2, "per_channel": True, "scale_source": "frozen_max", "tie": "half_up"},
     {
         "name": "osciquant-freezing", "bits": 2, "lambda": 0.1, "preset": "paper_text", "momentum": 0.1,
         "per_channel": True, "start": 0.3, "threshold_final": 0.1, "reg_curvature": "fisher_diag",

@@ -12,8 +12,8 @@ METHOD_NAMES = {
     "dampening": "Dampening", "freezing": "Freezing", "osciquant-freezing": "OsciQuant + freezing", "aoq": "AOQ",
     "bin-regularization": "Bin regularization", "statsq": "StatsQ", "cga": "StatsQ + CGA", "gradient-l1": "Gradient-L1",
     "ema": "EMA", "qc": "QC", "parq": "PARQ", "dual-lsq": "Dual-LSQ", "trs": "TRS", "q-ramping": "Q-Ramping (window)",
-    "osci-reset": "OsciReset", "nearest": "Nearest", "adaround": "AdaRound", "brecq": "BRECQ", "qdrop": "QDrop",
-    "mrecg": "MRECG",
+    "osci-reset": "OsciReset", "q-ema": "Q-EMA", "nearest": "Nearest", "adaround": "AdaRound", "brecq": "BRECQ",
+    "qdrop": "QDrop", "mrecg": "MRECG",
 }  # fmt: skip
 MODEL_NAMES = {"mlp5": "MLP5", "resnet18": "ResNet-18", "vit-tiny": "ViT-Tiny", "mobilenetv2": "MobileNetV2"}
 
