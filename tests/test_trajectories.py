@@ -18,8 +18,8 @@ MLP = {"name": "mlp5", "width": 12}
 OPTIONS = {
     "cga": {"start": 0.5}, "dampening": {"lambda": 1.0, "start": 0.0}, "ema": {"warmup_steps": 5}, "qc": {"start": 0.5},
     "freezing": {"momentum": 0.1, "start": 0.3, "threshold_final": 0.02}, "gradient-l1": {"share": 1.0},
-    "osciquant": {"lambda": 1.0}, "osciquant-freezing": {"lambda": 1.0, "momentum": 0.1, "start": 0.3}, "parq": {"steepness": 1.0},
     "osciquant": {"lambda": 1.0}, "osciquant-freezing": {"lambda": 1.0, "momentum": 0.1, "start": 0.3},
+    "parq": {"steepness": 1.0},
     "osci-reset": {"start": 0.0, "window": 2, "period": 3, "tau": 1.0}, "q-ema": {"decay": 0.9, "warmup_steps": 2},
     "range-penalty": {"lambda": 1.0}, "signed": {"lambda_start": 1.0, "lambda_end": -1.0},
     "trs": {"optimizer": "sgd", "eta": 1.0}, "q-ramping": {"period": 3, "window": 2, "alpha": 0.5, "beta": 1},
