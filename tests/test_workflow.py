@@ -135,6 +135,12 @@ def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
     assert finished.planned() == {}
 
 
+def test_a_recipe_with_more_files_reruns_its_runs(finished):
+    """Snakemake has no record of a file that did not exist, and would trust none of the others'."""
+    finished.edit("params/tiny.yaml", "patience: 5}", "patience: 5, keep: both}")
+    assert trains(finished.planned()) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
+
+
 def test_a_change_narrowed_to_one_variant_is_made(finished):
     """Its experiment's other runs stay where they are, and are evaluated beside it."""
     finished.edit("params/tiny.yaml", "lambda: 1", "lambda: 0.5")

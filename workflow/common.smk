@@ -81,7 +81,7 @@ if workflow.is_main_process:
             file=sys.stderr,
         )
     else:
-        provenance.restore(STUDY.study)
+        provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
 
 
 onsuccess:

@@ -12,7 +12,7 @@ from oscillations.core.files import file_hash, read_json
 from oscillations.records.identity import arithmetic, difference, meaning
 from oscillations.records.numerics import versions
 from oscillations.study import pretrained
-from oscillations.study.paths import RESULTS, Run, dataset_files
+from oscillations.study.paths import RESULTS, Run, dataset_files, run_files
 from oscillations.study.variants import Variant, parents_first
 
 #: what a record calls the validation accuracies and the oscillations of the epoch whose weights are kept
@@ -46,6 +46,12 @@ class Plan:
     def kept(self) -> dict[str, str]:
         """The weights that the run keeps (``best``, ``last``) and their checkpoint's name; the first stand for it."""
         return self.variant.recipe.training.kept
+
+    @property
+    def files(self) -> list[Path]:
+        """What the run writes: into its folder, and its checkpoints."""
+        names = run_files(self.variant.recipe.histograms is not None)
+        return [*(self.run.folder / name for name in names), *self.run.checkpoints(self.kept.values()).values()]
 
     @property
     def result(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ carries the results, carries them too.
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
 from pathlib import Path
 
 from oscillations.core.files import read_json, write_json
@@ -47,12 +48,21 @@ def save(study: str) -> None:
         write_json(file, found)
 
 
-def restore(study: str) -> None:
-    """Put the records that came with the results where Snakemake looks for them."""
+def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
+    """Put the records that came with the results where Snakemake looks for them.
+
+    ``stale``: the files of each run whose recipe has changed. Snakemake asks whether it has only if every file has a
+    record: one that the change adds (the weights at the end of training, say) gets that of a file beside it.
+    """
     file = provenance_file(study)
-    if not file.exists():
-        return
-    for output, record in read_json(file).items():
-        target = _record_path(output)
-        if not target.exists():  # a record that is there may be newer
-            write_json(target, record)
+    if file.exists():
+        for output, record in read_json(file).items():
+            target = _record_path(output)
+            if not target.exists():  # a record that is there may be newer
+                write_json(target, record)
+    for outputs in stale:
+        records = [_record_path(output.as_posix()) for output in outputs]
+        known = next((record for record in records if record.exists()), None)
+        for record in records:
+            if known and not record.exists():
+                write_json(record, read_json(known))
