@@ -168,6 +168,8 @@ def test_a_row_says_that_its_own_phase_came_after_what_was_kept(fake, rows):
     assert row(rows, "QC")["early"] == 2
     assert ("Fine-tuned from a-scratch", "QC ‡ (2 of 3)") in text(fake, rows)
     assert row(rows, "LSQ")["early"] == 0
+    ranked = comparison.best(rows, "accuracy")  # both have 65
+    assert ranked[rows.label == "LSQ"].all() and not ranked[rows.label == "QC"].any()
 
 
 def test_fewer_than_three_runs_are_not_ranked(fake, rows):
@@ -198,7 +200,7 @@ def test_diverged_and_not_run_are_shown_as_such(fake, rows):
     assert shown["Fine-tuned from a-scratch", "KURE"]["3-bit"] == "diverged"
     assert shown["Fine-tuned from a-scratch", "KURE"]["n"] == "0 of 3"
     assert ("From scratch", "KURE") not in shown
-    assert shown["Fine-tuned from a-scratch", "Signed schedule"]["3-bit"] == "61.00 (1 diverged)"
+    assert shown["Fine-tuned from a-scratch", "Signed schedule ‡ (1 of 2)"]["3-bit"] == "61.00 (1 diverged)"
     assert comparison.shown(fake, "a", rows).not_run == "Not run: 1 cell of a-scratch (no time)."
 
 
@@ -231,7 +233,7 @@ def test_columns_without_numbers_are_left_out(fake, rows):
     """MLP5 has no batch norm to re-estimate; with a re-estimated number the column is there."""
     assert comparison.shown(fake, "a", rows).columns == [
         "Method", "3-bit", comparison.WORST, "− QAT [95 %]", "n", "FP32", "8-bit", "4-bit", "ternary", "Grid", "Scale",
-        *comparison.OSCILLATIONS.values(), "calibration loss", "best epoch", "steps", "seconds",
+        *comparison.OSCILLATIONS.values(), "calibration loss", "epoch kept", "steps", "seconds",
     ]  # fmt: skip
     found = measured()
     fresh = found[(found.variant == "lsq-3bit") & (found.eval_bits == 3) & (found.split == "test")]
@@ -272,7 +274,7 @@ def test_both_selections_have_columns_where_they_are_kept(fake):
     plain, without = kept("best", found)
     assert not set(comparison.BOTH) & set(without)
     assert comparison.END_NOTE not in comparison.shown(plain, "a", without).notes
-    others = rows.label != "QC"
+    others = ~rows.label.isin(["QC", "Signed schedule"])
     for column in without.columns.drop("at_end"):
         assert rows[column][others].equals(without[column][others]), f"{column} holds other weights"
 
@@ -285,7 +287,7 @@ def test_a_method_that_is_whole_only_at_the_end_is_judged_there(fake):
     qc = row(rows, "QC")
     assert qc["at_end"] and not row(rows, "LSQ")["at_end"]
     assert [qc[column] for column in ("accuracy", "best", "end", "at_32", "worst", "n")] == [66, 65, 66, 68, 65, 3]
-    assert [qc[column] for column in ("difference", "end_difference", "best_epoch", "early")] == [5, 4, 3, 0]
+    assert [qc[column] for column in ("difference", "end_difference", "kept_epoch", "early")] == [4, 4, 3, 0]
     assert ("Fine-tuned from a-scratch", "QC §") in text(again, rows)
 
 
@@ -295,7 +297,7 @@ def test_a_row_of_the_end_of_training_alone_says_so(fake):
     fine = found.experiment == "a-finetune"
     again, rows = kept("last", found[~fine], found[fine].assign(selection="last", epochs_run=3))
     qc = row(rows, "QC, end of training")
-    assert [qc[column] for column in ("accuracy", "best_epoch", "early")] == [65, 3, 0]
+    assert [qc[column] for column in ("accuracy", "kept_epoch", "early")] == [65, 3, 0]
     assert "end" not in rows
     for group, name in text(again, rows):
         assert name.endswith(", end of training") == group.startswith("Fine-tuned")

@@ -3,18 +3,22 @@
 import pytest
 import torch
 from conftest import image_sets, make_trainer
+from test_training import METHODS as ALL_METHODS
 
 from oscillations.engine.counters import counter
 from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.turns import in_turns
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-METHODS = [{"name": "baseline"}, {"name": "qat", "bits": 3}, {"name": "osciquant", "bits": 3, "lambda": 1.0}]
+WATCHED = (
+    "baseline", "qat", "osciquant", "pseudo-noise", "parq", "dual-lsq", "osci-reset", "q-ema", "trs", "q-ramping",
+)  # fmt: skip
+METHODS = [method for method in ALL_METHODS if method["name"] in WATCHED]
 
 
 def trainer(recipe, blobs, seed=0, **changes):
     recipe, (about, tensors) = recipe | changes, blobs
-    device = set_up_torch(recipe, "cuda")
+    device = set_up_torch(recipe["threads"], recipe["training"]["precision"], "cuda")
     return make_trainer(recipe, seed, about, image_sets(about, tensors, recipe, device), device)
 
 

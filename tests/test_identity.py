@@ -252,14 +252,17 @@ def test_keys_hold_the_checkpoint_and_no_training(two_records):
         before | {"recipe": before["recipe"] | {"model": {"name": "mlp5", "width": 13}}},
     ]
     assert len({identity.evaluation_key(record) for record in [before, *others]}) == 5
+    inputs = {"activations": {"bits": 3}}
     keys = {
-        identity.posttraining_key(record, method, options, bits)
+        identity.posttraining_key(record, method, posttraining.find(method).Options(**options), bits)
         for record, method, options, bits in [
             (before, "brecq", {"nu": 0.01}, 3), (after, "brecq", {"images": 1024}, 3), (before, "brecq", {"nu": 0.1}, 3),
             (before, "brecq", {"nu": 0.01}, 2), (before, "qdrop", {"nu": 0.01}, 3), (others[0], "brecq", {"nu": 0.01}, 3),
+            (before, "qdrop", inputs, 3), (before, "qdrop", {"activations": {"bits": 3, "first_last": 8}}, 3),
+            (before, "qdrop", {"activations": {"bits": 3, "first_last": 4}}, 3),
         ]
     }  # fmt: skip
-    assert len(keys) == 5
+    assert len(keys) == 7
 
 
 def test_rows_are_of_the_versions_that_made_them(monkeypatch):
@@ -324,8 +327,7 @@ def test_the_certification_exercises_every_choice():
         options for v in variants for options in (v.recipe.method.options, v.recipe.model.options, v.recipe.training)
     ]
     chosen += [
-        posttraining.find(method).Options(**options)
-        for entry in study.posttraining.values() for _, method, options in entry.resolved()
+        options for entry in study.posttraining.values() for *_, options in entry.resolved()
     ]  # fmt: skip
     wanted, seen = {}, {}
     for options in chosen:

@@ -25,7 +25,7 @@ experiments:
   main:
     model: &model {name: mlp5, width: 16}
     setting: scratch
-    methods: &methods {qat: {bits: 3}, lsq: {bits: 3}, qc: {bits: 3}, ema: {bits: 3}}
+    methods: &methods {qat: {bits: 3}, lsq: {bits: 3}, qc: {bits: 3}, ema: {bits: 3}, statsq: {bits: 3}}
   rates:
     model: *model
     setting: sweep
@@ -46,6 +46,9 @@ RUNS = {
     "rates/qc-3bit-lr3e-3": (95, 70, (99,), (99,)),
     "main/ema-3bit": (60, 60, (65, 65, 65), (65, 65, 65)),  # one rate has not run
     "rates/ema-3bit-lr3e-4": (61, 61, (66,), (66,)),
+    "main/statsq-3bit": (60, 60, (50, 50, 50), (50, 50, 50)),
+    "rates/statsq-3bit-lr3e-4": (59, 59, (66,), (66,)),
+    "rates/statsq-3bit-lr3e-3": (None, None, (None,), (None,)),  # diverged
 }
 
 
@@ -58,12 +61,12 @@ def measured():
                 about = dict.fromkeys(MEASUREMENTS) | {
                     "experiment": experiment, "variant": variant, "train_bits": 3, "eval_bits": 3, "seed": seed,
                     "bn": "keep", "run": f"results/fake/runs/{path}/seed{seed}", "best_epoch": 1, "epochs_run": 3,
-                    "status": "done", "selection": selection, "rule": "requantize",
+                    "status": "done" if accuracy else "diverged", "selection": selection, "rule": "requantize",
                 }  # fmt: skip
-                # validation of other seeds would choose otherwise
-                chosen = validation if seed == 0 else 100 - validation
                 rows += [about | {"split": "test", "accuracy": accuracy}]
-                rows += [about | {"split": "validation", "accuracy": chosen}]
+                if validation:  # that of other seeds would choose otherwise
+                    chosen = validation if seed == 0 else 100 - validation
+                    rows += [about | {"split": "validation", "accuracy": chosen}]
     return pd.DataFrame(rows, columns=MEASUREMENTS)
 
 
@@ -78,7 +81,7 @@ def report(tmp_path):
 
 
 def test_the_first_seeds_validation_chooses_and_all_seeds_are_tested(report):
-    qat, lsq, _, ema = method_rates.searched(report, "main", "rates").to_dict("records")
+    qat, lsq, _, ema, statsq = method_rates.searched(report, "main", "rates").to_dict("records")
     assert (qat["rates"], qat["validations"]) == ("0.0003 0.001 0.003", "75.00 80.00 70.00")
     assert [qat[key] for key in ("chosen", "edge", "accuracy", "n", "usual")] == [1e-3, False, 71, 3, 71]
     assert [lsq[key] for key in ("chosen", "edge", "accuracy", "n", "usual")] == [3e-3, True, 75, 3, 65]
@@ -87,17 +90,19 @@ def test_the_first_seeds_validation_chooses_and_all_seeds_are_tested(report):
     assert math.isnan(qat["difference"])
     assert math.isnan(ema["chosen"])
     assert ema["validations"] == "61.00 60.00 nan"
+    assert (statsq["validations"], statsq["chosen"], statsq["accuracy"]) == ("59.00 60.00 diverged", 1e-3, 50)
 
 
 def test_a_method_that_is_whole_at_the_end_is_searched_and_tested_there(report):
     qc = method_rates.searched(report, "main", "rates").set_index("method").loc["qc"]
     assert (qc.at_end, qc.validations, qc.chosen, qc.accuracy, qc.usual) == (True, "80.00 50.00 70.00", 3e-4, 75, 41)
+    assert qc.difference == 75 - 60  # to QAT's end
 
 
 def test_people_see_the_chosen_rate_and_what_is_missing(report):
     table = method_rates.shown(report, "main", "rates", method_rates.searched(report, "main", "rates"))
     cells = {row.cells["Method"]: row.cells for row in table.rows}
-    assert list(cells) == ["QAT", "LSQ", "QC §"]
+    assert list(cells) == ["QAT", "LSQ", "QC §", "StatsQ"]
     assert [cells["LSQ"][name] for name in ("0.0003", "0.001", "0.003")] == ["61.00", "60.00", "**62.00**"]
     assert (cells["LSQ"]["chosen"], cells["QAT"]["chosen"]) == ("0.003 <", "0.001")
     assert table.not_run == "Not run: 1 cell of rates (not trained yet)."
@@ -119,5 +124,12 @@ def test_a_search_is_a_sweep_that_exists(tmp_path, search, message):
 def test_a_search_trains_what_the_experiment_trains(tmp_path):
     experiments = yaml.safe_load(STUDY)["experiments"]
     experiments["rates"]["methods"] = {"lsq": {"bits": 3, "grid": "lsq"}}
-    with pytest.raises(InputError, match=r"main has no lsq with the options of rates/lsq-3bit-lr3e-4"):
+    with pytest.raises(InputError, match=r"main has no lsq with the options of rates/lsq-3bit-lr3e-4; give both"):
+        study(tmp_path, experiments=experiments)
+
+
+def test_a_search_has_the_experiments_budget(tmp_path):
+    experiments = yaml.safe_load(STUDY)["experiments"]
+    experiments["rates"]["training"] = {"epochs": 30}
+    with pytest.raises(InputError, match=r"rates/qat-3bit-lr3e-4 differs from main's by more than the learning rate"):
         study(tmp_path, experiments=experiments)

@@ -145,6 +145,20 @@ def test_v1_weights_beyond_the_last_level_receive_no_gradient():
     assert quantizer.quantized[0] is not grads[0] and quantizer.weights[0].grad is grads[0]
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_v1_the_weights_that_scales_come_from_receive_their_gradient(bits, per_channel):
+    """Whatever the rounding of max|w| / Q times Q."""
+    torch.manual_seed(0)
+    method = Trs(Trs.Options(bits=bits, per_channel=per_channel))
+    quantizer = method.make_quantizer({f"w{i}": torch.randn(20, 30) for i in range(30)}, {})
+    method.begin(quantizer)
+    quantizer.update()
+    grads = [torch.ones(20, 30) for _ in quantizer.weights]
+    method.after_backward(quantizer, grads, at(0.0))
+    assert all(grad.all() for grad in grads)
+
+
 def test_the_runs_optimizer_holds_all_other_parameters(recipe, blobs):
     """And their weight decays; the gradients of the method's are fresh in every step."""
     recipe["training"] |= {"weight_decay": 0.1, "decay": "matrices"}

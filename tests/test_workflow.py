@@ -9,7 +9,9 @@ import time
 import pandas as pd
 import psutil
 import pytest
+import torch
 from conftest import ROOT, Project, job_counts
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +135,30 @@ def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
     changed = {path.parts[-3] for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
     assert changed == {"osciquant-ternary", "osciquant-3bit"}
     assert finished.planned() == {}
+
+
+def test_parq_is_qat_with_rho_0_and_full_precision_with_rho_1(project):
+    """The same weights, bit for bit, and the same accuracies at every width."""
+    ends = "\n".join(
+        f"  parq-{share}:\n    model: {{name: mlp5, width: 16}}\n    setting: scratch\n    methods:\n"
+        f"      parq: {{bits: 3, anneal_start: {share}, anneal_end: {share}}}"
+        for share in (0, 1)
+    )
+    project.edit("params/tiny.yaml", "  mlp5-lambda:", f"{ends}\n  mlp5-lambda:")
+    project.edit("params/tiny.yaml", "qat: {bits: 3}", "qat: {bits: 3, scale_grad: detach}")
+    project.edit("params/tiny.yaml", "patience: 5}", "patience: 5, keep: last}")
+    twins = {"parq-0/parq-3bit": "mlp5-scratch/qat-3bit", "parq-1/parq-3bit": "mlp5-scratch/baseline"}
+    project.snakemake("all", config=f"only={','.join([*twins, *twins.values()])}")
+    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv").query("split == 'test'")
+    measured["path"] = measured.experiment + "/" + measured.variant
+    for parq, twin in twins.items():
+        for seed in (0, 1):
+            files = [project.folder / f"checkpoints/tiny/{path}/seed{seed}.safetensors" for path in (parq, twin)]
+            mine, other = map(load_file, files)
+            assert mine.keys() == other.keys()
+            assert all(torch.equal(value, other[key]) for key, value in mine.items())
+        found = [measured[measured.path == path].set_index(["seed", "eval_bits"]).accuracy for path in (parq, twin)]
+        assert len(found[0]) == 10 and found[0].sort_index().equals(found[1].sort_index())
 
 
 def test_a_recipe_with_more_files_reruns_its_runs(finished):

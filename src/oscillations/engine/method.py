@@ -44,14 +44,12 @@ class MethodOptions(Strict):
     """
 
     @property
-    def begins(self) -> float:
-        """Share of the training before which the method does only what it is built on."""
-        return 0.0
+    def whole_from(self) -> float:
+        """Share of the training before which the method does only a part of what it does, or what it is built on.
 
-    @property
-    def whole_at_end(self) -> bool:
-        """Whether what the method does is whole only at the end of training: the weights there are to be judged."""
-        return self.begins > 0
+        If there is one, the weights at the end of training are to be judged.
+        """
+        return 0.0
 
     @property
     def target_bits(self) -> int | None:
@@ -97,7 +95,8 @@ class MethodOptions(Strict):
     def steps_weights(self) -> bool:
         """Whether the method updates the quantized weights by an optimizer of its own; the run's holds all others.
 
-        The run's schedule and weight decay are then not theirs. Their gradients are fresh in every step.
+        The run's weight decay is then not theirs, nor its schedule unless the method takes it. Their gradients are
+        fresh in every step.
         """
         return False
 

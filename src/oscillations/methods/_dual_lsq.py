@@ -24,5 +24,10 @@ class DualScale(LearnedScale):
     def levels(self) -> Sequence[Tensor]:
         return self.of_levels
 
+    def bound(self) -> None:
+        super().bound()
+        for scale in self.of_levels:
+            scale.clamp_(min=self.smallest)
+
     def state(self, names: list[str]) -> dict[str, Tensor]:
         return super().state(names) | {f"level/{name}": scale for name, scale in zip(names, self.of_levels)}

@@ -46,8 +46,8 @@ class AoqOptions(SharedScaleOptions):
     )
 
     @property
-    def whole_at_end(self) -> bool:
-        return True  # after its third stage
+    def whole_from(self) -> float:
+        return STAGE3
 
 
 def shrinkage(progress: float) -> float:

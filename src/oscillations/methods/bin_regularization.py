@@ -22,7 +22,7 @@ class BinRegularizationOptions(LsqOptions):
     scale_gradient: bool = Field(True, description="whether the regularizer also moves the levels, through the scale")
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
 

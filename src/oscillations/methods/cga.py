@@ -26,7 +26,7 @@ class CgaOptions(StatsqOptions):
     )
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
 

@@ -40,7 +40,7 @@ class DampeningOptions(NagelOptions):
     )
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return 0.0 if self.lambda_start else self.start
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from oscillations.core.bits import Grid
     from oscillations.engine.method import Moment, Tensors
-    from oscillations.engine.optimizer import Optimizer
     from oscillations.engine.quantizer import WeightQuantizer
     from oscillations.methods._dual_lsq import DualScale
 
@@ -85,8 +84,8 @@ class DualLsq(Lsq["DualQuantizer"]):
         from oscillations.engine.optimizer import Adam
 
         pre, post = list(quantizer.scales), quantizer.scale.of_levels
-        self.learned = {"both": pre + post, "post": post, "pre": pre, "none": []}[self.options.learnable]
-        self.scale_optimizer = Adam(self.learned, self.options.scale_lr)
+        learned = {"both": pre + post, "post": post, "pre": pre, "none": []}[self.options.learnable]
+        self.scale_optimizer = Adam(learned, self.options.scale_lr)
 
     def after_backward(self, quantizer: DualQuantizer, grads: Tensors, moment: Moment) -> None:
         margin = 0.5 if self.options.clip_order == "round_first" else 0.0
@@ -96,9 +95,3 @@ class DualLsq(Lsq["DualQuantizer"]):
             grad.copy_(inner)
             divisor = math.sqrt(weight.numel() / pre.numel() * grid.high) if self.options.grad_scale else 1.0
             pre.grad, post.grad = (gradient / divisor for gradient in of_scales)
-
-    def step(self, optimizer: Optimizer, quantizer: DualQuantizer, moment: Moment) -> None:
-        optimizer.step()
-        self.scale_optimizer.step()
-        for scale in self.learned:
-            scale.clamp_(min=SMALLEST_SCALE)

@@ -48,7 +48,7 @@ class FreezingOptions(ThresholdOptions, NagelOptions):
     )
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
 

@@ -22,7 +22,7 @@ class GradientL1Options(QuantizedOptions):
     share: float = Field(0.25, ge=0, le=1, description="share of the training, at its end, with the regularizer on")
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return 1 - self.share
 
 

@@ -35,7 +35,7 @@ class OsciResetOptions(QuantizedOptions):
     start: float = Field(0.6, ge=0, lt=1, description="share of the training before the first window")
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
     @model_validator(mode="after")

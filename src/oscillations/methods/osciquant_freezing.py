@@ -19,7 +19,7 @@ class OsciQuantFreezingOptions(ThresholdOptions, OsciQuantOptions):
     start: float = Field(0.75, ge=0, lt=1, description="share of the steps before anything freezes")
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
 

@@ -42,12 +42,8 @@ class ParqOptions(QuantizedOptions):
         return self
 
     @property
-    def begins(self) -> float:
-        return self.anneal_start
-
-    @property
-    def whole_at_end(self) -> bool:
-        return True
+    def whole_from(self) -> float:
+        return self.anneal_end
 
     def rho(self, progress: float) -> float:
         """How latent the weights still are at this share of the training: from 1, w itself, to 0, q(w).

@@ -26,7 +26,7 @@ class QcOptions(LsqOptions):
     correction_lr: PositiveFloat = Field(1e-3, description="learning rate of the correction's Adam; constant")
 
     @property
-    def begins(self) -> float:
+    def whole_from(self) -> float:
         return self.start
 
 

@@ -23,8 +23,10 @@ class SignedOptions(RegularizerOptions):
     shape: Literal["linear", "step"] = Field("linear", description="all the way, or at once at half of the steps")
 
     @property
-    def whole_at_end(self) -> bool:
-        return True
+    def whole_from(self) -> float:
+        if self.lambda_start * self.lambda_end >= 0:
+            return 0.0  # its sign never changes
+        return 0.5 if self.shape == "step" else self.lambda_start / (self.lambda_start - self.lambda_end)
 
 
 class Signed(Regularizer):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from oscillations.engine.optimizer import Optimizer
 
+ROUNDING = 1e-6  # relative; the weight that a scale comes from lies on the last level but for rounding
+
 
 class TrsOptions(QuantizedOptions):
     lambda_: Strength = Field(
@@ -90,7 +92,7 @@ class Trs(Method):
         for weight, scale, grid, spent, grad in tensors:
             if quantizer.scale.clamps:
                 torch.abs(weight, out=spent)  # q is not needed again before the next update
-                grad.mul_(spent <= scale * grid.high)
+                grad.mul_(spent <= scale * (grid.high * (1 + ROUNDING)))
             weight.grad = grad
 
     def step(self, optimizer: Optimizer, quantizer: Quantizer, moment: Moment) -> None:

@@ -46,6 +46,14 @@ def _chosen(options: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
     return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
 
 
+def _of(options: PostTrainingOptions) -> dict[str, Any]:
+    """Options by meaning, also those inside of an option."""
+    chosen = _chosen(type(options), options.model_dump(mode="json"))
+    if options.activations:
+        chosen["activations"] = _chosen(type(options.activations), chosen["activations"])
+    return chosen
+
+
 def arithmetic(recipe: Mapping[str, Any]) -> list[str]:
     """The parts whose arithmetic decides a run's numbers, the general ones first."""
     model = recipe["model"]["name"]
@@ -111,8 +119,7 @@ def evaluation_parts(recipe: Mapping[str, Any]) -> list[str]:
 
 def posttraining_key(record: Mapping[str, Any], method: str, options: PostTrainingOptions, bits: int) -> str:
     """Names what a post-training result belongs to: a checkpoint, the method and its options by meaning."""
-    chosen = options.model_dump(mode="json", exclude_defaults=True)
-    return _key(record, {"method": method, "options": chosen, "bits": bits, "seed": record["seed"]})
+    return _key(record, {"method": method, "options": _of(options), "bits": bits, "seed": record["seed"]})
 
 
 def posttraining_parts(method: str) -> list[str]:
@@ -127,10 +134,7 @@ def entry_parts(entry: PostTrainingEntry) -> list[str]:
 
 def entry_meaning(entry: PostTrainingEntry) -> dict[str, Any]:
     """What one entry of a study asks for, its methods' options by meaning."""
-    methods_of = {
-        label: {"method": method, "options": options.model_dump(mode="json", exclude_defaults=True)}
-        for label, method, options in entry.resolved()
-    }
+    methods_of = {label: {"method": method, "options": _of(options)} for label, method, options in entry.resolved()}
     return {"of": entry.of, "bits": entry.bits, "methods": methods_of}
 
 

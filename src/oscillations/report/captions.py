@@ -31,8 +31,8 @@ CAPTIONS = {
     "less that of the family's QAT (with scales per channel, of QAT's so where there is one), in points: mean over n "
     "seeds, bar: 95 % interval of the paired difference (from 3 seeds; it may go on beyond the panel), small dots "
     "below: seeds; lines: full precision of what the family starts from, and its PTQ. An arrow: beyond the axis, by "
-    "the number beside it. Hollow and ‡: weights kept from before the method's own phase. Right: mean test accuracy "
-    "(%) at every width.",
+    "the number beside it. §: judged at the end of training, against QAT's end. Hollow and ‡: weights kept from before "
+    "the method's own phase. Right: mean test accuracy (%) at every width.",
     "figure-gain": "What explains the gain over PTQ: ways to quantize one network. Left: test accuracy (%), mean over "
     "n seeds and, small, each seed; bars: the same networks at full precision. Right: difference to OsciQuant "
     "(points), paired by seed, with its 95 % interval.",

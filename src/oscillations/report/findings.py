@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from posixpath import normpath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -228,12 +229,12 @@ def _rates(name: str, spec: RatePanels, tests: pd.DataFrame, published: pd.DataF
 def _compared(study: Study, name: str, rows: pd.DataFrame) -> Iterator[Finding]:
     """The best of every ranking of a comparison, or that there are too few runs for one.
 
-    What was kept from before its own phase is no result of a method; rows of one mean are named together.
+    Rows of one mean are named together.
     """
     ran = rows[rows.n > 0]
     if ran.empty:
         return
-    best = ran[comparison.best(ran, "accuracy") & ~(ran.early > 0)]
+    best = ran[comparison.best(ran, "accuracy")].assign(label=lambda rows: [_judged(row) for row in rows.itertuples()])
     alike = best.groupby(["family", "accuracy"], sort=False).agg(label=("label", " = ".join), n=("n", "first"))
     said = [f"{family}: {row.label} {accuracy:.2f} (n = {row.n})" for (family, accuracy), row in alike.iterrows()]
     few = int((ran.n < MINIMUM_RUNS).sum())
@@ -244,12 +245,17 @@ def _compared(study: Study, name: str, rows: pd.DataFrame) -> Iterator[Finding]:
         yield Finding(f"**{title}**: {ranked}{_one_for_all(ran)}{rest}".strip(), target)
 
 
+def _judged(row: Any) -> str:
+    """A row's name, and when it is judged if not at the best epoch."""
+    return f"{row.label} (at the end)" if row.at_end is True else row.label
+
+
 def _one_for_all(ran: pd.DataFrame) -> str:
     """Which method serves several widths best, by its worst; of those with enough seeds."""
     enough = ran[(ran.n >= MINIMUM_RUNS) & ran.worst.notna()].sort_values("worst", ascending=False)
     if len(enough) < 2:
         return ""
-    said = [f"{row.label} {plus_minus(row.worst, row.worst_std)} (n = {row.n})" for row in enough.itertuples()]
+    said = [f"{_judged(row)} {plus_minus(row.worst, row.worst_std)} (n = {row.n})" for row in enough.itertuples()]
     widths = " and ".join([", ".join(map(str, comparison.SERVED[:-1])), str(comparison.SERVED[-1])])
     return f"One network for {widths} bits, by its worst width: {', '.join(said[:3])}. "
 

@@ -95,11 +95,11 @@ class Results:
         return tests.assign(**{name: tests[name].where(done) for name in ("accuracy", "best_epoch", "kept_epoch")})
 
     def validation(self, at_end: bool) -> pd.DataFrame:
-        """Validation accuracies of runs that did not diverge, of what stands for a run or ``at_end`` of training."""
+        """Validation accuracies of runs that did not diverge, of what stands for one or of the end of training."""
         measurements = by_rule(self.measurements, REQUANTIZE)
         chosen = last(measurements) if at_end else standing(measurements)
-        done = (chosen.split == "validation") & (chosen.status == "done") & chosen.accuracy.notna()
-        return chosen[done].assign(path=_path(chosen[done]))
+        chosen = chosen[(chosen.split == "validation") & (chosen.status == "done")]
+        return chosen.assign(path=_path(chosen))
 
     @cached_property
     def tests(self) -> pd.DataFrame:

@@ -6,6 +6,7 @@ Every fault is one InputError that names file, key and the nearest valid value.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from oscillations import datasets, methods, models, posttraining
@@ -199,18 +200,23 @@ def _check_searches(study: Study, variants: Mapping[str, Variant], path: Path) -
 
 
 def _check_method_rates(study: Study, variants: Mapping[str, Variant], path: Path) -> None:
-    """The searched methods are those of the experiment, with the same options."""
+    """The search has an equal budget: its runs are those of the experiment, but for the rate."""
     for main, search in study.method_rates.items():
         where = f"{path}: method_rates.{main}"
         refuse_unknown([main, search], study.experiments, where, "experiment")
         if "lr" not in study.experiments[search].sweep:
             raise InputError(f"{where}: {search} sweeps no learning rates; give it sweep: {{lr: [...]}}")
-        own = [variant.recipe.method for variant in variants.values() if variant.experiment == main]
-        for variant in variants.values():
-            if variant.experiment == search and variant.recipe.method not in own:
-                raise InputError(
-                    f"{where}: {main} has no {variant.recipe.method.name} with the options of {variant.path}"
-                )
+        own = [variant.recipe for variant in variants.values() if variant.experiment == main]
+        for variant in (variant for variant in variants.values() if variant.experiment == search):
+            recipe = variant.recipe
+            twin = next((one for one in own if one.method == recipe.method), None)
+            if twin is None:
+                lacking = f"{main} has no {recipe.method.name} with the options of {variant.path}"
+                raise InputError(f"{where}: {lacking}; give both the same")
+            training = recipe.training.model_copy(update={"lr": twin.training.lr})
+            if replace(recipe, training=training, setting=twin.setting) != twin:
+                other = f"{variant.path} differs from {main}'s by more than the learning rate"
+                raise InputError(f"{where}: {other}; give both the same model, data and training")
 
 
 def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, Variant], where: str) -> None:

@@ -39,7 +39,7 @@ COLUMNS = [
     "calibration", "activation_bits", "planned", "n", "diverged", "at_end", "accuracy", "accuracy_std", "reestimated",
     "reestimated_std", *BOTH, "difference", "difference_low", "difference_high", "difference_n",
     "worst", "worst_std", *SLICES,
-    *OSCILLATIONS, "calibration_loss", "best_epoch", "early", "steps", "step_cost", "seconds", "runs",
+    *OSCILLATIONS, "calibration_loss", "kept_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
 RANKING = ["family", "grid", "levels", "per_channel", "activation_bits"]  # only rows that share all of these are ranked
 EARLY = "‡"
@@ -52,7 +52,7 @@ WORST_SLICE = f"{WORST}, slices"
 END_NOTE = (
     f"{AT_END} Judged by the weights at the end of training, in all columns but the best epoch's: what the method does "
     "is whole only there (freezing, annealing, a map that hardens ...). Both selections of every run that keeps both "
-    "stand in columns of their own; the end is compared with QAT's end."
+    "stand in columns of their own."
 )
 SLICE_NOTE = (
     "Slices: the most significant bits of the latent weights' 8-bit codes, another rule than re-quantization; its "
@@ -111,7 +111,8 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
         family, per_channel = row["paired_with"]
         reference = qat.get((family, per_channel), qat.get((family, False)))
         if reference is not None and reference is not row:
-            row |= _difference("difference", row["by_seed"], reference["by_seed"])
+            selected = "end_by_seed" if row.get("at_end") else "by_seed"
+            row |= _difference("difference", row["by_seed"], reference[selected])
             row |= _difference("end_difference", row["end_by_seed"], reference["end_by_seed"])
     widths = [f"at_{bits}{suffix}" for bits in other_widths(report.study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
@@ -125,7 +126,7 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
 
 def is_judged_at_end(variant: Variant) -> bool:
     """Whether the weights at the end of training stand for its runs, which keep those of the best epoch as well."""
-    return variant.recipe.training.keep == "both" and variant.recipe.method.options.whole_at_end
+    return variant.recipe.training.keep == "both" and variant.recipe.method.options.whole_from > 0
 
 
 def _family(study: Study, experiment: str) -> str:
@@ -189,7 +190,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         logged = epochs[(epochs.path == variant.path) & epochs.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
-        began = choice.options.begins * variant.recipe.training.epochs  # epochs before its own phase
+        began = choice.options.whole_from * variant.recipe.training.epochs  # epochs before it is whole
         kept = own[own.bn == "keep"].kept_epoch
         yield (
             row
@@ -281,7 +282,7 @@ def _cost(own: pd.DataFrame) -> dict[str, float]:
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]
     return {
-        "best_epoch": done.kept_epoch.mean(),
+        "kept_epoch": done.kept_epoch.mean(),
         "steps": steps.mean(),
         "seconds": pd.Series(walls, dtype=float).mean(),
     }
@@ -305,9 +306,10 @@ def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def best(rows: pd.DataFrame, column: str) -> pd.Series:
     """Where a mean is the largest, and others are less, in one family on one grid; all its runs have a number.
 
-    Fewer than three runs rank nothing.
+    Fewer than three runs rank nothing, and what was kept from before its own phase is no result of a method.
     """
-    values = rows[column].where((rows.n == rows.planned) & (rows.n >= MINIMUM_RUNS) & rows[column].notna())
+    enough = (rows.n == rows.planned) & (rows.n >= MINIMUM_RUNS) & rows[column].notna()
+    values = rows[column].where(enough & ~(rows.early > 0))
     groups = values.groupby([rows[key] for key in RANKING], dropna=False)
     return (values == groups.transform("max")) & (values > groups.transform("min"))
 
@@ -337,7 +339,7 @@ def shown(report: Report, name: str, rows: pd.DataFrame) -> Table:
     for column, header in OSCILLATIONS.items():
         text[header] = [_number(value, 3 if column == "per_step" else 2) for value in rows[column]]
     text["calibration loss"] = [_number(value, 4) for value in rows.calibration_loss]
-    text["best epoch"] = [_number(value, 1) for value in rows.best_epoch]
+    text["epoch kept"] = [_number(value, 1) for value in rows.kept_epoch]
     text["steps"] = [_number(value, 0) for value in rows.steps]
     text["a step / FP step"] = [_number(value, 2) for value in rows.step_cost]
     text["seconds"] = [_number(value, 0 if value >= 10 else 1) for value in rows.seconds]
@@ -406,7 +408,7 @@ def notes(spec: ComparisonTable) -> list[str]:
     """What a reader must know of the columns."""
     return [
         f"{EARLY} Kept from before the method's own phase (QC, CGA, freezing ...): the best epoch lies before it, so "
-        "the number is that of what the method is built on.",
+        "the number is that of what the method is built on, and not ranked.",
         WEIGHT_ONLY,
         "Test accuracy in percent of the best epoch's weights unless the end is judged, mean ± standard deviation over "
         "n seeds; batch-norm statistics kept unless said otherwise. Bold: the best mean of a family on one grid; "
@@ -415,8 +417,8 @@ def notes(spec: ComparisonTable) -> list[str]:
         "level), per channel where the method is. Post-training methods are done anew at every width; FP32 is the "
         "network they start from. Worst: each seed's lowest accuracy at these widths.",
         "− QAT: difference to the QAT of the same family (of per-channel methods to the per-channel QAT where there is "
-        "one; post-training: of the family that its start belongs to), paired by seed, with Student's t interval; "
-        f"fewer than {MINIMUM_RUNS} seeds have none, and are not ranked.",
+        "one; post-training: of the family that its start belongs to), the end's to QAT's end, paired by seed, with "
+        f"Student's t interval; fewer than {MINIMUM_RUNS} seeds have none, and are not ranked.",
         "Oscillations: share of the weights whose code changed back, counted after every step (per step) and after "
         "every epoch; near a threshold: within 5 % of a step; means over the epochs of a training.",
         "Calibration loss: relative error of the network's answers on the calibration images; where no blocks are "

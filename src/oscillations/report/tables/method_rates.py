@@ -20,7 +20,8 @@ from oscillations.report.text import METHOD_NAMES, bits_label, plus_minus, with_
 from oscillations.study.variants import Variant
 
 COLUMNS = [
-    "method", "variant", "at_end", "rates", "validations", "seed", "chosen", "edge", "usual", "usual_std", "usual_n",
+    "method", "variant", "bits", "at_end", "rates", "validations", "seed", "chosen", "edge", "usual", "usual_std",
+    "usual_n",
     "accuracy", "accuracy_std", "n", "planned", "difference", "difference_low", "difference_high", "difference_n",
     "runs",
 ]  # fmt: skip
@@ -28,10 +29,13 @@ NOTES = [
     "Search: the validation accuracy (%) of one seed at every rate, at the target bits; the highest chooses. Then the "
     "test accuracy at the chosen rate, mean ± standard deviation over n seeds, beside that at the study's own rate. "
     "The strength of a method stays at its source's value. − QAT: difference to QAT at the rate chosen for QAT, paired "
-    f"by seed, with Student's t interval; fewer than {MINIMUM_RUNS} seeds have none.",
+    f"by seed, the end's to QAT's end, with Student's t interval; fewer than {MINIMUM_RUNS} seeds have none.",
     f"{AT_END} Judged by the weights at the end of training, in the search, too; all others by the best epoch's. A "
     "rate at the end of those searched is marked <: a lower or a higher one may suit the method better still.",
 ]
+
+
+DIVERGED = float("-inf")  #: below any accuracy
 
 
 def table_name(experiment: str) -> str:
@@ -48,17 +52,21 @@ def write_method_rates(report: Report) -> None:
 def searched(report: Report, main: str, search: str) -> pd.DataFrame:
     """One row per method that is trained at several rates; accuracies in percent, test but for ``validations``.
 
-    ``rates`` and ``validations`` hold a number for each rate, ascending; ``chosen`` is the rate that did best of all
-    that were searched with the seed, none while one is missing. ``usual``: at the experiment's own rate.
+    ``rates`` and ``validations`` hold a word for each rate, ascending: a number, ``diverged``, or ``nan`` of what has
+    not run. ``chosen`` is the rate that did best with the seed, none while one is missing or if all diverged.
+    ``usual``: at the experiment's own rate.
     """
     rows = [_row(report, variants) for variants in _methods(report, main, search)]
-    seeds = {row["method"]: row.pop("by_seed") for row in rows}
+    qat = {row["bits"]: row for row in rows if row["method"] == "qat"}
     for row in rows:
-        pairs = (seeds[row["method"]] - seeds.get("qat", pd.Series(dtype=float))).dropna()
-        if row["method"] != "qat" and len(pairs):
-            found = mean_interval(pairs.to_numpy())
-            row |= {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
-            row |= {"difference_n": found.n}
+        reference = qat.get(row["bits"])
+        if reference is not None and reference is not row:
+            selected = "end_by_seed" if row["at_end"] else "by_seed"  # the same weights of both
+            pairs = (row["by_seed"] - reference[selected]).dropna()
+            if len(pairs):
+                found = mean_interval(pairs.to_numpy())
+                row |= {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
+                row |= {"difference_n": found.n}
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -74,31 +82,43 @@ def _methods(report: Report, main: str, search: str) -> Iterator[list[Variant]]:
 
 def _row(report: Report, variants: list[Variant]) -> dict[str, Any]:
     own = variants[0]
-    bits, seed, at_end = own.recipe.bits, min(own.seeds), is_judged_at_end(own)
+    seed, at_end = min(own.seeds), is_judged_at_end(own)
     by_rate = {variant.recipe.training.lr: variant for variant in sorted(variants, key=lambda v: v.recipe.training.lr)}
-    validation = report.results.validation(at_end)
-    validation = validation[(validation.seed == seed) & (validation.eval_bits == bits)].set_index("path").accuracy
-    found = [validation.get(variant.path, float("nan")) for variant in by_rate.values()]
+    found = [_searched(report, variant, seed, at_end) for variant in by_rate.values()]
     row: dict[str, Any] = {
         "method": own.recipe.method.name,
         "variant": own.path,
+        "bits": own.recipe.bits,
         "at_end": at_end,
         "rates": " ".join(f"{rate:g}" for rate in by_rate),
-        "validations": " ".join(f"{value:.2f}" for value in found),
+        "validations": " ".join("diverged" if value == DIVERGED else f"{value:.2f}" for value in found),
         "seed": seed,
         "planned": len(own.seeds),
         "by_seed": pd.Series(dtype=float),
+        "end_by_seed": pd.Series(dtype=float),
     }
     usual = _tests(report, own, at_end)
     row |= {"usual": usual.mean(), "usual_std": spread(usual), "usual_n": len(usual)}
-    if pd.isna(found).any():
+    if pd.isna(found).any() or max(found) == DIVERGED:
         return row
     best = found.index(max(found))
     chosen = list(by_rate.values())[best]
     mine = _tests(report, chosen, at_end)
-    row |= {"accuracy": mine.mean(), "accuracy_std": spread(mine), "n": len(mine), "by_seed": mine}
+    row |= {"accuracy": mine.mean(), "accuracy_std": spread(mine), "n": len(mine)}
+    row |= {"by_seed": mine, "end_by_seed": _tests(report, chosen, at_end=True)}
     row |= {"chosen": chosen.recipe.training.lr, "edge": best in (0, len(found) - 1)}
     return row | {"runs": " ".join(str(run.folder) for run in chosen.runs() if run.seed in mine.index)}
+
+
+def _searched(report: Report, variant: Variant, seed: int, at_end: bool) -> float:
+    """Validation accuracy at the target bits; NaN of what has not run."""
+    found = report.results.validation(at_end)
+    of_run = (found.path == variant.path) & (found.seed == seed) & (found.eval_bits == variant.recipe.bits)
+    if of_run.any():
+        return float(found[of_run].accuracy.iloc[0])
+    ran = report.results.evaluations
+    diverged = (ran.path == variant.path) & (ran.seed == seed) & (ran.status == "diverged")
+    return DIVERGED if diverged.any() else float("nan")
 
 
 def _tests(report: Report, variant: Variant, at_end: bool) -> pd.Series:
@@ -119,9 +139,9 @@ def shown(report: Report, main: str, search: str, rows: pd.DataFrame) -> Table:
         cells |= {
             "chosen": f"{row.chosen:g}{' <' if row.edge else ''}",
             "at the chosen": plus_minus(row.accuracy, row.accuracy_std),
-            "n": f"{row.n:.0f}",
+            "n": f"{row.n:.0f}" if row.n == row.planned else f"{row.n:.0f} of {row.planned}",
             "− QAT [95 %]": with_interval(row.difference, row.difference_low, row.difference_high),
-            "at the study's": plus_minus(row.usual, row.usual_std),
+            "at the study's": f"{plus_minus(row.usual, row.usual_std)} (n = {row.usual_n})",
         }
         said.append(Row(cells, row.runs.split()))
     left = [Missing(search, report.why_not_run(search), list(missing.method))] if len(missing) else []
