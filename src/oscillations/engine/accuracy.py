@@ -1,4 +1,4 @@
-"""Accuracy of a network with its weights quantized to any bit width."""
+"""Accuracy of a network as it is, and its batch-norm statistics anew."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class OscillationCounter:
     """Counts code changes of many weights at once; one :meth:`tick` per optimizer step (or per epoch).
 
     ``codes``: int8, all tensors flattened one after another, with lengths ``sizes``. Totals are kept per
-    tensor, in the order of :data:`TOTALS`:
+    tensor, from the first tick on, in the order of :data:`TOTALS`:
 
     * ``crossings`` changes; ``levels`` sum of |change|
     * ``nagel`` changes opposite in direction to the previous change

@@ -95,6 +95,8 @@ class MethodOptions(Strict):
     def steps_weights(self) -> bool:
         """Whether the method updates the quantized weights by an optimizer of its own; the run's holds all others.
 
+        One for scales, as LSQ has, is not meant.
+
         The run's weight decay is then not theirs, nor its schedule unless the method takes it. Their gradients are
         fresh in every step.
         """
@@ -229,7 +231,10 @@ class Method(Generic[QuantizerT]):
         """Turn ``grads`` (dL/d forward weights, changed in place) into the latent weights' gradients."""
 
     def step(self, optimizer: Optimizer, quantizer: QuantizerT, moment: Moment) -> None:
-        """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it."""
+        """Update the weights, and whatever else the method learns; the quantizer is brought up to date after it.
+
+        On entry the quantizer's codes are those of the forward pass just made.
+        """
         optimizer.step()
 
     def exported(self, quantizer: QuantizerT) -> AbstractContextManager[None]:

@@ -50,6 +50,8 @@ class Network:
     def weights(self, bits: int, rule: str = REQUANTIZE) -> Tensors | None:
         """q(w) at ``bits``: the method's own quantizer at its target, Eq. 2 elsewhere; None for the latent weights.
 
+        Weights with a width of their own (``own_bits``) have it at every one.
+
         By the rule ``slice``: slices of Eq. 2's codes of the latent weights (:func:`sliced`), at the target, too, and
         whatever grid and scale the method has of its own. Both rules take the method's ``tie`` and ``per_channel``.
         """
@@ -80,7 +82,7 @@ class Network:
                 quantizer.in_use = False
 
     def at(self, bits: int, rule: str = REQUANTIZE) -> AbstractContextManager[None]:
-        """The network at a bit width, inside the block; as in :meth:`weights`."""
+        """The network at a bit width, inside the block; as in :meth:`weights`. Quantized inputs keep their widths."""
         return self.holding(self.weights(bits, rule))
 
     def trained(self) -> dict[str, Tensor]:

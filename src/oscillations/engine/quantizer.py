@@ -48,7 +48,7 @@ class WeightQuantizer(Generic[ScaleT]):
     tensors one after another, each in its memory order; ``code_views`` are its parts in the weights' shapes) and
     ``quantized`` (one tensor per weight) belong to the weights' present values, and so do the ``scale``'s. The engine
     calls it once after every optimizer step, so that the next forward pass, the gradients and the counters all share
-    one pass over the weights.
+    one pass over the weights. After the backward pass a method may use ``quantized`` for something else, until then.
 
     ``scale`` makes the scale from the tensors, their grids and ``per_channel``; ``grid`` is a name of
     :func:`oscillations.core.bits.grid_of`, ``tie`` one of :func:`rounded`. ``own_bits``: the widths of tensors that do
@@ -61,6 +61,7 @@ class WeightQuantizer(Generic[ScaleT]):
         *, grid: str = "sym_odd", tie: str = "half_even", per_channel: bool = False,
         own_bits: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
+        # the parameters' memory, but tensors of their own: their .grad is another
         self.names, self.weights = list(weights), [w.detach() for w in weights.values()]
         self.bits, self.tie = bits, tie
         self.grid_name, self.grid = grid, grid_of(grid, bits)
@@ -81,7 +82,7 @@ class WeightQuantizer(Generic[ScaleT]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Recompute scales, codes and quantized weights from the latent weights."""
+        """Recompute codes and quantized weights from the latent weights, and scales where these follow them."""
         self.scale.compute()
         clamps = self.scale.clamps
         tensors = zip(self.weights, self.grids, self.scales, self.scale.levels, self.code_views, self.quantized)

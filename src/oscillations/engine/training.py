@@ -41,7 +41,7 @@ class Progress:
     best_epoch: int = 0
     best_metric: float = -1.0
     status: str = "running"  # then done or diverged
-    history: list[dict] = field(default_factory=list)  # one row per finished epoch
+    history: list[dict] = field(default_factory=list)  # one row per finished epoch but one that diverges
     layers: list[dict] = field(default_factory=list)  # one row per finished epoch and quantized tensor
     histograms: list[dict] = field(default_factory=list)  # one row at the start and per finished epoch, if asked for
 
@@ -178,7 +178,10 @@ class Trainer:
         return {key: value.clone() for key, value in self.network.trained().items()}
 
     def validate(self) -> dict[str, float]:
-        """Validation accuracy (percent) with latent weights and at every evaluation bit, and the FP loss."""
+        """Validation accuracy (percent) with latent weights and at every evaluation bit, and the FP loss.
+
+        The loss holds the method's penalty, if there is one.
+        """
         row: dict[str, float] = {}
         validation = self.sets["validation"]
         with torch.no_grad():
@@ -206,7 +209,10 @@ class Trainer:
         return sum(accuracies) / len(accuracies)
 
     def log_layers(self) -> dict[str, float]:
-        """Add one row per quantized tensor to ``layers``; return the counters' sums over the network."""
+        """Add one row per quantized tensor to ``layers``; return what the counters say of the network.
+
+        Counts since the start of the training, and the shares of weights with a frequency above some thresholds.
+        """
         progress = self.progress
         quantizer, rows = self.quantizer, []
         for i, (name, parameter) in enumerate(zip(self.network.names, self.network.parameters)):

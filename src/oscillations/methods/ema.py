@@ -37,8 +37,9 @@ def average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
 class Ema(Lsq):
     """Trains as LSQ does; validates and keeps exponential moving averages.
 
-    Averaged are the latent weights, the scales, and all else the network learns or tracks: biases, norm layers,
-    and their running statistics, so that these belong to the weights. Step t's decay is d (1 - exp(-t / warm-up)).
+    Averaged are the latent weights, the scales, and all else the model learns or tracks: biases, norm layers, and
+    their running statistics, so that these belong to the weights; not the steps of quantized inputs.
+    Step t's decay is d (1 - exp(-t / warm-up)).
     """
 
     Options = EmaOptions

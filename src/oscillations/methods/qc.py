@@ -42,6 +42,8 @@ def fold(scale: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor) -> tup
 class Qc(Lsq["CorrectedQuantizer"]):
     """LSQ up to the first step that begins at ``start`` or later; after it, only the corrections are learned.
 
+    And the steps of inputs, where these are quantized.
+
     Weights, scales and batch-norm statistics stay as they are, and with them the codes. A correction is a part of the
     network: it acts on a layer's output at every bit width.
     """

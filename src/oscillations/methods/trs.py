@@ -93,7 +93,7 @@ class Trs(Method):
             if quantizer.scale.clamps:
                 torch.abs(weight, out=spent)  # q is not needed again before the next update
                 grad.mul_(spent <= scale * (grid.high * (1 + ROUNDING)))
-            weight.grad = grad
+            weight.grad = grad  # what the weights' own optimizer steps is this tensor, not the parameter
 
     def step(self, optimizer: Optimizer, quantizer: Quantizer, moment: Moment) -> None:
         import torch
