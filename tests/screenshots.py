@@ -12,7 +12,13 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("index.html", "paper-jpeg/index.html", "methods-jpeg/index.html")
+PAGES = (
+    "index.html",
+    "paper-jpeg/index.html",
+    "methods-jpeg/index.html",
+    "methods-quick/index.html",
+    "methods-jpeg/making.html",
+)
 WIDTHS = (1280, 400)
 
 

@@ -493,5 +493,6 @@ def test_every_figure_of_a_finished_study(finished_project):
     page = (finished_project.folder / "results/tiny/index.html").read_text()
     assert sorted(re.findall(r'<figure id="([^"]+)"', page)) == sorted([*NAMES, "figure-film-mlp5"])
     assert "<b>Figure 4.</b> not drawn" in page
-    assert 'id="open"' not in page  # a miniature's choices are its own
-    assert 'id="rate-search"' in page
+    making = (finished_project.folder / "results/tiny/making.html").read_text()
+    assert 'id="open"' not in making  # a miniature's choices are its own
+    assert 'id="rate-search"' in making

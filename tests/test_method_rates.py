@@ -46,7 +46,7 @@ RUNS = {
     "rates/qc-3bit-lr3e-3": (95, 70, (99,), (99,)),
     "main/ema-3bit": (60, 60, (65, 65, 65), (65, 65, 65)),  # one rate has not run
     "rates/ema-3bit-lr3e-4": (61, 61, (66,), (66,)),
-    "main/statsq-3bit": (60, 60, (50, 50, 50), (50, 50, 50)),
+    "main/statsq-3bit": (59, 59, (50, 50, 50), (50, 50, 50)),
     "rates/statsq-3bit-lr3e-4": (59, 59, (66,), (66,)),
     "rates/statsq-3bit-lr3e-3": (None, None, (None,), (None,)),  # diverged
 }
@@ -90,7 +90,7 @@ def test_the_first_seeds_validation_chooses_and_all_seeds_are_tested(report):
     assert math.isnan(qat["difference"])
     assert math.isnan(ema["chosen"])
     assert ema["validations"] == "61.00 60.00 nan"
-    assert (statsq["validations"], statsq["chosen"], statsq["accuracy"]) == ("59.00 60.00 diverged", 1e-3, 50)
+    assert (statsq["validations"], statsq["chosen"], statsq["accuracy"]) == ("59.00 59.00 diverged", 1e-3, 50)
 
 
 def test_a_method_that_is_whole_at_the_end_is_searched_and_tested_there(report):

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 RESULTS = ROOT / "results"
 STUDIES = [page for page in sorted(RESULTS.glob("*/index.html")) if page.parent.name != "quick"]
 VARIANTS = [min(found) for study in STUDIES if (found := list(study.parent.glob("runs/*/*.html")))]
+MAKING = [page.with_name("making.html") for page in STUDIES]
 RUN = RESULTS / "paper-jpeg/runs/mlp5-scratch/osciquant-3bit.html"
 PAPER = RESULTS / "paper-jpeg/index.html"
 VIEWS = {"wide and light": (1280, "light"), "narrow and dark": (400, "dark")}
@@ -141,7 +142,7 @@ def violations(tab: Page, options: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("page", [RESULTS / "index.html", *STUDIES, *sorted({RUN, *VARIANTS})], ids=named)
+@pytest.mark.parametrize("page", [RESULTS / "index.html", *STUDIES, *MAKING, *sorted({RUN, *VARIANTS})], ids=named)
 def test_a_page_opens_whole_in_its_width_and_scheme_for_everyone(watched, page, view):
     width, scheme = VIEWS[view]
     tab = watched.open(page, width, scheme)
@@ -265,7 +266,7 @@ def test_links_to_what_is_closed_open_it(watched, page):
 def test_the_paper_is_short_and_every_page_light(watched):
     """Collapsed as it opens; pictures stand apart."""
     assert watched.open(PAPER).evaluate("document.documentElement.scrollHeight") <= 9000
-    assert all(page.stat().st_size < 300_000 for page in [RESULTS / "index.html", *STUDIES, *VARIANTS])
+    assert all(page.stat().st_size < 300_000 for page in [RESULTS / "index.html", *STUDIES, *MAKING, *VARIANTS])
 
 
 @pytest.mark.parametrize("page", STUDIES, ids=named)

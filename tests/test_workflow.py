@@ -43,6 +43,7 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
         "agreement.csv",
         "claims.csv",
         "index.html",
+        "making.html",
         "README.md",
         "../index.html",
         "runs/mlp5-scratch/qat-3bit.html",
@@ -57,7 +58,7 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
 def test_every_link_of_the_site_leads_somewhere(finished):
     results = finished.folder / "results"
     pages = [results / "index.html", *results.glob("tiny/**/*.html")]
-    assert len(pages) == 2 + 6
+    assert len(pages) == 3 + 6
     for page in pages:
         links = set(re.findall(r'(?:href|src)="([^"]+)"', page.read_text()))
         assert len(links) >= 3

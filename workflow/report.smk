@@ -2,7 +2,7 @@
 REQUIRED INPUTS: records, histories, evaluations and post-training results of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
 OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
-         posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,summary.json,tables/},
+         posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,making.html,summary.json,tables/},
          results/<study>/runs/<experiment>/<variant>.html, figures/<study>/
 
 Nothing here but the toy experiment imports torch; every rule runs from what git holds.
@@ -197,7 +197,7 @@ rule findings:
 
 
 rule site:
-    """The page that shows all of it, the same for forges, and a page for every variant."""
+    """The page that shows all of it, how it was made, the same for forges, and a page for every variant."""
     input:
         rules.tables.output,
         rules.figures.output,
@@ -208,7 +208,7 @@ rule site:
         "docs/choices.md",
         COST,
     output:
-        expand(f"{RESULTS}/{{name}}", name=["index.html", "README.md", "summary.json"]),
+        expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md", "summary.json"]),
         sorted({str(paths.variant_page(STUDY.study, run.path)) for run in SHOWN}),
     log:
         f"logs/{STUDY.study}/report/site.log",

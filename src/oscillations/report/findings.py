@@ -177,7 +177,7 @@ def _as_written(study: Study, tests: pd.DataFrame) -> Iterator[Finding]:
                 f"**Eq. 23 as the text writes it** ({experiment}/{variant}, λ = {runs['lambda'].iloc[0]:g}): "
                 f"{bits_label(bits)} {own}; FP32 {latent}{'; both near chance' if low else ''}. All other numbers are "
                 "of the released code's form.",
-                "index.html#variants",
+                "making.html#variants",
             )
 
 

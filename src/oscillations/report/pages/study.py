@@ -1,4 +1,4 @@
-"""``results/<study>/``: its page, its README, what the landing page says of it, and a page for every variant."""
+"""``results/<study>/``: its page, how it was made, its README, what the landing page says, a page for every variant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_R
 from oscillations.report.findings import NO_FINDING, Finding
 from oscillations.report.pages import links, render
 from oscillations.report.pages.landing import RELATION
-from oscillations.report.pages.making import Costs, Section, cells_table, sections
+from oscillations.report.pages.making import Costs, cells_table, sections
 from oscillations.report.pages.variant import write_variants
 from oscillations.report.results import Report
 from oscillations.report.table import Row, Table
@@ -63,7 +63,7 @@ def write_site(report: Report) -> None:
         figures_folder=f"../../figures/{study.study}",
         figure4=dict(choices)["figure 4"] if study.tables else "",
         sections=made,
-        contents=_contents(report, bool(findings), claims, tables, compared, bool(figures or study.tables), made),
+        contents=_contents(report, bool(findings), claims, tables, compared, bool(figures or study.tables)),
         links=partial(links, study.study),
         marks=(FITTED_MARK, methods.EARLY, methods.AT_END),
         levels={
@@ -73,6 +73,8 @@ def write_site(report: Report) -> None:
             "published": PUBLISHED_RUNS,
         },
     )
+    render("making.html", report.folder / "making.html", heading=f"{study.title}: how it was made", study=study,
+           sections=made, links=partial(links, study.study))  # fmt: skip
     write_variants(report)
     write_text(report.folder / "README.md", _readme(report, claims, findings, [*tables, *compared], figures))
     write_json(report.folder / "summary.json", _summary(report, claims, findings))
@@ -166,7 +168,6 @@ def _contents(
     tables: list[Table],
     compared: list[Table],
     figures: bool,
-    made: list[Section],
 ) -> list[tuple[str, str, bool]]:
     """(anchor, text, whether it stands under another) of what the page holds."""
     found = [("findings", "What was found", False)] if findings else []
@@ -176,8 +177,7 @@ def _contents(
     found += [("methods", "Every method", False)] if compared else []
     found += [(table.name, table.title.removeprefix(methods.TITLE), True) for table in compared]
     found += [("figures", "Figures", False)] if figures else []
-    found += [("how", "How it was made", False)]
-    return found + [(section.table.name, section.table.title.split(":")[0], True) for section in made]
+    return [*found, ("how", "How it was made", False)]
 
 
 # -- claims ------------------------------------------------------------------------------------------------

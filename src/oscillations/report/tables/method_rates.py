@@ -101,8 +101,9 @@ def _row(report: Report, variants: list[Variant]) -> dict[str, Any]:
     row |= {"usual": usual.mean(), "usual_std": spread(usual), "usual_n": len(usual)}
     if pd.isna(found).any() or max(found) == DIVERGED:
         return row
-    best = found.index(max(found))
-    chosen = list(by_rate.values())[best]
+    variants = list(by_rate.values())
+    best = max(range(len(found)), key=lambda i: (found[i], variants[i] is own))  # of equal ones the study's own
+    chosen = variants[best]
     mine = _tests(report, chosen, at_end)
     row |= {"accuracy": mine.mean(), "accuracy_std": spread(mine), "n": len(mine)}
     row |= {"by_seed": mine, "end_by_seed": _tests(report, chosen, at_end=True)}
