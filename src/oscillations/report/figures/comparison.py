@@ -76,7 +76,7 @@ def _headings(panels: Sequence[Axes], rows: pd.DataFrame) -> None:
     first.patch.set_visible(False)
     for family, places in rows.groupby("family", sort=False).place:
         place = places.min() - 1
-        for axes, end in zip(panels, [1.2] * (len(panels) - 1) + [1.0]):  # over the gap, to the next one's own band
+        for axes, end in zip(panels, [1.4] * (len(panels) - 1) + [1.0]):  # over the gap, to the next one's own band
             band = axes.axhspan(place - 0.45, place + 0.45, 0, end, color=LIGHT, lw=0, zorder=3, clip_on=False)
             band.set_in_layout(False)
         name = first.text(0.01, place, family, transform=first.get_yaxis_transform(), weight="bold", zorder=4, **TEXT)
