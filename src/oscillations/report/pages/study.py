@@ -24,7 +24,7 @@ from oscillations.report.pages.variant import write_variants
 from oscillations.report.results import Report
 from oscillations.report.table import Row, Table
 from oscillations.report.tables import comparison as methods
-from oscillations.report.tables import cross_bit, gain, method_rates
+from oscillations.report.tables import gain, method_rates
 from oscillations.report.tables.published import FITTED_MARK
 from oscillations.report.text import count, with_interval
 from oscillations.study import paths
@@ -39,7 +39,6 @@ def write_site(report: Report) -> None:
     study, costs = report.study, Costs(report)
     claims, findings = _claims(report), report.read("findings.csv").to_dict("records")
     beside = [*map(method_rates.table_name, study.method_rates), *([gain.NAME] if study.gain else [])]
-    beside += [cross_bit.NAME] if study.slices else []
     tables = [_table(report, name) for name in (*study.tables, *beside)]
     compared = [_table(report, methods.compared_name(name)) for name in study.comparisons]
     figures, choices = _figures(report), open_choices(CHOICES.read_text())
