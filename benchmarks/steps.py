@@ -17,9 +17,9 @@ from common import METHODS, alternate, input_pipeline, our_trainer, ratio, repor
 from naive import NaiveTrainer
 
 from oscillations import models
+from oscillations.core.bits import largest_code
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.method import Moment
-from oscillations.engine.quantizer import largest_code
 
 LIBRARIES = [library for library in ("torchao", "brevitas") if find_spec(library)]
 

@@ -1,6 +1,8 @@
 """The arrows between the rooms of src/oscillations: every row imports only rows below it."""
 
 import ast
+import subprocess
+import sys
 
 from conftest import ROOT
 
@@ -55,3 +57,10 @@ def test_the_document_names_every_room():
     text = (ROOT / "docs/architecture.md").read_text()
     for room in HEIGHT:
         assert f"`{room}/`" in text or f"`{room}.py`" in text or room == "__main__", room
+
+
+def test_every_benchmark_finds_what_it_measures():
+    """No test runs them; what they import must be there."""
+    names = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py"))
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); [__import__(name) for name in {names}]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
