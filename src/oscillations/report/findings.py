@@ -235,14 +235,28 @@ def _compared(study: Study, name: str, rows: pd.DataFrame) -> Iterator[Finding]:
     if ran.empty:
         return
     best = ran[comparison.best(ran, "accuracy")].assign(label=lambda rows: [_judged(row) for row in rows.itertuples()])
-    alike = best.groupby(["family", "accuracy"], sort=False).agg(label=("label", " = ".join), n=("n", "first"))
-    said = [f"{family}: {row.label} {accuracy:.2f} (n = {row.n})" for (family, accuracy), row in alike.iterrows()]
+    said = [_leads(family, rows) for (family, _), rows in best.groupby(["family", "accuracy"], sort=False)]
     few = int((ran.n < MINIMUM_RUNS).sum())
     rest = f"{few} of {len(ran)} rows have fewer than {MINIMUM_RUNS} seeds: no interval, no ranking." if few else ""
     ranked = f"highest mean among those with enough seeds, by family and grid: {'; '.join(said)}. " if said else ""
     title, target = comparison.title(study, study.comparisons[name]), f"index.html#{comparison.compared_name(name)}"
     if ranked or rest:
-        yield Finding(f"**{title}**: {ranked}{_one_for_all(ran)}{rest}".strip(), target)
+        yield Finding(f"**{title}**: {ranked}{_one_for_all(ran)}{_cheapest(ran)}{rest}".strip(), target)
+
+
+def _leads(family: str, rows: pd.DataFrame) -> str:
+    """What has the highest mean of a family on its grid, and if it is one row, how far from QAT."""
+    first = rows.iloc[0]
+    away = with_interval(first.difference, first.difference_low, first.difference_high) if len(rows) == 1 else ""
+    less = f", − QAT {away}" if away else ""
+    return f"{family}: {' = '.join(rows.label)} {first.accuracy:.2f}{less} (n = {first.n})"
+
+
+def _cheapest(ran: pd.DataFrame) -> str:
+    """Which trained methods have the cheapest steps, where these were measured."""
+    known = ran[ran.step_cost.notna() & (ran.method != "baseline")].sort_values("step_cost").drop_duplicates("label")
+    said = [f"{row.label} {row.step_cost:.2f}" for row in known.head(3).itertuples()]
+    return f"Cheapest steps, in full precision's: {', '.join(said)}. " if len(known) > 3 else ""
 
 
 def _judged(row: Any) -> str:
