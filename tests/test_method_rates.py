@@ -106,6 +106,8 @@ def test_people_see_the_chosen_rate_and_what_is_missing(report):
     assert [cells["LSQ"][name] for name in ("0.0003", "0.001", "0.003")] == ["61.00", "60.00", "**62.00**"]
     assert (cells["LSQ"]["chosen"], cells["QAT"]["chosen"]) == ("0.003 <", "0.001")
     assert table.not_run == "Not run: 1 cell of rates (not trained yet)."
+    (left,) = table.missing  # what has to be trained, and so costs
+    assert left.variants == ["rates/ema-3bit-lr3e-4", "rates/ema-3bit-lr3e-3"]
 
 
 @pytest.mark.parametrize(

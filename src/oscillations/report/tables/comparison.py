@@ -112,8 +112,8 @@ def comparison_rows(report: Report, spec: ComparisonTable) -> pd.DataFrame:
         reference = qat.get((family, per_channel), qat.get((family, False)))
         if reference is not None and reference is not row:
             selected = "end_by_seed" if row.get("at_end") else "by_seed"
-            row |= _difference("difference", row["by_seed"], reference[selected])
-            row |= _difference("end_difference", row["end_by_seed"], reference["end_by_seed"])
+            row |= difference_to("difference", row["by_seed"], reference[selected])
+            row |= difference_to("end_difference", row["end_by_seed"], reference["end_by_seed"])
     widths = [f"at_{bits}{suffix}" for bits in other_widths(report.study, spec) for suffix in ("", "_std")]
     place = COLUMNS.index("difference")
     table = pd.DataFrame(_distinct(rows), columns=[*COLUMNS[:place], *widths, *COLUMNS[place:]])
@@ -175,8 +175,8 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         }
         row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel, "activation_bits": inputs}
         if keep == "both":
-            row["end_by_seed"] = _by_seed(end[end.eval_bits == spec.bits])
-            row |= _mean("best", _by_seed(best_epoch[best_epoch.eval_bits == spec.bits]))
+            row["end_by_seed"] = by_seed(end[end.eval_bits == spec.bits])
+            row |= _mean("best", by_seed(best_epoch[best_epoch.eval_bits == spec.bits]))
             row |= _mean("end", row["end_by_seed"])
         kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
         others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
@@ -252,18 +252,18 @@ def _mean(column: str, values: pd.Series) -> dict[str, float]:
 def _accuracies(own: pd.DataFrame) -> dict[str, Any]:
     """Accuracy at the target bits, and how many runs stand behind it; a diverged run enters no mean."""
     kept, fresh = (own[own.bn == bn] for bn in ("keep", "reestimate"))
-    by_seed = _by_seed(own)
+    done = by_seed(own)
     return {
-        "by_seed": by_seed,
-        "n": len(by_seed),
-        "diverged": len(kept) - len(by_seed),
-        **_mean("accuracy", by_seed),
+        "by_seed": done,
+        "n": len(done),
+        "diverged": len(kept) - len(done),
+        **_mean("accuracy", done),
         **_mean("reestimated", fresh.accuracy),
         "runs": " ".join(sorted(kept.run)),
     }
 
 
-def _by_seed(own: pd.DataFrame) -> pd.Series:
+def by_seed(own: pd.DataFrame) -> pd.Series:
     """The accuracies of the runs that did not diverge, batch-norm statistics kept."""
     done = own[(own.bn == "keep") & own.accuracy.notna()]
     return done.set_index("seed").accuracy.astype(float)
@@ -288,7 +288,7 @@ def _cost(own: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _difference(column: str, mine: pd.Series, qat: pd.Series) -> dict[str, float]:
+def difference_to(column: str, mine: pd.Series, qat: pd.Series) -> dict[str, float]:
     """Mean of the differences to QAT, paired by seed, with its 95 % interval."""
     found = mean_interval((mine - qat).dropna().to_numpy())
     return {column: found.value, f"{column}_low": found.low, f"{column}_high": found.high, f"{column}_n": found.n}

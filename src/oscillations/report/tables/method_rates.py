@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
+from oscillations.report.estimates import MINIMUM_RUNS, spread
 from oscillations.report.results import Report
 from oscillations.report.table import Missing, Row, Table
-from oscillations.report.tables.comparison import AT_END, is_judged_at_end
+from oscillations.report.tables.comparison import AT_END, by_seed, difference_to, is_judged_at_end
 from oscillations.report.text import METHOD_NAMES, bits_label, plus_minus, with_interval
 from oscillations.study.variants import Variant
 
@@ -62,11 +62,7 @@ def searched(report: Report, main: str, search: str) -> pd.DataFrame:
         reference = qat.get(row["bits"])
         if reference is not None and reference is not row:
             selected = "end_by_seed" if row["at_end"] else "by_seed"  # the same weights of both
-            pairs = (row["by_seed"] - reference[selected]).dropna()
-            if len(pairs):
-                found = mean_interval(pairs.to_numpy())
-                row |= {"difference": found.value, "difference_low": found.low, "difference_high": found.high}
-                row |= {"difference_n": found.n}
+            row |= difference_to("difference", row["by_seed"], reference[selected])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -125,8 +121,7 @@ def _searched(report: Report, variant: Variant, seed: int, at_end: bool) -> floa
 def _tests(report: Report, variant: Variant, at_end: bool) -> pd.Series:
     """Test accuracy at the target bits by seed, of the runs that did not diverge."""
     tests = report.results.ends if at_end else report.results.tests
-    mine = tests[(tests.path == variant.path) & (tests.eval_bits == variant.recipe.bits) & (tests.bn == "keep")]
-    return mine.set_index("seed").accuracy.astype(float).dropna()
+    return by_seed(tests[(tests.path == variant.path) & (tests.eval_bits == variant.recipe.bits)])
 
 
 def shown(report: Report, main: str, search: str, rows: pd.DataFrame) -> Table:
@@ -145,7 +140,9 @@ def shown(report: Report, main: str, search: str, rows: pd.DataFrame) -> Table:
             "at the study's": f"{plus_minus(row.usual, row.usual_std)} (n = {row.usual_n})",
         }
         said.append(Row(cells, row.runs.split()))
-    left = [Missing(search, report.why_not_run(search), list(missing.method))] if len(missing) else []
+    methods = [report.recipes[path].method for path in missing.variant]
+    paths = [v.path for v in report.variants if v.experiment == search and v.recipe.method in methods]
+    left = [Missing(search, report.why_not_run(search), list(missing.method), paths)] if len(missing) else []
     bits = {variant.recipe.bits for variant in report.variants if variant.experiment == search}
     target = ", ".join(bits_label(one) for one in sorted(bits))
     title = f"A learning rate for every method of {main}, {target}"
