@@ -8,7 +8,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src/oscillations"
 ROWS = [
-    {"__main__"}, {"cli"}, {"report"}, {"jobs"}, {"records"}, {"study"},
+    {"__main__"}, {"cli"}, {"report"}, {"jobs"}, {"records"}, {"study"}, {"nn"},
     {"methods", "posttraining", "models", "datasets"}, {"engine"}, {"core"},
 ]  # fmt: skip
 HEIGHT = {room: len(ROWS) - number for number, row in enumerate(ROWS) for room in row}

@@ -73,28 +73,35 @@ class Regularizer(Method[QuantizerT]):
 
     def __init__(self, options: RegularizerOptions):
         super().__init__(options)
-        self._mean_square: list[Tensor] = []
-        self._resumed: list[Tensor] = []
+        self._mean_square: dict[int, Tensor] = {}
+        self._resumed: dict[int, Tensor] = {}
         self._coefficients: list[float] = []
 
     def forward_weights(self, quantizer: QuantizerT) -> Tensors | None:
         return quantizer.quantized if self.options.train_forward == "fake_quant" else None
 
     def after_backward(self, quantizer: QuantizerT, grads: Tensors, moment: Moment) -> None:
-        strength, flow = self.strength(moment), self.options.scale_grad == "flow"
-        curvatures = self._curvatures(grads)
-        for i, (grad, coefficient) in enumerate(zip(grads, self.coefficients(quantizer))):
-            error = quantizer.error(i)
-            if flow and self.options.train_forward == "fake_quant":
-                quantizer.scale.add_gradient(i, grad, upstream=grad, error=error)
-            factor = 2 * strength * coefficient
-            if factor == 0:
-                continue
-            if curvatures:
-                error.mul_(curvatures[i])
-            if flow:
-                quantizer.scale.add_gradient(i, grad, quantizer.quantized[i], error, factor)
-            grad.add_(error, alpha=factor)
+        strength = self.strength(moment)
+        through_scale = self.options.scale_grad == "flow" and self.options.train_forward == "fake_quant"
+        for i, grad in enumerate(grads):
+            curvature = self.curvature(i, grad)
+            if through_scale:
+                quantizer.scale.add_gradient(i, grad, upstream=grad, error=quantizer.error(i))
+            self.add_gradient(quantizer, i, grad, strength, curvature)
+
+    def add_gradient(
+        self, quantizer: QuantizerT, i: int, grad: Tensor, strength: float, curvature: Tensor | None = None
+    ) -> None:
+        """Add the gradient of ``strength`` R to ``grad`` of tensor ``i``, under a :meth:`curvature` if there is one."""
+        factor = 2 * strength * self.coefficients(quantizer)[i]
+        if factor == 0:
+            return
+        error = quantizer.error(i)
+        if curvature is not None:
+            error.mul_(curvature)
+        if self.options.scale_grad == "flow":
+            quantizer.scale.add_gradient(i, grad, quantizer.quantized[i], error, factor)
+        grad.add_(error, alpha=factor)
 
     def penalty(self, quantizer: QuantizerT, moment: Moment) -> Tensor | float | None:
         if self.options.reg_when == "train_only":
@@ -120,24 +127,24 @@ class Regularizer(Method[QuantizerT]):
             self._coefficients = [half / divisor if one else 0.0 for divisor, one in zip(divisors, chosen)]
         return self._coefficients
 
-    def _curvatures(self, grads: Tensors) -> Tensors:
+    def curvature(self, i: int, grad: Tensor) -> Tensor | None:
+        """h of tensor ``i`` after the task's gradient ``grad`` at this step; None where it is 1 everywhere."""
         if self.options.reg_curvature == "identity":
-            return []
+            return None
         import torch
 
-        if not self._mean_square:
-            self._mean_square = [torch.zeros_like(grad) for grad in grads]  # laid out as the gradients, always:
-            for mean, value in zip(self._mean_square, self._resumed):  # the mean below depends on the order
-                mean.copy_(value)
-        for mean, grad in zip(self._mean_square, grads):
-            mean.lerp_(grad.square(), 1 - self.fisher_decay)
-        return [mean / mean.mean().clamp_min(1e-30) for mean in self._mean_square]
+        if i not in self._mean_square:
+            self._mean_square[i] = torch.zeros_like(grad)  # laid out as the gradient, always: the mean below depends
+            if i in self._resumed:  # on the order
+                self._mean_square[i].copy_(self._resumed[i])
+        mean = self._mean_square[i].lerp_(grad.square(), 1 - self.fisher_decay)
+        return mean / mean.mean().clamp_min(1e-30)
 
     def state(self) -> dict[str, Tensor]:
-        return {str(i): mean for i, mean in enumerate(self._mean_square or self._resumed)}
+        return {str(i): mean for i, mean in (self._mean_square or self._resumed).items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._mean_square, self._resumed = [], [state[str(i)] for i in range(len(state))]
+        self._mean_square, self._resumed = {}, {int(i): mean for i, mean in state.items()}
 
 
 class OsciQuant(Regularizer[QuantizerT]):
@@ -147,9 +154,13 @@ class OsciQuant(Regularizer[QuantizerT]):
     options: OsciQuantOptions
 
     def strength(self, moment: Moment) -> float:
-        schedule = {
+        return self.options.lambda_ * self.schedule(moment)
+
+    def schedule(self, moment: Moment) -> float:
+        """What multiplies lambda at this point of training."""
+        schedules = {
             "const": 1.0,
             "linear_warmup": min(1.0, moment.begun / 0.1),
             "cosine": (1 - math.cos(math.pi * moment.begun)) / 2,
         }
-        return self.options.lambda_ * schedule[self.options.lambda_schedule]
+        return schedules[self.options.lambda_schedule]

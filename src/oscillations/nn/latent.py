@@ -1,0 +1,124 @@
+"""The latent weights of any torch model: which there are, and which cannot be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from oscillations.core.bits import LATENT
+from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine.layers import is_matrix_layer
+
+#: Widths a weight can be quantized to: codes are int8, and two levels have no zero.
+WIDTHS = range(2, 9)
+
+
+class WeightParametrization(nn.Module):
+    """Base of what computes a layer's weight from its latent weight, which torch keeps as ``original``."""
+
+
+def check_bits(bits: int, latent: bool = False) -> None:
+    """Raise InputError unless weights can have this width; ``latent``: 32, the weights as they are, is one."""
+    if bits not in WIDTHS and not (latent and bits == LATENT):
+        beside = f", or {LATENT} for the latent weights" if latent else ""
+        raise InputError(f"bits: {bits!r} is no width of weights; give {WIDTHS.start} to {WIDTHS.stop - 1}{beside}")
+
+
+def own_parametrization(layer: nn.Module) -> WeightParametrization | None:
+    """What :func:`fake_quantize` has put on the layer's weight, if anything."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+    return first if isinstance(first, WeightParametrization) else None
+
+
+def matrix_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that multiply by a weight, by name: linear ones and convolutions. No norms, no embeddings."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"{name}: a lazy layer has no weight before its first batch; call the model once")
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if not isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+        and (is_matrix_layer(layer) or (parametrize.is_parametrized(layer, "weight") and layer.weight.dim() >= 2))
+    }
+
+
+def chosen_layers(model: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
+    """The layers that a pattern of ``layers`` matches and none of ``exclude`` does; InputError if there are none."""
+    for argument, patterns in (("layers", layers), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise InputError(f"{argument}: give a list of patterns, [{patterns!r}]")
+    known = matrix_layers(model)
+    if not known:
+        raise InputError("the model has no layer that multiplies by a weight: nothing to quantize")
+    for pattern in (*layers, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise InputError(f"layers: {pattern!r} matches no layer; {did_you_mean(pattern, list(known))}")
+    chosen = {
+        name: layer
+        for name, layer in known.items()
+        if any(fnmatchcase(name, pattern) for pattern in layers)
+        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    if not chosen:
+        raise InputError("layers, exclude: no layer is left")
+    return chosen
+
+
+def latent_weights(model: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The latent weights of the chosen layers, by the name ``<layer>.weight``.
+
+    Raises InputError for what cannot be quantized as it should: shared, meta, complex, half-precision or sharded
+    weights, and weights that something else computes already.
+    """
+    found: dict[str, nn.Parameter] = {}
+    owners = _owners(model)
+    for name, layer in chosen_layers(model, layers, exclude).items():
+        where = f"{name or 'the model'}.weight"
+        if parametrize.is_parametrized(layer, "weight"):
+            if own_parametrization(layer) is None:
+                raise InputError(f"{where}: another parametrization computes it; leave it out: exclude=[{name!r}]")
+            weight = layer.parametrizations.weight.original  # type: ignore[union-attr]
+        else:
+            weight = layer.weight
+        assert isinstance(weight, nn.Parameter)
+        if len(same := owners[id(weight)]) > 1:
+            shared = " and ".join(same)
+            raise InputError(f"{where}: {shared} are one tensor, and one grid cannot serve both; exclude=[{name!r}]")
+        check_weight(weight, where)
+        found[f"{name}.weight" if name else "weight"] = weight
+    kinds = {f"{weight.dtype} on {weight.device}" for weight in found.values()}
+    if len(kinds) > 1:
+        raise InputError(f"layers: weights are {' and '.join(sorted(kinds))}; choose layers of one kind at a time")
+    return found
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The names of every parameter, by its identity."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def check_weight(weight: nn.Parameter, where: str) -> None:
+    """Raise InputError if this latent weight cannot be quantized as it should."""
+    if weight.is_meta:
+        raise InputError(f"{where}: a weight on the meta device has no values; materialize the model first")
+    if weight.is_complex() or not weight.is_floating_point():
+        raise InputError(f"{where}: {weight.dtype} has no grid; weights must be float32 or float64")
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"{where}: latent weights of {weight.dtype} are too coarse to move between thresholds; keep them in "
+            "float32 and compute in half precision by torch.autocast"
+        )
+    if type(weight.data) is not torch.Tensor:
+        raise InputError(
+            f"{where}: a {type(weight.data).__name__} is only a part of a weight; quantize before sharding"
+        )

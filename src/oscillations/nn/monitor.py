@@ -1,0 +1,201 @@
+"""Counting oscillations in a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from oscillations.core.bits import Grid, grid_of
+from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine import forms
+from oscillations.engine.counters import TOTALS, OscillationCounter, counter
+from oscillations.engine.quantizer import WeightQuantizer, rounded
+from oscillations.engine.scales import Scale, max_scale
+from oscillations.engine.weight_statistics import grid_statistics, histogram
+from oscillations.nn.fake_quantize import FakeQuantizer, fake_quantizers
+from oscillations.nn.latent import check_bits, check_weight, latent_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+IN_CACHE = 131_072  #: weights whose codes a CPU computes at a time
+FREQUENT = (0.005, 0.01, 0.1)  #: frequencies of oscillation, per step, above which the table tells the share
+
+
+class OscillationMonitor:
+    """Counts how often weights change their code, and how often back: ``monitor.step()`` after every optimizer step.
+
+    Weights of fake-quantized layers are counted on their own grid and width, all others on Eq. 1-2's at ``bits``,
+    whether or not anything quantizes them. ``layers`` and ``exclude`` are patterns of layer names; ``momentum`` and
+    ``timeout`` are the counters' (methods.md section 4): the weight of a step in the frequency, and the quiet steps
+    that end a run. State: 6 bytes a weight, where the weights lie. Raises InputError.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> monitor = OscillationMonitor(model, bits=3)
+    >>> monitor.step()
+    >>> monitor.table().crossings.tolist()
+    [0]
+    """
+
+    def __init__(
+        self, model: nn.Module, bits: int = 3, *, layers: Sequence[str] = ("*",), exclude: Sequence[str] = (),
+        per_channel: bool = False, momentum: float = 0.01, timeout: int | None = None,
+    ):  # fmt: skip
+        check_bits(bits)
+        self.bits, self.per_channel = bits, per_channel
+        self._grid = grid_of("sym_odd", bits)
+        self._options: dict[str, Any] = {"momentum": momentum, "timeout": timeout}
+        self._weights = latent_weights(model, layers, exclude)
+        quantizers = fake_quantizers(model)
+        self._own = {name: quantizers.get(name.rpartition(".")[0]) for name in self._weights}
+        self._groups = grouped({name: weight.numel() for name, weight in self._weights.items()})
+        self._counters: list[OscillationCounter] = []
+        self._place()
+
+    def _place(self) -> None:
+        """Make buffers and counters where the weights lie now; what was counted is kept."""
+        self._at = [weight.data_ptr() for weight in self._weights.values()]
+        for name, weight in self._weights.items():
+            check_weight(weight, name)
+        one, sizes = next(iter(self._weights.values())), [list(group.values()) for group in self._groups]
+        largest = max(map(sum, sizes))
+        self._codes = torch.empty(largest, dtype=torch.int8, device=one.device)  # of one group at a time
+        at_a_time = largest if forms.dense(one) else min(largest, IN_CACHE)
+        self._steps = torch.empty(at_a_time, dtype=one.dtype, device=one.device)
+        before = self._counters
+        self._counters = [
+            counter(self._codes_of(group), sizes, **self._options) for group, sizes in zip(self._groups, sizes)
+        ]
+        for counts, kept in zip(self._counters, before):
+            counts.load_state(kept.state())
+
+    @torch.no_grad()
+    def _codes_of(self, group: dict[str, int]) -> Tensor:
+        """Codes of a group's weights, int8, one tensor after another; the next group takes the buffer over."""
+        codes = self._codes[: sum(group.values())]
+        for name, part in zip(group, codes.split(list(group.values()))):
+            self._fill(part, self._weights[name].data, self._own[name])
+        return codes
+
+    def _fill(self, codes: Tensor, weight: Tensor, own: FakeQuantizer | None) -> None:
+        """Write the codes of one tensor's weights, in the order they lie in."""
+        shaped = codes.as_strided(weight.shape, weight.stride())
+        if own is not None:
+            shaped.copy_(own.codes(weight))
+        elif self.per_channel:
+            shaped.copy_(rounded(weight / max_scale(weight, self._grid, per_channel=True), "half_even"))
+        else:
+            low, high = torch.aminmax(weight)  # max_scale's number in half its time
+            scale = torch.maximum(high, -low).div_(self._grid.high)
+            scale.masked_fill_(scale == 0, 1)
+            size = len(self._steps)
+            for some, out in zip(weight.as_strided(codes.shape, (1,)).split(size), codes.split(size)):
+                steps = torch.div(some, scale, out=self._steps[: len(some)])
+                out.copy_(rounded(steps, "half_even", out=steps))
+
+    def step(self) -> None:
+        """Count what the optimizer's step has changed."""
+        if self._at != [weight.data_ptr() for weight in self._weights.values()]:  # moved to a device, say
+            self._place()
+        for group, counts in zip(self._groups, self._counters):
+            counts.tick(self._codes_of(group))
+
+    def table(self) -> pd.DataFrame:
+        """One row per tensor: what was counted since the start, and how its weights lie on their grid now.
+
+        The totals of :class:`~oscillations.engine.counters.OscillationCounter` (``corrected`` is the number of
+        oscillations), the mean ``frequency`` and the shares of weights above some, and what
+        :func:`~oscillations.engine.weight_statistics.grid_statistics` says.
+        """
+        import pandas as pd
+
+        rows = []
+        for group, counts in zip(self._groups, self._counters):
+            of_each = zip(group.items(), counts.totals.T.tolist(), counts.frequency().split(counts.sizes))
+            for (name, weights), totals, frequency in of_each:
+                quantizer = self._quantizer(name)
+                row = {"layer": name, "bits": quantizer.bits, "weights": weights, "steps": counts.ticks}
+                row |= dict(zip(TOTALS, totals)) | {"frequency": frequency.double().mean().item()}
+                row |= {f"frequency_above_{f}": (frequency > f).double().mean().item() for f in FREQUENT}
+                rows.append(row | grid_statistics(quantizer, 0))
+        return pd.DataFrame(rows)
+
+    def histogram(self, layer: str) -> dict[float, int]:
+        """Counts of a layer's weights over their grid: centre of a bin, in steps (levels at integers) -> weights."""
+        if (name := f"{layer}.weight") not in self._weights:
+            known = [name.removesuffix(".weight") for name in self._weights]
+            raise InputError(f"OscillationMonitor: {layer!r} is not watched; {did_you_mean(layer, known)}")
+        return histogram(self._quantizer(name), 0)
+
+    def plot(self, layers: Sequence[str] | None = None) -> Figure:
+        """The weights of the layers (the first four, if not named) on their grids, thresholds dashed."""
+        from matplotlib.figure import Figure
+
+        names = [name.removesuffix(".weight") for name in self._weights]
+        chosen = list(layers) if layers is not None else names[:4]
+        figure = Figure(figsize=(3.2 * len(chosen), 2.8), layout="constrained")
+        for axes, layer in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen):
+            counts, quantizer = self.histogram(layer), self._quantizer(f"{layer}.weight")
+            axes.fill_between(list(counts), list(counts.values()), step="mid", color="#4477aa", linewidth=0)
+            grid = quantizer.grids[0]
+            for code in range(grid.low, grid.high):
+                axes.axvline(code + 0.5, color="0.6", linewidth=0.8, linestyle="--")
+            near = float(grid_statistics(quantizer, 0)["near_threshold"])
+            axes.set(title=f"{layer}, {quantizer.bits} bits\n{near:.1%} near a threshold", xlabel="w / s")
+            axes.set_yticks([])
+        return figure
+
+    def _quantizer(self, name: str) -> WeightQuantizer:
+        """A quantizer of one tensor on the grid it is counted on, up to date."""
+        weight, own = self._weights[name].data, self._own[name]
+        if own is None:
+            quantizer: WeightQuantizer = WeightQuantizer({name: weight}, self.bits, per_channel=self.per_channel)
+        else:
+            scale = partial(GivenScale, given=(own.thresholds(weight), own.levels(weight)))
+            quantizer = WeightQuantizer(
+                {name: weight}, own.bits, scale, grid=own.grid_name, tie=own.options.tie,
+                per_channel=own.options.scales_per_channel,
+            )  # fmt: skip
+        quantizer.update()
+        return quantizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was counted, as tensors, to go on after an interruption."""
+        counters = enumerate(self._counters)
+        return {f"{i}/{key}": value for i, counts in counters for key, value in counts.state().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        for i, counts in enumerate(self._counters):
+            counts.load_state({key: state[f"{i}/{key}"] for key in counts.state()})
+
+
+def grouped(sizes: dict[str, int]) -> list[dict[str, int]]:
+    """Tensors, by name, in groups no larger than the largest: a group is counted at once, in a buffer of its size."""
+    groups: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if sum(groups[-1].values()) + size > max(sizes.values()):
+            groups.append({})
+        groups[-1][name] = size
+    return [group for group in groups if group]
+
+
+class GivenScale(Scale):
+    """The scales of thresholds and levels that a layer's own quantizer has."""
+
+    kind = "given"
+
+    def __init__(
+        self, weights: list[Tensor], grids: list[Grid], per_channel: bool, given: tuple[Tensor, Tensor]
+    ):  # fmt: skip
+        super().__init__(weights, grids, per_channel)
+        self.values, self.of_levels = [given[0]], [given[1]]
+
+    @property
+    def levels(self) -> Sequence[Tensor]:
+        return self.of_levels

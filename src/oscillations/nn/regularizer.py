@@ -1,0 +1,147 @@
+"""OsciQuant's regularizer (Eq. 22-24) as a term of any loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from oscillations.core.config import parse
+from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine.layers import layer_of
+from oscillations.engine.method import Moment
+from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
+from oscillations.nn.latent import check_bits, check_weight, latent_weights
+
+#: Options of the method that a loop of one's own decides by what it does.
+OF_THE_LOOP = {"bits", "lambda", "train_forward", "reg_when", "reg_layers", "select_metric", "bn_eval"}
+
+
+class OsciQuantRegularizer:
+    """lambda R(w), to be added to the loss: ``loss = criterion(model(x), y) + regularizer()``.
+
+    R = [1/2] sum or mean over layers of q(w)^2 - w^2, q of Eq. 1-2 at ``bits``; its gradient is Eq. 24's in closed
+    form, as the engine's. ``strength`` is lambda and may be changed at any time. ``layers`` and ``exclude`` are
+    patterns of layer names. Only the weights of linear layers and convolutions are regularized: no norm layers, which
+    the official code takes in. ``options`` are the method's (docs/methods.md): ``preset``, ``reg_reduction``,
+    ``reg_half``, ``scale_grad``, ``scale_source``, ``per_channel``, ``tie``, ``quantize_bias``, ``reg_curvature``,
+    ``lambda_schedule``.
+
+    The model may be moved to a device, compiled or wrapped (DistributedDataParallel) before or after. With gradient
+    accumulation divide the whole loss, this term included. Raises InputError, naming the layer or the option.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> regularizer = OsciQuantRegularizer(model, bits=3)
+    >>> (model(torch.ones(1, 4)).sum() + regularizer()).backward()
+    """
+
+    def __init__(
+        self, model: nn.Module, bits: int = 3, strength: float = 1.0, *, layers: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (), **options: Any,
+    ):  # fmt: skip
+        check_bits(bits)
+        known = {field.alias or name for name, field in OsciQuantOptions.model_fields.items()} - OF_THE_LOOP
+        for key in options:
+            if key not in known:
+                raise InputError(f"OsciQuantRegularizer: no option {key!r}; {did_you_mean(key, sorted(known))}")
+        given = {"bits": bits, "lambda": float(strength), "reg_when": "always", **options}
+        self._method: OsciQuant[WeightQuantizer] = OsciQuant(parse(OsciQuantOptions, given, "OsciQuantRegularizer"))
+        self._parameters = latent_weights(model, layers, exclude)
+        if self._method.options.quantize_bias:
+            named, weights, self._parameters = dict(model.named_parameters()), self._parameters, {}
+            for name, weight in weights.items():
+                self._parameters[name] = weight
+                if (bias := f"{layer_of(name)}.bias".removeprefix(".")) in named:
+                    self._parameters[bias] = named[bias]
+        self.strength = float(strength)
+        self._quantizer: WeightQuantizer | None = None
+        self._pending: dict[int, Tensor] = {}  # what the gradient of a tensor is still to be multiplied by
+        if self._method.options.reg_curvature != "identity":
+            for i, parameter in enumerate(self._parameters.values()):
+                parameter.register_hook(lambda grad, i=i: self._curved(i, grad))
+
+    def __call__(self, progress: float = 0.0) -> Tensor:
+        """lambda R of the present weights, 0-dim.
+
+        ``progress``: share of the training behind, in [0, 1], for a ``lambda_schedule``. A ``reg_curvature`` is in its
+        gradient alone.
+        """
+        return _Penalty.apply(self, Moment(progress, progress), *self._parameters.values())
+
+    def factor(self, moment: Moment) -> float:
+        """lambda at this point of the training."""
+        return self.strength * self._method.schedule(moment)
+
+    @torch.no_grad()
+    def value(self, moment: Moment) -> Tensor:
+        """lambda R, and the quantizer brought up to the present weights for its gradient."""
+        quantizer = self._up_to_date()
+        terms = zip(self._method.coefficients(quantizer), quantizer.quantized, quantizer.weights)
+        total = sum((c * (q.square() - w.square()).sum() for c, q, w in terms), quantizer.weights[0].new_zeros(()))
+        return self.factor(moment) * total
+
+    @torch.no_grad()
+    def gradients(self, moment: Moment, upstream: Tensor) -> list[Tensor | None]:
+        """``upstream`` times the gradient of lambda R at the weights that :meth:`value` has seen."""
+        quantizer, factor = self._quantizer, self.factor(moment)
+        assert quantizer is not None
+        if self._method.options.reg_curvature != "identity":  # added where the task's gradient is known: _curved
+            self._pending = dict.fromkeys(range(len(self._parameters)), upstream * factor)
+            return [None] * len(self._parameters)
+        grads = [torch.zeros_like(weight) for weight in quantizer.weights]
+        for i, grad in enumerate(grads):
+            self._method.add_gradient(quantizer, i, grad, factor)
+            grad.mul_(upstream)
+        return list(grads)
+
+    def _curved(self, i: int, grad: Tensor) -> Tensor:
+        """The task's gradient of tensor ``i``, and the regularizer's under its curvature."""
+        upstream = self._pending.pop(i, None)
+        if upstream is None:
+            return grad
+        assert self._quantizer is not None
+        own = torch.zeros_like(grad)
+        self._method.add_gradient(self._quantizer, i, own, 1.0, self._method.curvature(i, grad))
+        return grad + own.mul_(upstream)
+
+    def _up_to_date(self) -> WeightQuantizer:
+        """The quantizer of the present weights, made anew where they lie elsewhere than before (on a device, say)."""
+        weights = [parameter.data for parameter in self._parameters.values()]
+        quantizer = self._quantizer
+        if quantizer is None or [w.data_ptr() for w in weights] != [w.data_ptr() for w in quantizer.weights]:
+            for name, parameter in self._parameters.items():
+                check_weight(parameter, name)
+            made: WeightQuantizer = self._method.make_quantizer(dict(zip(self._parameters, weights)), {})
+            if quantizer is not None:
+                made.load_state(quantizer.state())
+            quantizer = self._quantizer = made
+        quantizer.update()
+        return quantizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must be saved beside the model to go on as if never interrupted: the curvature's running means."""
+        return self._method.state()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._method.load_state(state)
+
+
+class _Penalty(torch.autograd.Function):
+    """A regularizer's value; backward, its gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, regularizer: OsciQuantRegularizer, moment: Moment, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        ctx.regularizer, ctx.moment = regularizer, moment
+        return regularizer.value(moment)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # refuses weights that were changed since
+        return None, None, *ctx.regularizer.gradients(ctx.moment, upstream)
