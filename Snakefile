@@ -6,7 +6,7 @@ The paper as one DAG: fetch -> train -> evaluate, posttrain -> oscillations -> t
                                                     weights=PATH
     snakemake --cores 8 report --config study=...   tables, figures, claims and site from the records at hand
 
-Targets: all (runs + report), runs, report, data.
+Targets: all (runs + report), runs, report, data, exports.
 """
 
 from snakemake.utils import min_version
@@ -19,12 +19,14 @@ include: "workflow/fetch.smk"
 include: "workflow/train.smk"
 include: "workflow/evaluate.smk"
 include: "workflow/posttrain.smk"
+include: "workflow/export.smk"
 include: "workflow/report.smk"
 
 
 localrules:
     all,
     data,
+    exports,
     runs,
     report,
     collect,
@@ -49,6 +51,12 @@ rule data:
     input:
         sorted({f"data/{STUDY.dataset(experiment)}.json" for experiment in STUDY.experiments}),
         sorted(str(pretrained.files(name)[0]) for name in STUDY.checkpoints),
+
+
+rule exports:
+    """What the runs cost and give as files for elsewhere: the study's exports, measured."""
+    input:
+        [str(paths.exports_file(STUDY.study, entry)) for entry in STUDY.exports],
 
 
 rule runs:

@@ -229,7 +229,7 @@ def test_a_histogram_and_a_picture_show_the_weights_on_their_grid(tmp_path):
     assert sum(counts.values()) == 144 and min(counts) == -3 and max(counts) == 3
     figure = monitor.plot(["fc1", "fc2"])
     figure.savefig(tmp_path / "weights.png")
-    assert [axes.get_title().split(",")[0] for axes in figure.axes] == ["fc1", "fc2"]
+    assert [axes.get_title().split(",")[0] for axes in figure.axes] == ["layer fc1", "layer fc2"]
     with pytest.raises(InputError, match="fc7"):
         monitor.histogram("fc7")
 

@@ -55,6 +55,11 @@ def posttraining_experiments(entry):
     return list(dict.fromkeys(paths.experiment_of(variant) for variant in STUDY.posttraining[entry].of))
 
 
+def exported_experiments(entry):
+    """Experiments that the runs of an entry of exports belong to."""
+    return list(dict.fromkeys(paths.experiment_of(variant) for variant in STUDY.exports[entry].of))
+
+
 def posttrained(entry):
     """Whether an entry that this command does not make has been made: whether a row of its files is current."""
     if not all(file.exists() for file in paths.posttraining_files(STUDY.study, entry)):

@@ -17,6 +17,7 @@ TABLES = [
     *(f"method-rates-{name}" for name in STUDY.method_rates),
     *(["gain"] if STUDY.gain else []),
     *(["cross-bit-rules"] if STUDY.slices else []),
+    *(["exports"] if STUDY.exports else []),
 ]
 FIGURE_NAMES = drawing.drawn(STUDY, VARIANTS, {run.path for run in SHOWN}, SHOWN_ENTRIES)
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
@@ -26,6 +27,8 @@ REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements"
 COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for name in ("measurements", "posttraining")]
 # those studies are not this one's to make
 REFERENCE, COMPANIONS = ([file for file in files if Path(file).exists()] for files in (REFERENCE, COMPANIONS))
+# made on request
+EXPORTS = [str(file) for file in (paths.exports_file(STUDY.study, entry) for entry in STUDY.exports) if file.exists()]
 FILMED = {
     film: [str(run.folder / paths.WEIGHTS) for run in SHOWN if run.path in spec.panels]
     for film, spec in STUDY.films.items()
@@ -95,6 +98,7 @@ rule tables:
         rules.oscillations.output if COMPARISONS else [],
         COST if COMPARISONS else [],
         COMPANIONS if STUDY.gain else [],
+        EXPORTS,
         "params/published.csv",
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex", "json"]),

@@ -68,6 +68,17 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command(evaluate, "device").add_argument("--experiment", required=True, help="evaluate its trained runs")
     command(posttrain, "device").add_argument("--name", required=True, help="entry of the study's posttraining")
+    exporting = command(export)
+    of = exporting.add_mutually_exclusive_group(required=True)
+    of.add_argument(
+        "--run", dest="exported_run", metavar="RUN", help="experiment/variant/seed<k>, to be written as one file"
+    )
+    of.add_argument("--name", help="entry of the study's exports, whose files are measured")
+    exporting.add_argument("--bits", type=width, default=None, help="2 to 8, 32 or any; else the run's own")
+    exporting.add_argument("--format", choices=["safetensors", "onnx", "torch"], default="safetensors")
+    exporting.add_argument("--rule", choices=["requantize", "slice"], default="requantize", help="at other widths")
+    exporting.add_argument("--opset", type=int, default=21, help="of ONNX; the first with 4-bit integers is 21")
+    exporting.add_argument("--out", type=Path, help="file, instead of exports/<study>/<run>/...")
     command(toy)
     for step in (collect, oscillations, tables, figures, films, claims, site, landing, report):
         command(step)
@@ -96,6 +107,10 @@ def positive(value: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return number
+
+
+def width(value: str) -> int | str:
+    return value if value == "any" else int(value)
 
 
 def numbers(value: str) -> list[int]:
@@ -174,6 +189,20 @@ def posttrain(options: argparse.Namespace) -> None:
     if options.name not in study.posttraining:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
     module.posttrain(study, variants, options.name, options.device)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a trained run as a file that computes the same elsewhere, or measure an entry of the study's exports."""
+    from oscillations.jobs import export as module
+
+    study, variants = load(options.study)
+    if options.name is None:
+        bits, rule = options.bits, options.rule
+        module.export_run(variants, options.exported_run, bits, options.format, rule, options.opset, options.out)
+    elif options.name not in study.exports:
+        raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.exports)}")
+    else:
+        module.export_entry(study, variants, options.name)
 
 
 def toy(options: argparse.Namespace) -> None:

@@ -146,7 +146,7 @@ class OscillationMonitor:
             for code in range(grid.low, grid.high):
                 axes.axvline(code + 0.5, color="0.6", linewidth=0.8, linestyle="--")
             near = float(grid_statistics(quantizer, 0)["near_threshold"])
-            axes.set(title=f"{layer}, {quantizer.bits} bits\n{near:.1%} near a threshold", xlabel="w / s")
+            axes.set(title=f"layer {layer}, {quantizer.bits} bits\n{near:.1%} near a threshold", xlabel="w / s")
             axes.set_yticks([])
         return figure
 

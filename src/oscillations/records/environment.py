@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
         "platform": platform.platform(),
         "git": git_state(),
     }
+
+
+def processor() -> str:
+    """The name of this machine's CPU."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
 def _dtype(precision: str, device: torch.device) -> str:

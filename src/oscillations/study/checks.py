@@ -15,7 +15,7 @@ from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
 from oscillations.study.report_schema import Film, Panels, RatePanels, SweepPanels, WeightPanels
-from oscillations.study.schema import Experiment, PostTrainingEntry, Study
+from oscillations.study.schema import Experiment, ExportEntry, PostTrainingEntry, Study
 from oscillations.study.variants import Variant, select
 
 
@@ -98,6 +98,8 @@ def check_references(study: Study, variants: Mapping[str, Variant], path: Path) 
     _check_method_rates(study, variants, path)
     for name, entry in study.posttraining.items():
         _check_entry(study, entry, variants, f"{path}: posttraining.{name}")
+    for name, exported in study.exports.items():
+        _check_export(study, exported, variants, f"{path}: exports.{name}")
     _check_comparisons(study, path)
     try:
         select(study, list(variants.values()))
@@ -217,6 +219,20 @@ def _check_method_rates(study: Study, variants: Mapping[str, Variant], path: Pat
             if replace(recipe, training=training, setting=twin.setting) != twin:
                 other = f"{variant.path} differs from {main}'s by more than the learning rate"
                 raise InputError(f"{where}: {other}; give both the same model, data and training")
+
+
+def _check_export(study: Study, entry: ExportEntry, variants: Mapping[str, Variant], where: str) -> None:
+    """Runs whose weights are codes on a grid, at widths whose accuracy is known."""
+    refuse_unknown(entry.of, variants, f"{where}.of", "variant")
+    for path in entry.of:
+        recipe = variants[path].recipe
+        if recipe.method.options.multiplies_weights:
+            raise InputError(f"{where}.of: {path}: its attention (qkr) has no layer-by-layer form")
+        if recipe.first_last_bits is not None:
+            raise InputError(f"{where}.of: {path}: first_last_bits keeps layers at one width; export it by itself")
+    for bits in entry.bits:
+        if bits not in study.eval_bits:
+            raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")
 
 
 def _check_entry(study: Study, entry: PostTrainingEntry, variants: Mapping[str, Variant], where: str) -> None:

@@ -70,6 +70,11 @@ def posttraining_files(study: str, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.csv", folder / f"{name}-reconstruction.csv"
 
 
+def exports_file(study: str, name: str) -> Path:
+    """What the exported files of one entry cost and give."""
+    return results(study) / "exports" / f"{name}.csv"
+
+
 def toy_file(study: str) -> Path:
     """What AOQ's toy experiment found."""
     return results(study) / "toy-regression.csv"

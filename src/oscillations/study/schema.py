@@ -121,6 +121,13 @@ class PostTrainingEntry(Strict):
         return any(method != "nearest" for _, method, _ in self.resolved())
 
 
+class ExportEntry(Strict):
+    """Runs of this study as files for elsewhere: their sizes, accuracies and times."""
+
+    of: list[str] = Field(min_length=1, description="experiment/variant of the runs")
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([2, 3, 4, 8], min_length=1, description="widths of files")
+
+
 class Study(Strict):
     """A whole study file."""
 
@@ -163,6 +170,7 @@ class Study(Strict):
     )
     claims: Claims = Claims()
     posttraining: dict[Name, PostTrainingEntry] = Field({}, description="methods applied to finished runs")
+    exports: dict[Name, ExportEntry] = Field({}, description="runs whose files are measured on request: target exports")
     toy_regression: ToyRegression | None = Field(None, description="AOQ's toy experiment, which needs no other run")
     hypotheses: dict[ShortName, Hypothesis] = Field({}, description="by a short name, H1 say")
     gain: Gain | None = Field(None, description="table of what explains the gain over PTQ")

@@ -13,7 +13,7 @@ from oscillations.records.plans import Plan
 from oscillations.report.estimates import spread
 from oscillations.report.results import Report
 from oscillations.report.table import Missing, Row, Table
-from oscillations.report.tables import cross_bit, rate_search
+from oscillations.report.tables import cross_bit, exports, rate_search
 from oscillations.report.tables.published import summarise
 from oscillations.report.text import bits_label, count, plus_minus
 from oscillations.study.paths import experiment_of
@@ -43,7 +43,8 @@ def sections(report: Report, costs: Costs, choices: list[tuple[str, str]]) -> li
         Section(_norms(report), "The paper does not mention re-estimation; all tables keep the training's statistics."),
     ]
     searched = [rate_search.NAME] if report.study.rate_searches else []
-    for name in [*searched, *([cross_bit.NAME] if report.study.slices else [])]:
+    sliced = [cross_bit.NAME] if report.study.slices else []
+    for name in [*searched, *sliced, *([exports.NAME] if report.study.exports else [])]:
         table = report.table(name)
         found.append(Section(table, " ".join([*table.notes[1:], table.not_run])))
     if report.study.judged:

@@ -1,0 +1,273 @@
+"""A model at a bit width as a file that computes the same elsewhere: packed codes, ONNX, or a torch.export program."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from oscillations.core.bits import LATENT, REQUANTIZE, SLICE, SLICED, grid_of
+from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.files import replacing
+from oscillations.engine.layers import load_weights
+from oscillations.engine.network import Network
+from oscillations.engine.quantizer import rounded
+from oscillations.engine.scales import max_scale
+from oscillations.nn import onnx_file, packed
+from oscillations.nn.fake_quantize import FakeQuantizer, fake_quantizers
+from oscillations.nn.latent import check_bits, latent_weights
+from oscillations.nn.packed import QuantizedInput, QuantizedModel, QuantizedTensor
+
+FORMATS = ("safetensors", "onnx", "torch")
+
+
+def eq2(weight: Tensor, bits: int, tie: str = "half_even", per_channel: bool = False) -> QuantizedTensor:
+    """Codes and scale of Eq. 1-2 for one tensor."""
+    grid = grid_of("sym_odd", bits)
+    scale = max_scale(weight, grid, per_channel)
+    return QuantizedTensor(rounded(weight / scale, tie).to(torch.int8), scale, grid, bits)
+
+
+def collected(
+    model: nn.Module, bits: int | None = None, *, layers: Sequence[str] = ("*",), exclude: Sequence[str] = (),
+    per_channel: bool = False,
+) -> QuantizedModel:  # fmt: skip
+    """What any torch model computes: its fake-quantized layers each at its own width, or else Eq. 1-2's at ``bits``.
+
+    The values are copies. Raises InputError for weights that cannot be quantized.
+    """
+    quantizers = fake_quantizers(model)
+    if not quantizers:
+        if bits is None:
+            raise InputError("bits: no layer of the model is quantized; say a width")
+        check_bits(bits)
+        latent = latent_weights(model, layers, exclude)
+        weights = {name: eq2(weight.detach(), bits, per_channel=per_channel) for name, weight in latent.items()}
+    else:
+        own = {one.bits for one in quantizers.values()}
+        if bits is not None and own != {bits}:
+            raise InputError(f"bits: the model's layers have {' and '.join(map(str, sorted(own)))} bits, not {bits}")
+        latent = latent_weights(model, list(quantizers), ())
+        weights = {name: _own(one, latent[name]) for name, one in _by_weight(quantizers).items()}
+    tensors = {key: value.detach().clone() for key, value in _plain_state(model).items() if key not in weights}
+    return QuantizedModel(tensors, weights)
+
+
+def _by_weight(quantizers: dict[str, FakeQuantizer]) -> dict[str, FakeQuantizer]:
+    return {f"{layer}.weight" if layer else "weight": one for layer, one in quantizers.items()}
+
+
+def _own(one: FakeQuantizer, weight: Tensor) -> QuantizedTensor:
+    return QuantizedTensor(one.codes(weight).to(torch.int8), one.levels(weight).clone(), one.grid, one.bits)
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the model without our parametrizations."""
+    ours = tuple(f"{layer}.parametrizations.weight.".removeprefix(".") for layer in fake_quantizers(model))
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(ours)}
+
+
+def of_network(network: Network, bits: int, rule: str = REQUANTIZE) -> QuantizedModel:
+    """What a network of the engine computes at a width, by a rule of :meth:`Network.weights`; latent at 32 bits."""
+    if network.method.options.multiplies_weights:
+        raise InputError("export: attention on products of weights (qkr) has no layer-by-layer form")
+    check_bits(bits, latent=True)
+    tensors = {key: value.detach().clone() for key, value in network.model.state_dict().items()}
+    inputs = {}
+    for layer, one in ({} if network.inputs is None else network.inputs.by_layer).items():
+        if one.range is None:
+            raise InputError(f"export: {layer} has never seen an input to quantize")
+        inputs[layer] = QuantizedInput(one.step.detach().clone(), *one.range, one.bits)
+    if bits == LATENT:
+        return QuantizedModel(tensors, inputs=inputs)
+    quantizer = network.quantizer
+    how = ("half_even", False) if quantizer is None else (quantizer.tie, quantizer.scale.per_channel)
+    weights = {}
+    for i, (name, parameter) in enumerate(zip(network.names, network.parameters)):
+        width = network.own_bits.get(name, bits)
+        if quantizer is not None and bits == quantizer.bits and rule == REQUANTIZE:
+            scale, grid = quantizer.scale.levels[i].clone(), quantizer.grids[i]
+            weights[name] = QuantizedTensor(quantizer.code_views[i].clone(), scale, grid, width)
+        elif rule == REQUANTIZE:
+            weights[name] = eq2(parameter.detach(), width, *how)
+        else:
+            whole = QuantizedModel({}, {name: eq2(parameter.detach(), SLICED, *how)}, rule=SLICE, tie=how[0])
+            weights[name] = whole.sliced(name, width)
+    _must_be(network, bits, rule, weights)
+    return QuantizedModel({k: v for k, v in tensors.items() if k not in weights}, weights, inputs)
+
+
+def _must_be(network: Network, bits: int, rule: str, weights: dict[str, QuantizedTensor]) -> None:
+    """Codes and scales must be the weights that the network is evaluated with, bit for bit."""
+    expected = network.weights(bits, rule)
+    assert expected is not None
+    for (name, one), value in zip(weights.items(), expected):
+        if not torch.equal(one.values(), value):
+            raise InputError(f"export: the weights of {name} are not codes times one scale for each tensor or channel")
+
+
+def for_any_width(network: Network, rule: str) -> QuantizedModel:
+    """One file for all widths: the latent weights (``requantize``), or codes at 8 bits to slice (``slice``)."""
+    if network.own_bits:
+        raise InputError("export: first_last_bits keeps layers at one width; export each width by itself")
+    latent = of_network(network, LATENT)
+    quantizer = network.quantizer
+    how = ("half_even", False) if quantizer is None else (quantizer.tie, quantizer.scale.per_channel)
+    if rule == REQUANTIZE:
+        return QuantizedModel(
+            latent.tensors, inputs=latent.inputs, latent=tuple(network.names), rule=rule, tie=how[0], per_channel=how[1]
+        )
+    weights = {name: eq2(latent.tensors.pop(name), SLICED, *how) for name in network.names}
+    return QuantizedModel(latent.tensors, weights, latent.inputs, rule=rule, tie=how[0], per_channel=how[1])
+
+
+class InputStep(nn.Module):
+    """x^ = s clip(round(x / s), low, high) of a layer's input, as a module that programs can be made of."""
+
+    step: Tensor
+
+    def __init__(self, of: QuantizedInput):
+        super().__init__()
+        self.low, self.high = of.low, of.high
+        self.register_buffer("step", of.step.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x / self.step).round().clamp(self.low, self.high) * self.step
+
+
+class OnQuantizedInput(nn.Sequential):
+    """A layer behind the quantizer of its input."""
+
+
+def assembled(exported: QuantizedModel, model: nn.Module, bits: int | None = None) -> nn.Module:
+    """``model``, built as the original was, with the weights at a width, and input quantizers where there are some.
+
+    In place, in evaluation mode. Raises InputError if the file does not fit the model.
+    """
+    load_weights(model, exported.state_dict(bits))
+    for layer, of in exported.inputs.items():
+        parent, _, own = layer.rpartition(".")
+        setattr(model.get_submodule(parent), own, OnQuantizedInput(InputStep(of), model.get_submodule(layer)))
+    return model.eval()
+
+
+def load(file: Path | str, model: nn.Module | None = None, bits: int | None = None) -> nn.Module:
+    """The model of a safetensors file that was exported, in evaluation mode.
+
+    ``model``: one built as the original was, for models that are not this project's; it takes the weights. ``bits``
+    chooses the width of an any-width file. Raises InputError.
+    """
+    exported = packed.read(file)
+    if model is None:
+        spec = exported.about.get("model")
+        if spec is None:
+            raise InputError(f"{file}: names no model of this project; build it and give it: load(file, model)")
+        from oscillations import models
+
+        model = models.build(spec["options"], tuple(spec["image_shape"]), spec["classes"])
+    return assembled(exported, model, bits)
+
+
+def write(
+    exported: QuantizedModel, model: nn.Module, file: Path, format: str, images: Tensor,
+    expected: dict[int | None, Tensor], opset: int = onnx_file.OPSET,
+) -> dict[int | None, Tensor]:  # fmt: skip
+    """Write one of :data:`FORMATS`, whole and computing the same, or not at all; returns the logits that it computes.
+
+    ``model``: one built as the original was; it is left as it is. ``images``: ``[N, ...]``, inputs of the model, for
+    which the file must give the classes of ``expected``: the original's logits ``[N, classes]``, by width for an
+    any-width file, else under None. Files take batches of any size. Raises InputError.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format: no format {format!r}; {did_you_mean(format, FORMATS)}")
+    if exported.rule is not None and format != "safetensors":
+        raise InputError(f"format: a model for any width is a safetensors file; {format} has one width")
+    with replacing(file) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own insides
+        if format == "safetensors":
+            packed.write(exported, part)
+        elif format == "onnx":
+            plain = assembled(QuantizedModel(exported.tensors, exported.weights), copy.deepcopy(model))
+            onnx_file.write(exported, plain, part, images[:2], opset)
+        else:
+            network = assembled(exported, copy.deepcopy(model))
+            shapes = ({0: torch.export.Dim("batch")},)
+            program = torch.export.export(network, (images[:2],), dynamic_shapes=shapes)
+            program.example_inputs = None  # they would be stored as a pickle
+            with part.open("wb") as opened:
+                torch.export.save(program, opened)
+        found = {bits: computed(part, format, images, model, bits) for bits in expected}
+        for bits, logits in found.items():
+            _check(logits, expected[bits], f"{file}" if bits is None else f"{file} at {bits} bits")
+    return found
+
+
+@torch.no_grad()
+def computed(file: Path, format: str, images: Tensor, model: nn.Module, bits: int | None = None) -> Tensor:
+    """Logits of a written file, by torch or by ONNX Runtime, as a stranger would compute them."""
+    if format == "onnx":
+        return onnx_file.run(onnx_file.session(file), images)
+    if format == "torch":
+        with file.open("rb") as opened:
+            program: Any = torch.export.load(opened).module()
+        return program(images)
+    return load(file, copy.deepcopy(model), bits)(images)
+
+
+def _check(logits: Tensor, expected: Tensor, where: str) -> None:
+    """InputError if an image has another class than in the original."""
+    difference, other = float((logits - expected).abs().max()), logits.argmax(1) != expected.argmax(1)
+    if other.any() or not math.isfinite(difference):
+        raise InputError(
+            f"{where}: refused: {int(other.sum())} of {len(logits)} images have another class than in the original "
+            f"(logits differ by up to {difference:.3g})"
+        )
+
+
+def save(
+    model: nn.Module, file: Path | str, images: Tensor, bits: int | None = None, *, layers: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (), per_channel: bool = False, opset: int = onnx_file.OPSET,
+) -> float:  # fmt: skip
+    """Save any torch model at a width: ``.safetensors``, ``.onnx`` or ``.pt2``, by the file's suffix.
+
+    Fake-quantized layers are saved each at its own width, on its own grid; of any other model the chosen layers are, by
+    Eq. 1-2 at ``bits``. ``images``: some inputs, on which the file is tried: it must give the model's classes, or there
+    is none. Returns the largest difference of an output. Raises InputError.
+    """
+    file = Path(file)
+    kinds = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch"}
+    if file.suffix not in kinds:
+        raise InputError(f"{file}: its suffix names no format; {did_you_mean(file.suffix, kinds)}")
+    exported = collected(model, bits, layers=layers, exclude=exclude, per_channel=per_channel)
+    plain = _without_parametrizations(model).eval()
+    exported.about = {"bits": sorted({one.bits for one in exported.weights.values()})}
+    with torch.no_grad():
+        expected = assembled(exported, copy.deepcopy(plain))(images)
+    found = write(exported, plain, file, kinds[file.suffix], images, {None: expected}, opset)
+    return float((found[None] - expected).abs().max())
+
+
+def _without_parametrizations(model: nn.Module) -> nn.Module:
+    """A copy of the model with latent weights where :func:`~oscillations.nn.fake_quantize` computes others.
+
+    Not by torch's remove_parametrizations: a copy shares its layers' classes, from which that takes the property away.
+    """
+    plain = copy.deepcopy(model)
+    for name in fake_quantizers(plain):
+        layer = plain.get_submodule(name)
+        tensors = layer.parametrizations
+        assert isinstance(tensors, nn.ModuleDict)
+        if len(tensors) > 1:
+            raise InputError(f"export: {name} has other parametrizations than its weight's; remove them first")
+        weight = tensors["weight"].original
+        del layer._modules["parametrizations"]
+        layer.__class__ = parametrize.type_before_parametrizations(layer)
+        layer.register_parameter("weight", weight)  # type: ignore[arg-type]
+    return plain

@@ -1,0 +1,348 @@
+"""Exports: files that compute the same elsewhere, what they refuse, and what a damaged one says."""
+
+import json
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, Project, blobs_dataset, image_sets, make_trainer, plain_recipe
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from oscillations import models
+from oscillations.cli import main
+from oscillations.core.bits import Grid
+from oscillations.core.errors import InputError
+from oscillations.engine.quantizer import quantize
+from oscillations.engine.slices import sliced
+from oscillations.nn import OscillationMonitor, OsciQuantRegularizer, at_bits, fake_quantize
+from oscillations.nn import export as export_module
+from oscillations.nn.export import for_any_width, load, of_network, save, write
+from oscillations.nn.packed import QuantizedModel, QuantizedTensor, packed, read, unpacked
+from oscillations.nn.packed import write as write_packed
+
+onnx = pytest.importorskip("onnx")
+FORMATS = ["safetensors", "onnx", "torch"]
+SUFFIX = {"safetensors": "safetensors", "onnx": "onnx", "torch": "pt2"}
+FAMILIES = {
+    "mlp5": {"name": "mlp5", "width": 12},
+    "resnet18": {"name": "resnet18", "width": 8},
+    "mobilenetv2": {"name": "mobilenetv2", "width": 0.25},
+    "vit-tiny": {"name": "vit-tiny", "patch_size": 4, "width": 12, "depth": 2, "heads": 2},
+}
+PATTERNS = {"mlp5": ["fc*"], "resnet18": ["*"], "mobilenetv2": ["*"], "vit-tiny": ["blocks.*"]}
+
+
+def trained(family, method, steps=3, **recipe):
+    """A network of the engine after a few steps, a fresh model of its kind, and some test images."""
+    plain = plain_recipe() | {"model": FAMILIES[family], "quant_layers": PATTERNS[family], "method": method} | recipe
+    about, tensors = blobs_dataset()
+    sets = image_sets(about, tensors, plain, torch.device("cpu"))
+    trainer = make_trainer(plain, 0, about, sets, torch.device("cpu"))
+    trainer.model.train()
+    order = sets["train"].order(0, 0)
+    for i in range(steps):
+        trainer.step(*sets["train"].batch(order[32 * i : 32 * i + 32]))
+    trainer.model.eval()
+    images, _ = sets["test"].batch(slice(0, 40))
+    return trainer.network, models.build(FAMILIES[family], (1, 8, 8), 4).eval(), images.contiguous()
+
+
+@torch.no_grad()
+def logits(network, images, bits, rule="requantize"):
+    with network.at(bits, rule):
+        return network.model(images)
+
+
+GRIDS = [
+    {"name": "qat", "bits": 3}, {"name": "qat", "bits": 2, "per_channel": True}, {"name": "osciquant", "bits": 4, "lambda": 1},
+    {"name": "lsq", "bits": 3, "grid": "lsq"}, {"name": "lsq", "bits": 8, "per_channel": True}, {"name": "dual-lsq", "bits": 3},
+    {"name": "statsq", "bits": 3}, {"name": "statsq", "bits": 8}, {"name": "aoq", "bits": 3}, {"name": "q-ema", "bits": 3},
+    {"name": "freezing", "bits": 3}, {"name": "qc", "bits": 3}, {"name": "qat", "bits": 3, "scale_source": "mse", "scale_grad": "detach"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("method", GRIDS, ids=lambda m: "-".join(map(str, m.values())))
+def test_every_grid_is_the_same_elsewhere(tmp_path, method, format):
+    network, fresh, images = trained("mlp5", method)
+    bits, file = method["bits"], tmp_path / f"model.{SUFFIX[format]}"
+    expected = logits(network, images, bits)
+    found = write(of_network(network, bits), fresh, file, format, images, {None: expected})
+    assert torch.allclose(found[None], expected, atol=1e-5) and file.exists()
+    if format != "onnx":
+        assert torch.equal(found[None], expected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", [{}, {"activations": {"bits": 3}}], ids=["weights", "w3a3"])
+def test_every_family_is_the_same_elsewhere(tmp_path, family, recipe, format):
+    network, fresh, images = trained(family, {"name": "lsq", "bits": 3}, **recipe)
+    expected, file = logits(network, images, 3), tmp_path / f"model.{SUFFIX[format]}"
+    found = write(of_network(network, 3), fresh, file, format, images, {None: expected})
+    assert torch.allclose(found[None], expected, atol=2e-2 if recipe else 1e-4)  # a code of an input may differ
+    if format == "onnx":
+        kinds = [node.op_type for node in onnx.load(file).graph.node]
+        assert kinds.count("QuantizeLinear") == (len(network.names) if recipe else 0)
+        assert kinds.count("DequantizeLinear") == len(network.names) * (2 if recipe else 1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "opset", "kind"), [(3, 21, "INT4"), (4, 21, "INT4"), (5, 21, "INT8"), (3, 20, "INT8")]
+)
+def test_onnx_weights_are_integers(tmp_path, bits, opset, kind):
+    network, fresh, images = trained("mlp5", {"name": "qat", "bits": bits})
+    file = tmp_path / "model.onnx"
+    write(of_network(network, bits), fresh, file, "onnx", images, {None: logits(network, images, bits)}, opset)
+    stored = {one.name: one for one in onnx.load(file).graph.initializer}
+    for name, codes in zip(network.names, network.quantizer.code_views):
+        assert onnx.TensorProto.DataType.Name(stored[f"{name}.codes"].data_type) == kind
+        assert np.array_equal(onnx.numpy_helper.to_array(stored[f"{name}.codes"]).astype(np.int8), codes.numpy())
+        assert name not in stored
+
+
+@pytest.mark.parametrize("rule", ["requantize", "slice"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_one_file_serves_every_width(tmp_path, rule, per_channel):
+    network, fresh, images = trained("mlp5", {"name": "osciquant", "bits": 3, "lambda": 1, "per_channel": per_channel})
+    widths = range(2, 9) if rule == "requantize" else range(2, 8)
+    expected = {bits: logits(network, images, bits, rule) for bits in widths}
+    file = tmp_path / "model.safetensors"
+    found = write(for_any_width(network, rule), fresh, file, "safetensors", images, expected)
+    assert all(torch.equal(found[bits], expected[bits]) for bits in widths)
+    by_rule = quantize if rule == "requantize" else sliced
+    weight = network.parameters[1].data
+    assert torch.equal(load(file, fresh, 4).fc2.weight.data, by_rule(weight, 4, per_channel=per_channel))
+    with pytest.raises(InputError, match="say which"):
+        load(file, fresh)
+    with pytest.raises(InputError, match="bits: 9 is no width"):
+        load(file, fresh, 9)
+
+
+def test_a_file_of_packed_codes_is_as_small_as_its_bits(tmp_path):
+    model = nn.Linear(1000, 300)
+    for bits in (2, 3, 8):
+        save(model, file := tmp_path / f"{bits}.safetensors", torch.randn(4, 1000), bits)
+        assert file.stat().st_size == pytest.approx(300_000 * bits / 8 + 1200, abs=1500)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_are_packed_and_unpacked(bits):
+    grid = Grid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    codes = torch.randint(grid.low, grid.high + 1, (7, 3, 5), dtype=torch.int8)
+    data = packed(codes, grid.low, bits)
+    assert len(data) == -(-105 * bits // 8)
+    assert torch.equal(unpacked(data, (7, 3, 5), grid, bits), codes)
+
+
+def test_the_order_of_packed_bits_is_fixed():
+    assert packed(torch.tensor([-3, 3, 0, 1], dtype=torch.int8), -3, 3).tolist() == [0b11_110_000, 0b1000]
+
+
+# -- any torch model -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIX.values())
+@pytest.mark.parametrize(("library", "name"), [("torchvision", "squeezenet1_1"), ("timm", "mobilenetv3_small_050")])
+def test_a_librarys_model_goes_through_regularizer_monitor_and_export(tmp_path, library, name, suffix):
+    torch.manual_seed(0)
+    model = models.build({"name": f"{library}/{name}"}, (3, 64, 64), 4)
+    x, y = torch.randn(6, 3, 64, 64), torch.tensor([0, 1, 2, 3, 0, 1])
+    regularizer, monitor = OsciQuantRegularizer(model, 4), OscillationMonitor(model, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(model(x), y) + regularizer()).backward()
+        optimizer.step()
+        monitor.step()
+    assert monitor.table().crossings.sum() > 0
+    model.eval()
+    with at_bits(model, 4), torch.no_grad():
+        expected = model(x)
+    save(model, file := tmp_path / f"model.{suffix}", x, 4)
+    found = export_module.computed(file, {v: k for k, v in SUFFIX.items()}[suffix], x, model)
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", SUFFIX.values())
+def test_fake_quantized_layers_are_saved_each_at_its_width(tmp_path, suffix):
+    model = models.build(FAMILIES["resnet18"], (1, 8, 8), 4)
+    fake_quantize(model, 8, layers=["conv1", "fc"], per_channel=True)
+    fake_quantize(model, 3, exclude=["conv1", "fc"], method="lsq", grid="lsq")
+    before, x = {key: value.clone() for key, value in model.state_dict().items()}, torch.randn(5, 1, 8, 8)
+    assert save(model, tmp_path / f"model.{suffix}", x) < 1e-4
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training and model.conv1.weight is not None
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path):
+    network, fresh, images = trained("mlp5", {"name": "qat", "bits": 3})
+    expected = logits(network, images, 3)
+    for format in FORMATS:
+        file = tmp_path / f"model.{SUFFIX[format]}"
+        with pytest.raises(InputError, match=r"refused: 40 of 40 images have another class"):
+            write(of_network(network, 3), fresh, file, format, images, {None: expected.roll(1, 1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_codes_on_a_grid_are_refused():
+    network, *_ = trained("mlp5", {"name": "qat", "bits": 3})
+    network.quantizer.quantized[2][0, 0] += 0.01
+    with pytest.raises(InputError, match=r"weights of fc3\.weight are not codes times one scale"):
+        of_network(network, 3)
+
+
+def test_products_of_weights_are_refused():
+    network, *_ = trained("vit-tiny", {"name": "statsq", "bits": 3, "qkr": True}, steps=1)
+    with pytest.raises(InputError, match="qkr"):
+        of_network(network, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.bin", "its suffix names no format"), ("a.onnx", "opset: 99 is not among")]
+)
+def test_a_format_that_is_not_known_is_refused(tmp_path, name, said):
+    with pytest.raises(InputError, match=said):
+        save(nn.Linear(4, 3), tmp_path / name, torch.randn(2, 4), 3, opset=99)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "model.safetensors"
+    model = QuantizedModel(
+        {}, {"weight": QuantizedTensor(torch.tensor([[3, -3, 0]]), torch.tensor(0.5), Grid(-3, 3), 3)}
+    )
+    write_packed(model, file)
+    assert read(file).weights["weight"].values().tolist() == [[1.5, -1.5, 0.0]]
+    return file
+
+
+def rewritten(file, change):
+    """The file with its header's texts or tensors changed."""
+    with safe_open(file, "pt") as opened:
+        header, tensors = dict(opened.metadata()), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    about = json.loads(header["model"])
+    change(header, about, tensors)
+    save_file(tensors, file, header | {"model": json.dumps(about)} if "model" in header else header)
+
+
+DAMAGES = {
+    "newer": (lambda h, a, t: h.update(version="2"), "format 2 is newer than 1.*update"),
+    "another format": (lambda h, a, t: h.update(format="pt"), "is no model written by"),
+    "beyond its width": (lambda h, a, t: t.update({"codes/weight": torch.tensor([255, 1], dtype=torch.uint8)}), "a code of 4 on a grid"),
+    "too few codes": (lambda h, a, t: t.update({"codes/weight": torch.tensor([255], dtype=torch.uint8)}), "1 bytes for 3 codes of 3 bits"),
+    "no scale": (lambda h, a, t: t.pop("scale/weight"), "is damaged"),
+    "bits": (lambda h, a, t: a["weights"]["weight"].update(bits=17), "17 is no width"),
+    "rule": (lambda h, a, t: a.update(rule="guess"), "rule 'guess'"),
+    "no weights": (lambda h, a, t: a.pop("weights"), "is damaged"),
+    "shape": (lambda h, a, t: a["weights"]["weight"].update(shape="3"), "is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_says_so_in_one_line(file, damage):
+    change, said = DAMAGES[damage]
+    rewritten(file, change)
+    with pytest.raises(InputError, match=said) as refused:
+        read(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_file_and_what_is_none_say_so(file, tmp_path):
+    whole = file.read_bytes()
+    for length in (0, 4, 20, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors: is damaged, or no safetensors file"):
+            read(file)
+    file.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(InputError, match="is damaged"):
+        read(file)
+    torch.save({"weight": torch.ones(3)}, file)  # a pickle
+    with pytest.raises(InputError, match="is damaged"):
+        read(file)
+    with pytest.raises(InputError, match="there is no such file"):
+        read(tmp_path / "nothing.safetensors")
+
+
+def test_a_file_that_does_not_fit_the_model_says_what_is_wrong(file):
+    with pytest.raises(InputError, match="does not fit the model"):
+        load(file, nn.Linear(4, 4))
+    with pytest.raises(InputError, match="names no model of this project"):
+        load(file)
+
+
+# -- through the command line --------------------------------------------------------------------------------
+
+
+def test_the_command_writes_and_measures_what_was_trained(tmp_path, monkeypatch, capsys):
+    """A tiny study, from training to the table of its files."""
+    Project(tmp_path)
+    entry = "exports:\n  mlp5: {of: [mlp5-scratch/baseline, mlp5-scratch/osciquant-3bit], bits: [2, 3]}\n"
+    (tmp_path / "params/tiny.yaml").write_text(TINY + entry)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments, code=0):
+        assert main([*arguments, "--study", "tiny"]) == code
+        said = capsys.readouterr()
+        return said.out + said.err
+
+    command("fetch")
+    command("train", "--only", "mlp5-scratch/baseline,mlp5-scratch/osciquant-3bit", "--seeds", "0")
+    run = "mlp5-scratch/osciquant-3bit/seed0"
+    said = command("export", "--run", run)
+    file = tmp_path / "exports/tiny" / run / "3bit.safetensors"
+    assert f"exports/tiny/{run}/3bit.safetensors" in said and "same class for every one" in said
+    card = read(file).about
+    assert card["run"] == f"results/tiny/runs/{run}" and set(card["test_accuracy"]) == {"3"}
+    assert load(file)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    command("export", "--run", run, "--format", "onnx", "--out", "here.onnx")
+    assert (tmp_path / "here.onnx").exists()
+    for arguments, refused in [
+        (["--run", f"{run}1"], "did you mean"),
+        (["--run", run, "--bits", "any", "--format", "onnx"], "any width is a safetensors file"),
+        (["--run", run, "--bits", "8", "--rule", "slice"], "has widths below 8 only"),
+        (["--run", run, "--bits", "17"], "bits: 17 is no width"),
+        (["--run", "mlp5-scratch/qat-3bit/seed0"], "has not run"),
+        (["--name", "mlp6"], "did you mean 'mlp5'"),
+    ]:
+        assert refused in command("export", *arguments, code=2)
+    command("export", "--name", "mlp5")
+    command("evaluate", "--experiment", "mlp5-scratch")
+    command("collect")
+    command("oscillations")
+    command("tables")
+    table = pd.read_csv("results/tiny/tables/exports.csv")
+    widths = {"own": [32, 2, 3], "latent": [2, 3], "codes": [2, 3]}
+    assert list(zip(table.path, table.file, table.bits)) == [
+        (f"mlp5-scratch/{variant}", kind, bits)
+        for variant in ("baseline", "osciquant-3bit") for kind, each in widths.items() for bits in each
+    ]  # fmt: skip
+    own = table[table.file == "own"]
+    assert (own.accuracy == own.accuracy_onnx).all() and own[own.bits == 2].bytes.max() < own[
+        own.bits == 32
+    ].bytes.min()
+    measured = pd.read_csv("results/tiny/measurements.csv").query("split == 'test' and seed == 0 and bn == 'keep'")
+    for row in table[table.file != "codes"].itertuples():
+        mine = measured[(measured.experiment + "/" + measured.variant == row.path) & (measured.eval_bits == row.bits)]
+        assert mine.accuracy.tolist() == [pytest.approx(row.accuracy, abs=1e-4)]
+
+
+def test_bad_entries_are_refused(tmp_path, monkeypatch, capsys):
+    Project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for entry, said in [
+        ("{of: [mlp5-scratch/qat-4bit]}", "did you mean 'mlp5-scratch/qat-3bit'"),
+        ("{of: [mlp5-scratch/baseline], bits: [5]}", "exports.mlp5.bits: 5 is not among eval_bits"),
+        ("{of: [mlp5-scratch/baseline], format: onnx}", "unknown key 'format'"),
+    ]:
+        (tmp_path / "params/tiny.yaml").write_text(TINY + f"exports:\n  mlp5: {entry}\n")
+        assert main(["check", "--study", "tiny"]) == 2
+        assert said in capsys.readouterr().err

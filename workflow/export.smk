@@ -1,0 +1,30 @@
+"""
+REQUIRED INPUTS: the records of the runs that an entry of the study's exports names (each vouches for its checkpoint by
+                 hash), data/<dataset>.json, pretrained weights
+OUTPUTS: results/<study>/exports/<entry>.csv; on request only: snakemake exports --config study=...
+"""
+
+if STUDY.exports:
+
+    rule export:
+        """Write runs as files for elsewhere, try them, and measure what they cost and give."""
+        input:
+            data=lambda wildcards: sum(map(dataset_files, exported_experiments(wildcards.entry)), []),
+            start=lambda wildcards: sum(map(pretrained_files, exported_experiments(wildcards.entry)), []),
+            records=lambda wildcards: [
+                str(run.record) for run in SHOWN if run.path in STUDY.exports[wildcards.entry].of
+            ],
+        output:
+            f"results/{STUDY.study}/exports/{{entry}}.csv",
+        log:
+            f"logs/{STUDY.study}/export/{{entry}}.log",
+        benchmark:
+            f"logs/{STUDY.study}/export/{{entry}}.tsv"
+        wildcard_constraints:
+            entry="|".join(map(re.escape, STUDY.exports)),
+        threads: STUDY.threads
+        params:
+            entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json")),
+            study=STUDY_FILE,
+        shell:
+            "python -m oscillations export --study {params.study} --name {wildcards.entry} > {log} 2>&1"
