@@ -329,6 +329,10 @@ def test_the_command_writes_and_measures_what_was_trained(tmp_path, monkeypatch,
     assert (own.accuracy == own.accuracy_onnx).all() and own[own.bits == 2].bytes.max() < own[
         own.bits == 32
     ].bytes.min()
+    served = pd.read_csv("results/tiny/tables/exports-widths.csv")
+    both = own[(own.path == "mlp5-scratch/baseline") & (own.bits != 32)].bytes.sum()
+    assert served.bytes[0] == both and list(served.columns[3:]) == ["accuracy_2", "accuracy_3"]
+    assert served.file.tolist() == ["own", "latent", "codes"] * 2
     measured = pd.read_csv("results/tiny/measurements.csv").query("split == 'test' and seed == 0 and bn == 'keep'")
     for row in table[table.file != "codes"].itertuples():
         mine = measured[(measured.experiment + "/" + measured.variant == row.path) & (measured.eval_bits == row.bits)]

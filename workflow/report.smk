@@ -17,7 +17,7 @@ TABLES = [
     *(f"method-rates-{name}" for name in STUDY.method_rates),
     *(["gain"] if STUDY.gain else []),
     *(["cross-bit-rules"] if STUDY.slices else []),
-    *(["exports"] if STUDY.exports else []),
+    *(["exports", "exports-widths"] if STUDY.exports else []),
 ]
 FIGURE_NAMES = drawing.drawn(STUDY, VARIANTS, {run.path for run in SHOWN}, SHOWN_ENTRIES)
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]

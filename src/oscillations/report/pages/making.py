@@ -44,7 +44,7 @@ def sections(report: Report, costs: Costs, choices: list[tuple[str, str]]) -> li
     ]
     searched = [rate_search.NAME] if report.study.rate_searches else []
     sliced = [cross_bit.NAME] if report.study.slices else []
-    for name in [*searched, *sliced, *([exports.NAME] if report.study.exports else [])]:
+    for name in [*searched, *sliced, *([exports.NAME, exports.WIDTHS] if report.study.exports else [])]:
         table = report.table(name)
         found.append(Section(table, " ".join([*table.notes[1:], table.not_run])))
     if report.study.judged:

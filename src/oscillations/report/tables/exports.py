@@ -1,8 +1,9 @@
-"""What trained runs cost and give as files for elsewhere: ``tables/exports``, of the entries that were measured."""
+"""What trained runs cost and give as files for elsewhere, of the entries that were measured: ``tables/exports*``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -10,11 +11,12 @@ from oscillations.core.bits import LATENT
 from oscillations.report.results import Report
 from oscillations.report.table import Row, Table
 from oscillations.report.text import bits_label, plus_minus
-from oscillations.study.paths import Run, exports_file
+from oscillations.study.paths import Run, experiment_of, exports_file
 
-NAME = "exports"
+NAME, WIDTHS = "exports", "exports-widths"
 TITLE = "As files for elsewhere"
 FILES = {"own": "one width", "latent": "any width: latent weights", "codes": "any width: 8-bit codes, sliced"}
+SERVED = FILES | {"own": "one checkpoint, a file for each", "each": "a checkpoint for each"}
 MEASURED = ["bytes", "onnx_bytes", "accuracy", "accuracy_onnx", "difference", "latency_ms"]
 COLUMNS = [
     "path", "file", "bits", "n", *(f"{name}{part}" for name in MEASURED for part in ("", "_std")), "machine", "runs",
@@ -40,7 +42,7 @@ def exported(report: Report) -> pd.DataFrame:
     return pd.DataFrame(_summaries(report.study.study, rows), columns=COLUMNS)
 
 
-def _summaries(study: str, rows: pd.DataFrame) -> Iterator[dict]:
+def _summaries(study: str, rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     rows = rows.assign(path=rows.run.str.rpartition("/")[0])
     for (path, file, bits), group in rows.groupby(["path", "file", "bits"], sort=False):
         row = {"path": path, "file": file, "bits": bits, "n": len(group), "machine": group.machine.iloc[0]}
@@ -75,8 +77,50 @@ def shown(report: Report, rows: pd.DataFrame) -> Table:
     return Table(NAME, TITLE, notes, said, first=["at", "kB", "accuracy", "ONNX Runtime", "ms"])
 
 
+def served(report: Report, rows: pd.DataFrame) -> pd.DataFrame:
+    """What serves every exported width: a checkpoint for each, one checkpoint in a file for each, or one file.
+
+    ``bytes`` of all its files, and the accuracy at each width; percent, mean over the seeds.
+    """
+    narrow = rows[rows.bits != LATENT]
+    found = []
+    for (path, file), group in narrow.groupby(["path", "file"], sort=False):
+        size = group.bytes.sum() if file == "own" else group.bytes.iloc[0]
+        found.append(_served(path, file, size, group))
+    trained = narrow[narrow.file == "own"].assign(
+        of=lambda table: [experiment_of(p) + "/" + report.recipes[p].method.name for p in table.path],
+        own=lambda table: [report.recipes[p].bits == bits for p, bits in zip(table.path, table.bits)],
+    )
+    for name, group in trained[trained.own].groupby("of", sort=False):
+        if len(group) > 1:
+            found.append(_served(name, "each", group.bytes.sum(), group))
+    accuracies = [f"accuracy_{bits}" for bits in sorted(set(narrow.bits))]
+    return pd.DataFrame(found, columns=["path", "file", "bytes", *accuracies])
+
+
+def _served(path: str, file: str, size: float, group: pd.DataFrame) -> dict[str, Any]:
+    accuracies = {f"accuracy_{bits}": value for bits, value in zip(group.bits, group.accuracy)}
+    return {"path": path, "file": file, "bytes": size} | accuracies
+
+
+def shown_served(report: Report, rows: pd.DataFrame) -> Table:
+    """The rows as people read them."""
+    widths = [int(name.removeprefix("accuracy_")) for name in rows if name.startswith("accuracy_")]
+    said = [
+        Row(
+            {"Trained": row["path"], "Files": SERVED[row["file"]], "kB": f"{row['bytes'] / 1000:,.0f}"}
+            | {bits_label(bits): plus_minus(row[f"accuracy_{bits}"], float("nan")) for bits in widths}
+        )
+        for row in rows.to_dict("records")
+    ]
+    notes = [report.study.note, "Sizes of the packed files that serve every width, and the accuracy they give there."]
+    return Table(WIDTHS, "What serves every width", notes, said)
+
+
 def write_exports(report: Report) -> None:
-    """Write ``tables/exports.*``, if the study exports anything."""
+    """Write ``tables/exports.*`` and ``tables/exports-widths.*``, if the study exports anything."""
     if report.study.exports:
         rows = exported(report)
         shown(report, rows).write(report.folder / "tables", rows)
+        widths = served(report, rows)
+        shown_served(report, widths).write(report.folder / "tables", widths)
