@@ -15,6 +15,7 @@ from oscillations.engine.layers import is_matrix_layer
 
 #: Widths a weight can be quantized to: codes are int8, and two levels have no zero.
 WIDTHS = range(2, 9)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class WeightParametrization(nn.Module):
@@ -41,25 +42,29 @@ def matrix_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"{name}: a lazy layer has no weight before its first batch; call the model once")
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if not isinstance(layer, nn.Embedding | nn.EmbeddingBag)
-        and (is_matrix_layer(layer) or (parametrize.is_parametrized(layer, "weight") and layer.weight.dim() >= 2))
-    }
+    layers = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, EMBEDDINGS)]
+    return {name: layer for name, layer in layers if is_matrix_layer(layer) or _parametrized_matrix(layer)}
+
+
+def _parametrized_matrix(layer: nn.Module) -> bool:
+    """Whether a layer's weight is a matrix that a parametrization computes; nothing is computed to know."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return False
+    tensors = layer.parametrizations.get_submodule("weight")  # type: ignore[union-attr]
+    return any(tensor.dim() >= 2 for name, tensor in tensors.named_parameters() if name.startswith("original"))
 
 
 def chosen_layers(model: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
     """The layers that a pattern of ``layers`` matches and none of ``exclude`` does; InputError if there are none."""
-    for argument, patterns in (("layers", layers), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise InputError(f"{argument}: give a list of patterns, [{patterns!r}]")
     known = matrix_layers(model)
     if not known:
         raise InputError("the model has no layer that multiplies by a weight: nothing to quantize")
-    for pattern in (*layers, *exclude):
-        if not any(fnmatchcase(name, pattern) for name in known):
-            raise InputError(f"layers: {pattern!r} matches no layer; {did_you_mean(pattern, list(known))}")
+    for argument, patterns in (("layers", layers), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise InputError(f"{argument}: give a list of patterns, [{patterns!r}]")
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                raise InputError(f"{argument}: {pattern!r} matches no layer; {did_you_mean(pattern, list(known))}")
     chosen = {
         name: layer
         for name, layer in known.items()

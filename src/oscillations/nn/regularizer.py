@@ -70,31 +70,28 @@ class OsciQuantRegularizer:
         ``progress``: share of the training behind, in [0, 1], for a ``lambda_schedule``. A ``reg_curvature`` is in its
         gradient alone.
         """
-        return _Penalty.apply(self, Moment(progress, progress), *self._parameters.values())
-
-    def factor(self, moment: Moment) -> float:
-        """lambda at this point of the training."""
-        return self.strength * self._method.schedule(moment)
+        strength = self.strength * self._method.schedule(Moment(progress, progress))
+        return _Penalty.apply(self, strength, *self._parameters.values())
 
     @torch.no_grad()
-    def value(self, moment: Moment) -> Tensor:
-        """lambda R, and the quantizer brought up to the present weights for its gradient."""
+    def value(self, strength: float) -> Tensor:
+        """``strength`` R, and the quantizer brought up to the present weights for its gradient."""
         quantizer = self._up_to_date()
         terms = zip(self._method.coefficients(quantizer), quantizer.quantized, quantizer.weights)
         total = sum((c * (q.square() - w.square()).sum() for c, q, w in terms), quantizer.weights[0].new_zeros(()))
-        return self.factor(moment) * total
+        return strength * total
 
     @torch.no_grad()
-    def gradients(self, moment: Moment, upstream: Tensor) -> list[Tensor | None]:
-        """``upstream`` times the gradient of lambda R at the weights that :meth:`value` has seen."""
-        quantizer, factor = self._quantizer, self.factor(moment)
+    def gradients(self, strength: float, upstream: Tensor) -> list[Tensor | None]:
+        """``upstream`` times the gradient of ``strength`` R at the weights that :meth:`value` has seen."""
+        quantizer = self._quantizer
         assert quantizer is not None
         if self._method.options.reg_curvature != "identity":  # added where the task's gradient is known: _curved
-            self._pending = dict.fromkeys(range(len(self._parameters)), upstream * factor)
+            self._pending = dict.fromkeys(range(len(self._parameters)), upstream * strength)
             return [None] * len(self._parameters)
         grads = [torch.zeros_like(weight) for weight in quantizer.weights]
         for i, grad in enumerate(grads):
-            self._method.add_gradient(quantizer, i, grad, factor)
+            self._method.add_gradient(quantizer, i, grad, strength)
             grad.mul_(upstream)
         return list(grads)
 
@@ -135,13 +132,13 @@ class _Penalty(torch.autograd.Function):
     """A regularizer's value; backward, its gradient in closed form."""
 
     @staticmethod
-    def forward(ctx: Any, regularizer: OsciQuantRegularizer, moment: Moment, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, regularizer: OsciQuantRegularizer, strength: float, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(*parameters)
-        ctx.regularizer, ctx.moment = regularizer, moment
-        return regularizer.value(moment)
+        ctx.regularizer, ctx.strength = regularizer, strength
+        return regularizer.value(strength)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # refuses weights that were changed since
-        return None, None, *ctx.regularizer.gradients(ctx.moment, upstream)
+        return None, None, *ctx.regularizer.gradients(ctx.strength, upstream)
