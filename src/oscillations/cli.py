@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], int | None], *flags: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        added = commands.add_parser(
+            function.__name__.replace("_", "-"), help=function.__doc__, description=function.__doc__
+        )
         added.set_defaults(run=function)
         added.add_argument("--study", type=study_file, default=study_file("quick"), help="study file or name")
         if "narrow" in flags:
@@ -79,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     exporting.add_argument("--rule", choices=["requantize", "slice"], default="requantize", help="at other widths")
     exporting.add_argument("--opset", type=int, default=21, help="of ONNX; the first with 4-bit integers is 21")
     exporting.add_argument("--out", type=Path, help="file, instead of exports/<study>/<run>/...")
+    packing = command(pack, "narrow")
+    packing.add_argument("--out", type=Path, help="archive, instead of exports/<study>.zip")
+    fetching_weights = command(fetch_weights, "narrow")
+    fetching_weights.add_argument("--from", dest="source", required=True, help="archive, its URL, or a folder")
     command(toy)
     for step in (collect, oscillations, tables, figures, films, claims, site, landing, report):
         command(step)
@@ -203,6 +209,23 @@ def export(options: argparse.Namespace) -> None:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.exports)}")
     else:
         module.export_entry(study, variants, options.name)
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Pack weights, records and results of a study into one archive, with checksums and model cards."""
+    from oscillations.jobs import archive
+
+    study, variants = load(options.study)
+    chosen = select(study, variants, options.only, options.seeds).variants
+    archive.pack(study, variants, chosen, options.out or Path("exports", f"{study.study}.zip"))
+
+
+def fetch_weights(options: argparse.Namespace) -> None:
+    """Place the weights of finished runs from an archive, checked against their records; nothing is trained."""
+    from oscillations.jobs import archive
+
+    study, variants = load(options.study)
+    archive.fetch_weights(variants, select(study, variants, options.only, options.seeds).variants, options.source)
 
 
 def toy(options: argparse.Namespace) -> None:

@@ -90,13 +90,17 @@ class Regularizer(Method[QuantizerT]):
             self.add_gradient(quantizer, i, grad, strength, curvature)
 
     def add_gradient(
-        self, quantizer: QuantizerT, i: int, grad: Tensor, strength: float, curvature: Tensor | None = None
-    ) -> None:
-        """Add the gradient of ``strength`` R to ``grad`` of tensor ``i``, under a :meth:`curvature` if there is one."""
+        self, quantizer: QuantizerT, i: int, grad: Tensor, strength: float, curvature: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Add the gradient of ``strength`` R to ``grad`` of tensor ``i``, under a :meth:`curvature` if there is one.
+
+        ``out``: where the error may be computed, in the weights' shape; new memory costs as much as the rest.
+        """
         factor = 2 * strength * self.coefficients(quantizer)[i]
         if factor == 0:
             return
-        error = quantizer.error(i)
+        error = quantizer.error(i, out)
         if curvature is not None:
             error.mul_(curvature)
         if self.options.scale_grad == "flow":

@@ -11,9 +11,11 @@ from torch.autograd.function import once_differentiable
 
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean
+from oscillations.engine import forms
 from oscillations.engine.layers import layer_of
 from oscillations.engine.method import Moment
 from oscillations.engine.quantizer import WeightQuantizer
+from oscillations.engine.scales import memory_order
 from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
 from oscillations.nn.latent import check_bits, check_weight, latent_weights
 
@@ -78,7 +80,8 @@ class OsciQuantRegularizer:
         """``strength`` R, and the quantizer brought up to the present weights for its gradient."""
         quantizer = self._up_to_date()
         terms = zip(self._method.coefficients(quantizer), quantizer.quantized, quantizer.weights)
-        total = sum((c * (q.square() - w.square()).sum() for c, q, w in terms), quantizer.weights[0].new_zeros(()))
+        flat = ((c, memory_order(q), memory_order(w)) for c, q, w in terms)
+        total = sum((c * (torch.dot(q, q) - torch.dot(w, w)) for c, q, w in flat), quantizer.weights[0].new_zeros(()))
         return strength * total
 
     @torch.no_grad()
@@ -89,10 +92,14 @@ class OsciQuantRegularizer:
         if self._method.options.reg_curvature != "identity":  # added where the task's gradient is known: _curved
             self._pending = dict.fromkeys(range(len(self._parameters)), upstream * strength)
             return [None] * len(self._parameters)
-        grads = [torch.zeros_like(weight) for weight in quantizer.weights]
-        for i, grad in enumerate(grads):
-            self._method.add_gradient(quantizer, i, grad, strength)
-            grad.mul_(upstream)
+        if not forms.dense(upstream):
+            strength *= upstream.item()
+        grads = []
+        for i, weight in enumerate(quantizer.weights):
+            grad = torch.zeros_like(weight)
+            scratch = self._scratch[: weight.numel()].as_strided(weight.shape, weight.stride())
+            self._method.add_gradient(quantizer, i, grad, strength, out=scratch)
+            grads.append(grad.mul_(upstream) if forms.dense(upstream) else grad)
         return list(grads)
 
     def _curved(self, i: int, grad: Tensor) -> Tensor:
@@ -116,6 +123,7 @@ class OsciQuantRegularizer:
             if quantizer is not None:
                 made.load_state(quantizer.state())
             quantizer = self._quantizer = made
+            self._scratch = weights[0].new_empty(max(quantizer.sizes))
         quantizer.update()
         return quantizer
 

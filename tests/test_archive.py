@@ -1,0 +1,181 @@
+"""Archives: a study's weights travel, and come back only as what the records vouch for."""
+
+import hashlib
+import json
+import shutil
+import threading
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from oscillations.cli import main
+
+RUN = "mlp5-scratch/osciquant-3bit/seed0"
+WEIGHTS = Path("checkpoints/tiny") / f"{RUN}.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A project with three trained runs, and the archive of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    Project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("CITATION.cff").write_text("cff-version: 1.2.0\n")
+        assert main(["fetch", "--study", "tiny"]) == 0
+        for variant, seeds in (("baseline", "0"), ("osciquant-3bit", "0,1")):
+            assert main(["train", "--study", "tiny", "--only", f"mlp5-scratch/{variant}", "--seeds", seeds]) == 0
+        assert main(["evaluate", "--study", "tiny", "--experiment", "mlp5-scratch"]) == 0
+        assert main(["collect", "--study", "tiny"]) == 0
+        assert main(["pack", "--study", "tiny", "--out", "tiny.zip"]) == 0
+    return folder
+
+
+@pytest.fixture
+def stranger(trained, tmp_path, monkeypatch):
+    """A clone with the records of the runs, but without weights."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "tiny.zip"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fetched(source, *more, code=0):
+    assert main(["fetch-weights", "--study", "tiny", "--from", str(source), *more]) == code
+
+
+def same_weights(trained):
+    return WEIGHTS.read_bytes() == (trained / WEIGHTS).read_bytes()
+
+
+def test_an_archive_holds_what_it_says(trained):
+    with zipfile.ZipFile(trained / "tiny.zip") as archive:
+        names = set(archive.namelist())
+        sums = dict(reversed(line.split("  ")) for line in archive.read("SHA256SUMS").decode().splitlines())
+        assert names == {*sums, "SHA256SUMS", "ro-crate-metadata.json"}
+        assert all(hashlib.sha256(archive.read(name)).hexdigest() == digest for name, digest in sums.items())
+        crate = {one["@id"]: one for one in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
+        card = archive.read("cards/mlp5-scratch/osciquant-3bit.md").decode()
+    assert {
+        str(WEIGHTS),
+        f"results/tiny/runs/{RUN}/run.json",
+        "CITATION.cff",
+        "params/tiny.yaml",
+        "data/digits.json",
+    } <= names
+    assert {one["@id"] for one in crate["./"]["hasPart"]} == set(sums) < set(crate)
+    assert crate[str(WEIGHTS)]["sha256"] == sums[str(WEIGHTS)]
+    assert sums[str(WEIGHTS)] in card and "trained for 3 bits" in card and '"lambda": 1' in card and "| 3 |" in card
+
+
+def test_the_same_study_is_the_same_archive(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(trained)
+    assert main(["pack", "--study", "tiny", "--out", str(tmp_path / "again.zip")]) == 0
+    assert (tmp_path / "again.zip").read_bytes() == (trained / "tiny.zip").read_bytes()
+
+
+def test_weights_come_from_an_archive_a_folder_and_another_clone(trained, stranger, capsys):
+    fetched(trained / "tiny.zip")
+    assert "3 runs placed, 0 were there" in capsys.readouterr().out and same_weights(trained)
+    fetched(trained / "tiny.zip")
+    assert "0 runs placed, 3 were there" in capsys.readouterr().out
+    assert main(["export", "--study", "tiny", "--run", RUN]) == 0  # without a training
+    for source in (stranger / "unpacked", trained):
+        shutil.rmtree("checkpoints")
+        with zipfile.ZipFile(trained / "tiny.zip") as archive:
+            archive.extractall(stranger / "unpacked")
+        fetched(source, "--only", "mlp5-scratch/osciquant-3bit")
+        assert same_weights(trained)
+
+
+def test_weights_come_over_the_network(trained, stranger):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(trained))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        fetched(f"http://127.0.0.1:{server.server_port}/tiny.zip")
+    finally:
+        server.shutdown()
+    assert same_weights(trained)
+    assert not list(Path("data/downloads").iterdir())  # what was downloaded is gone
+
+
+def test_records_come_along_where_there_are_none(trained, stranger, capsys):
+    shutil.rmtree("results")
+    fetched(trained / "tiny.zip")
+    assert same_weights(trained)
+    capsys.readouterr()
+    assert main(["train", "--study", "tiny", "--only", "mlp5-scratch/osciquant-3bit"]) == 0
+    assert "epoch" not in capsys.readouterr().out  # nothing was trained
+    assert main(["evaluate", "--study", "tiny", "--experiment", "mlp5-scratch"]) == 0
+
+
+def repacked(trained, target, change):
+    """The archive with members changed: name -> content, or None to leave it out."""
+    with zipfile.ZipFile(trained / "tiny.zip") as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+
+
+def flipped(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("with_records", [True, False])
+def test_other_weights_than_the_records_are_refused(trained, stranger, capsys, with_records):
+    if not with_records:
+        shutil.rmtree("results")
+    repacked(trained, "bad.zip", lambda name, content: flipped(content) if name == str(WEIGHTS) else content)
+    fetched("bad.zip", code=2)
+    assert f"the weights of {RUN} are not those that its record vouches for" in capsys.readouterr().err
+    assert not WEIGHTS.exists()
+
+
+def test_another_studys_record_is_refused(trained, stranger, capsys):
+    shutil.rmtree("results")
+    record = f"results/tiny/runs/{RUN}/run.json"
+    repacked(
+        trained,
+        "bad.zip",
+        lambda name, content: content.replace(b'"lr": 0.002', b'"lr": 0.003') if name == record else content,
+    )
+    fetched("bad.zip", code=2)
+    assert f"{RUN} is not this study's run" in capsys.readouterr().err and not WEIGHTS.exists()
+
+
+def test_what_an_archive_lacks_is_said(trained, stranger, capsys):
+    repacked(trained, "less.zip", lambda name, content: None if "osciquant" in name else content)
+    fetched("less.zip")
+    assert "1 runs placed, 0 were there, 11 are not in less.zip" in capsys.readouterr().out
+    fetched("less.zip", "--only", "mlp5-scratch/qat-3bit", code=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("nothing.zip", "is no folder and no whole zip"), ("ftp://here/a.zip", "begins with https://"), ("params", "holds nothing")],
+)  # fmt: skip
+def test_what_is_no_archive_is_refused(stranger, capsys, source, said):
+    fetched(source, "--only", "mlp5-lambda", code=2)
+    assert said in capsys.readouterr().err
+
+
+def test_a_truncated_and_a_compressed_archive_are_refused(trained, stranger, capsys):
+    whole = (trained / "tiny.zip").read_bytes()
+    Path("half.zip").write_bytes(whole[: len(whole) // 2])
+    fetched("half.zip", code=2)
+    assert "no whole zip archive" in capsys.readouterr().err
+    with zipfile.ZipFile("bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr(str(WEIGHTS), b"\0" * 1_000_000)
+    fetched("bomb.zip", "--only", "mlp5-scratch/osciquant-3bit", code=2)
+    assert "is compressed" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_here_are_not_packed(stranger, capsys):
+    assert main(["pack", "--study", "tiny"]) == 2
+    assert "weights are not here" in capsys.readouterr().err
+    assert not Path("exports/tiny.zip").exists()
