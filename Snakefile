@@ -23,10 +23,12 @@ include: "workflow/export.smk"
 include: "workflow/report.smk"
 
 
-localrules:
+localrules:  # what is short, or needs a network that nodes of a cluster may not have
     all,
     data,
     exports,
+    fetch,
+    weights,
     runs,
     report,
     collect,
