@@ -424,3 +424,13 @@ def test_a_folder_is_no_study(tmp_path, capsys):
     (tmp_path / "tiny.yaml").mkdir()
     assert main(["check", "--study", str(tmp_path / "tiny.yaml")]) == 2
     assert "tiny.yaml: no such study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["evaluate", "--experiment", "mlp5-scratch"], ["posttrain", "--name", "ptq"]]
+)
+def test_a_device_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*command, "--study", str(tmp_path / "any.yaml"), "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: device=cuda: torch finds no CUDA device here") and said.count("\n") == 1

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one message and exit code 2."""
     options = parser().parse_args(arguments)
     try:
+        if getattr(options, "device", None) == "cuda":
+            refuse_missing_cuda()
         return options.run(options) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,6 +108,15 @@ def parser() -> argparse.ArgumentParser:
     schema_parser = command(schema)
     schema_parser.add_argument("--out", type=Path, default=Path("params/schema.json"))
     return root
+
+
+def refuse_missing_cuda() -> None:
+    """Raise InputError where torch has no CUDA device to compute on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "none: this torch is built for CPUs"
+        raise InputError(f"device=cuda: torch finds no CUDA device here (its CUDA: {built}); say cpu, or auto")
 
 
 def positive(value: str) -> int:
