@@ -217,9 +217,7 @@ def test_a_format_that_is_not_known_is_refused(tmp_path, name, said):
 @pytest.fixture
 def file(tmp_path):
     file = tmp_path / "model.safetensors"
-    model = QuantizedModel(
-        {}, {"weight": QuantizedTensor(torch.tensor([[3, -3, 0]]), torch.tensor(0.5), Grid(-3, 3), 3)}
-    )
+    model = QuantizedModel({}, {"weight": QuantizedTensor(torch.tensor([[3, -3, 0]]), torch.tensor(0.5), "sym_odd", 3)})
     write_packed(model, file)
     assert read(file).weights["weight"].values().tolist() == [[1.5, -1.5, 0.0]]
     return file
@@ -240,8 +238,23 @@ DAMAGES = {
     "beyond its width": (lambda h, a, t: t.update({"codes/weight": torch.tensor([255, 1], dtype=torch.uint8)}), "a code of 4 on a grid"),
     "too few codes": (lambda h, a, t: t.update({"codes/weight": torch.tensor([255], dtype=torch.uint8)}), "1 bytes for 3 codes of 3 bits"),
     "no scale": (lambda h, a, t: t.pop("scale/weight"), "is damaged"),
-    "bits": (lambda h, a, t: a["weights"]["weight"].update(bits=17), "17 is no width"),
-    "rule": (lambda h, a, t: a.update(rule="guess"), "rule 'guess'"),
+    "bits": (lambda h, a, t: a["weights"]["weight"].update(bits=17), "weights.weight.bits: .*less than 9"),
+    "bits that are no number": (lambda h, a, t: a["weights"]["weight"].update(bits=3.0), "is damaged"),
+    "rule": (lambda h, a, t: a.update(rule="guess"), "rule: 'guess' is not allowed"),
+    "tie": (lambda h, a, t: a.update(tie="odd"), "tie: 'odd' is not allowed"),
+    "channels": (lambda h, a, t: a.update(per_channel="yes"), "is damaged"),
+    "card": (lambda h, a, t: a.update(about=[]), "is damaged"),
+    "grid": (lambda h, a, t: a["weights"]["weight"].update(grid=[-3.5, 3]), "is damaged"),
+    "slices of 3 bits": (lambda h, a, t: a.update(rule="slice"), "slices of other codes"),
+    "huge": (lambda h, a, t: a["weights"]["weight"].update(shape=[2**30, 2**30]), "more than"),
+    "negative": (lambda h, a, t: a["weights"]["weight"].update(shape=[-1, 3]), "is damaged"),
+    "latent": (lambda h, a, t: a.update(rule="requantize", latent=["weight"]), "latent weights that are none"),
+    "unknown key": (lambda h, a, t: a.update(code="import os"), "code: Extra inputs are not permitted"),
+    "version": (lambda h, a, t: h.update(version="-1"), "is damaged .*version '-1'"),
+    "scale of another shape": (lambda h, a, t: t.update({"scale/weight": torch.ones(7)}), "a scale of torch.float32 .7,. for weight"),
+    "scale of nothing": (lambda h, a, t: t.update({"scale/weight": torch.tensor(0.0)}), "no positive number"),
+    "scale of NaN": (lambda h, a, t: t.update({"scale/weight": torch.tensor(torch.nan)}), "no positive number"),
+    "whole scale": (lambda h, a, t: t.update({"scale/weight": torch.tensor(1)}), "a scale of torch.int64"),
     "no weights": (lambda h, a, t: a.pop("weights"), "is damaged"),
     "shape": (lambda h, a, t: a["weights"]["weight"].update(shape="3"), "is damaged"),
 }  # fmt: skip
@@ -254,6 +267,100 @@ def test_a_damaged_file_says_so_in_one_line(file, damage):
     with pytest.raises(InputError, match=said) as refused:
         read(file)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "mlp6"}, {"name": "../../etc"}, {"name": 7}, {}, {"name": "_resnet"}, {"name": "timm/nothing"}, {"name": "mlp5", "width": -1},
+     {"name": "mlp5", "width": 65536}, {"name": "mlp5", "code": "x"}, "mlp5"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "rest", [{"image_shape": [1, 8, 8], "classes": 4}, {"image_shape": [10**9], "classes": 10**14}, {}]
+)
+def test_a_hostile_model_card_is_one_line(tmp_path, options, rest):
+    """Nothing is built in full that does not fit the file's tensors."""
+    file = tmp_path / "model.safetensors"
+    model = {"options": options, **rest}
+    write_packed(QuantizedModel({"fc1.bias": torch.ones(2)}, about={"model": model}), file)
+    with pytest.raises(InputError, match="names a model that cannot be built") as refused:
+        load(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_inputs_of_no_layer_leave_the_callers_model_alone(tmp_path):
+    file, model = tmp_path / "model.safetensors", nn.Linear(3, 1)
+    before = model.weight.detach().clone()
+    of = {"nothing": export_module.QuantizedInput(torch.tensor(0.1), 0, 7, 3)}
+    write_packed(QuantizedModel(dict(nn.Linear(3, 1).state_dict()), inputs=of), file)
+    with pytest.raises(InputError, match="no such layer"):
+        load(file, model)
+    assert torch.equal(model.weight, before)
+
+
+class Mask(nn.Module):
+    def forward(self, weight):
+        return weight * (torch.arange(weight.shape[1]) % 2)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+class Two(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def with_nan():
+    model = nn.Linear(4, 3)
+    model.weight.data[0, 0] = torch.nan
+    return model
+
+
+def masked():
+    model = fake_quantize(nn.Sequential(nn.Linear(4, 3)), 3)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Mask())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "suffix", "said"),
+    [
+        (with_nan, "safetensors", "not finite"),
+        (masked, "safetensors", "something else computes it"),
+        (Branches, "onnx", "cannot be written as onnx"),
+        (Branches, "pt2", "cannot be written as torch"),
+        (lambda: Two(4, 3), "safetensors", "one row of numbers for each input"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_saved_is_one_line(tmp_path, model, suffix, said):
+    with pytest.raises(InputError, match=said) as refused:
+        save(model(), tmp_path / f"model.{suffix}", torch.randn(5, 4), 3)
+    assert "\n" not in str(refused.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIX.values())
+def test_one_image_makes_a_file_for_batches_of_any_size(tmp_path, suffix):
+    model = nn.Sequential(nn.Linear(4, 3))
+    save(model, file := tmp_path / f"model.{suffix}", torch.randn(1, 4), 3)
+    x = torch.randn(7, 4)
+    with at_bits(model, 3), torch.no_grad():
+        assert torch.allclose(
+            export_module.computed(file, {v: k for k, v in SUFFIX.items()}[suffix], x, model), model(x), atol=1e-6
+        )
+    with pytest.raises(InputError, match="give some inputs"):
+        save(model, file, torch.randn(0, 4), 3)
+
+
+def test_a_folder_in_the_files_place_is_one_line(tmp_path):
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match="cannot be written as safetensors"):
+        save(nn.Linear(4, 3), tmp_path / "model.safetensors", torch.randn(2, 4), 3)
 
 
 def test_a_truncated_file_and_what_is_none_say_so(file, tmp_path):

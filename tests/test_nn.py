@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import ROOT, blobs_dataset, image_sets, make_trainer, plain_recipe
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from oscillations import models
 from oscillations.core.errors import InputError
@@ -385,6 +385,109 @@ def test_a_model_may_move_its_weights_between_steps(double):
         monitor.step()
 
 
+def test_another_memory_format_is_no_crossing():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3))
+    monitor = OscillationMonitor(model)
+    state = monitor.state_dict()
+    model.to(memory_format=torch.channels_last)
+    monitor.step()
+    assert monitor.table().crossings.tolist() == [0]
+    again = OscillationMonitor(model)
+    again.load_state_dict(state)
+    again.step()
+    assert again.table().crossings.tolist() == [0]
+
+
+@pytest.mark.parametrize("make", [OsciQuantRegularizer, OscillationMonitor])
+def test_a_replaced_parameter_is_noticed(make):
+    model = network()
+    made = make(model, 3)
+    model.load_state_dict(network().state_dict(), assign=True)
+    with pytest.raises(InputError, match="another parameter than when it was made"):
+        made() if make is OsciQuantRegularizer else made.step()
+
+
+def test_layers_quantized_after_their_monitor_was_made_are_noticed():
+    model = network()
+    monitor = OscillationMonitor(model, 3)
+    fake_quantize(model, 8)
+    with pytest.raises(InputError, match="quantized otherwise than when it was made"):
+        monitor.step()
+
+
+def test_neither_counts_nor_regularizes_held_weights():
+    model = network()
+    regularizer, monitor = OsciQuantRegularizer(model, 3), OscillationMonitor(model, 3)
+    with at_bits(model, 3):
+        for use in (regularizer, monitor.step):
+            with pytest.raises(InputError, match="inside at_bits"):
+                use()
+    regularizer(), monitor.step()
+
+
+def test_widths_may_be_nested():
+    model, x = network(), torch.randn(5, 1, 8, 8)
+    with at_bits(model, 8):
+        eight = model(x)
+    with at_bits(model, 3):
+        with at_bits(model, 32):
+            assert torch.equal(model(x), network()(x))
+        with at_bits(model, 8):
+            assert torch.equal(model(x), eight)
+    assert torch.equal(model(x), network()(x))
+
+
+def test_inference_mode_first_breaks_nothing():
+    model = network()
+    regularizer, monitor = OsciQuantRegularizer(model, 3), OscillationMonitor(model, 3)
+    with torch.inference_mode():
+        value = regularizer()
+        monitor.step()
+    assert regularizer().item() == value.item()
+    regularizer().backward()
+    monitor.step()
+
+
+def test_a_curved_term_counts_twice_and_survives_an_overflow(double):
+    def gradient(term):
+        model = network()
+        model.fc3.requires_grad_(False)
+        regularizer = OsciQuantRegularizer(model, 3, reg_curvature="fisher_diag")
+        for scale in (torch.inf, 1.0):  # the first step overflows, as a loss scaler's may
+            model.zero_grad()
+            loss = F.cross_entropy(model(torch.ones(2, 1, 8, 8)), torch.tensor([0, 1])) + term(regularizer)
+            (scale * loss).backward()
+        return model.fc2.weight.grad
+
+    assert torch.allclose(gradient(lambda r: r() + r()), gradient(lambda r: 2 * r()))
+    assert gradient(lambda r: r()).isfinite().all()
+    OsciQuantRegularizer(network(), 3, reg_curvature="fisher_diag")().backward()  # without a task
+
+
+def test_a_learned_scale_below_zero_comes_back():
+    model = fake_quantize(nn.Sequential(nn.Linear(8, 4)), 3, method="lsq")
+    quantizer = fake_quantizers(model)["0"]
+    quantizer.scale.data.fill_(-1e-3)
+    model(torch.ones(2, 8)).square().sum().backward()
+    assert quantizer.scale.grad.item() != 0
+
+
+def test_a_layer_that_is_used_twice_is_no_tied_one():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.again = self.one
+
+    assert OsciQuantRegularizer(Twice())().requires_grad
+
+
+def test_the_root_may_be_the_layer():
+    monitor = OscillationMonitor(nn.Linear(4, 3))
+    assert sum(monitor.histogram("").values()) == 12
+    assert len(monitor.plot().axes) == 1
+
+
 def test_weights_changed_between_forward_and_backward_are_noticed():
     model = network()
     value = OsciQuantRegularizer(model, 3)()
@@ -436,6 +539,12 @@ def with_weight_norm():
     return nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
 
 
+def apart():
+    layer = nn.Linear(4, 2)
+    layer.weight = nn.Parameter(torch.randn(2, 8)[:, ::2])
+    return layer
+
+
 BAD = [
     (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), {}, "no layer that multiplies"),
     (lambda: nn.Embedding(5, 3), {}, "no layer that multiplies"),
@@ -445,7 +554,17 @@ BAD = [
     (lambda: nn.Linear(3, 2, dtype=torch.bfloat16), {}, r"bfloat16 are too coarse.*autocast"),
     (lambda: nn.LazyLinear(3), {}, "lazy layer"),
     (lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), {}, "torch.float32 on cpu and torch.float64 on cpu"),
-    (with_weight_norm, {}, r"another parametrization.*exclude=\['1'\]"),
+    (with_weight_norm, {}, r"something else computes it.*exclude=\['1'\]"),
+    (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), {}, "something else computes it"),
+    (lambda: nn.utils.weight_norm(nn.Linear(3, 2)), {}, "something else computes it"),
+    (lambda: prune.random_unstructured(nn.Linear(3, 2), "weight", 1), {}, "something else computes it"),
+    (lambda: nn.Linear(4, 0), {}, "empty weight"),
+    (apart, {}, "entries of the weight lie apart"),
+    (lambda: nn.Sequential(nn.LayerNorm([4, 6])), {}, "no layer that multiplies"),
+    (lambda: nn.Linear(3, 2), {"bits": 3.0}, "bits: 3.0 is no width"),
+    (lambda: nn.Linear(3, 2), {"bits": torch.tensor(3)}, r"bits: tensor\(3\) is no width"),
+    (lambda: nn.Linear(3, 2), {"bits": True}, "bits: True is no width"),
+    (lambda: nn.Linear(3, 2), {"layers": [1]}, r"give a list of patterns of layer names, not \[1\]"),
     (lambda: nn.Linear(3, 2), {"bits": 1}, "bits: 1 is no width"),
     (lambda: nn.Linear(3, 2), {"bits": 17}, "bits: 17 is no width"),
     (lambda: nn.Sequential(nn.Linear(3, 2)), {"layers": ["1"]}, "'1' matches no layer"),
@@ -472,6 +591,12 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(use, model, options, sa
         (lambda m: OsciQuantRegularizer(m, 3, reg_redution="sum"), "no option 'reg_redution'; did you mean 'reg_reduction'"),
         (lambda m: OsciQuantRegularizer(m, 3, preset="paper"), "unknown preset 'paper'"),
         (lambda m: OsciQuantRegularizer(m, 3, train_forward="fake_quant"), "no option 'train_forward'"),
+        (lambda m: OsciQuantRegularizer(m, 3, "abc"), "strength: 'abc' is no number"),
+        (lambda m: OsciQuantRegularizer(m, 3, float("nan")), "strength: nan is no number"),
+        (lambda m: OscillationMonitor(m, 3, momentum=1.0), "momentum: 1.0 is not between 0 and 1"),
+        (lambda m: OscillationMonitor(m, 3, timeout=-3), "timeout: -3 is no number of steps"),
+        (lambda m: OscillationMonitor(m, 3).load_state_dict({}), "the state is that of another model"),
+        (lambda m: fake_quantize(m, 3, method=["lsq"]), "no method"),
         (lambda m: fake_quantize(m, 3, method="lsqq"), "no method 'lsqq'; did you mean 'lsq'"),
         (lambda m: fake_quantize(m, 3, method="dampening"), "does more than the forward pass shows"),
         (lambda m: fake_quantize(m, 3, method="qat", grid="lsq"), "qat has no option 'grid'"),

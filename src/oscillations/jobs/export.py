@@ -126,6 +126,8 @@ def export_run(
         raise InputError(f"--rule slice: has widths below {SLICED} only")
     name = "any" if bits is None else "fp32" if bits == LATENT else f"{bits}bit"
     name += "-slice" if rule == SLICE else ""
+    if file is not None and file.suffix != SUFFIXES[format]:
+        raise InputError(f"--out {file}: a file of format {format} ends in {SUFFIXES[format]}")
     file = file or Path("exports", plan.run.study, run, f"{name}{SUFFIXES[format]}")
     source = Source(plan)
     source.write(file, format, bits, rule, opset)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from oscillations.core.bits import LATENT, REQUANTIZE, SLICE, SLICED, grid_of
-from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.core.files import replacing
 from oscillations.engine.layers import load_weights
 from oscillations.engine.network import Network
 from oscillations.engine.quantizer import rounded
 from oscillations.engine.scales import max_scale
 from oscillations.nn import onnx_file, packed
-from oscillations.nn.fake_quantize import FakeQuantizer, fake_quantizers
+from oscillations.nn.fake_quantize import FakeQuantizer, at_bits, fake_quantizers
 from oscillations.nn.latent import check_bits, latent_weights
 from oscillations.nn.packed import QuantizedInput, QuantizedModel, QuantizedTensor
 
@@ -30,9 +30,8 @@ FORMATS = ("safetensors", "onnx", "torch")
 
 def eq2(weight: Tensor, bits: int, tie: str = "half_even", per_channel: bool = False) -> QuantizedTensor:
     """Codes and scale of Eq. 1-2 for one tensor."""
-    grid = grid_of("sym_odd", bits)
-    scale = max_scale(weight, grid, per_channel)
-    return QuantizedTensor(rounded(weight / scale, tie).to(torch.int8), scale, grid, bits)
+    scale = max_scale(weight, grid_of("sym_odd", bits), per_channel)
+    return QuantizedTensor(rounded(weight / scale, tie).to(torch.int8), scale, "sym_odd", bits)
 
 
 def collected(
@@ -56,8 +55,13 @@ def collected(
             raise InputError(f"bits: the model's layers have {' and '.join(map(str, sorted(own)))} bits, not {bits}")
         latent = latent_weights(model, list(quantizers), ())
         weights = {name: _own(one, latent[name]) for name, one in _by_weight(quantizers).items()}
-    tensors = {key: value.detach().clone() for key, value in _plain_state(model).items() if key not in weights}
-    return QuantizedModel(tensors, weights)
+    for name, one in latent.items():
+        if not one.isfinite().all():
+            raise InputError(f"export: {name} holds numbers that are not finite")
+    tensors = {key: value for key, value in _plain_state(model).items() if key not in weights}
+    if odd := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"export: {odd[0]} of the model's state is no tensor")
+    return QuantizedModel({key: value.detach().clone() for key, value in tensors.items()}, weights)
 
 
 def _by_weight(quantizers: dict[str, FakeQuantizer]) -> dict[str, FakeQuantizer]:
@@ -65,7 +69,7 @@ def _by_weight(quantizers: dict[str, FakeQuantizer]) -> dict[str, FakeQuantizer]
 
 
 def _own(one: FakeQuantizer, weight: Tensor) -> QuantizedTensor:
-    return QuantizedTensor(one.codes(weight).to(torch.int8), one.levels(weight).clone(), one.grid, one.bits)
+    return QuantizedTensor(one.codes(weight).to(torch.int8), one.levels(weight).clone(), one.grid_name, one.bits)
 
 
 def _plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -93,8 +97,8 @@ def of_network(network: Network, bits: int, rule: str = REQUANTIZE) -> Quantized
     for i, (name, parameter) in enumerate(zip(network.names, network.parameters)):
         width = network.own_bits.get(name, bits)
         if quantizer is not None and bits == quantizer.bits and rule == REQUANTIZE:
-            scale, grid = quantizer.scale.levels[i].clone(), quantizer.grids[i]
-            weights[name] = QuantizedTensor(quantizer.code_views[i].clone(), scale, grid, width)
+            codes, scale = quantizer.code_views[i].clone(), quantizer.scale.levels[i].clone()
+            weights[name] = QuantizedTensor(codes, scale, quantizer.grid_name, width)
         elif rule == REQUANTIZE:
             weights[name] = eq2(parameter.detach(), width, *how)
         else:
@@ -151,6 +155,9 @@ def assembled(exported: QuantizedModel, model: nn.Module, bits: int | None = Non
 
     In place, in evaluation mode. Raises InputError if the file does not fit the model.
     """
+    modules = dict(model.named_modules())
+    if unknown := [layer for layer in exported.inputs if not layer or layer not in modules]:
+        raise InputError(f"the inputs of {unknown[0]!r} are quantized, but the model has no such layer")
     load_weights(model, exported.state_dict(bits))
     for layer, of in exported.inputs.items():
         parent, _, own = layer.rpartition(".")
@@ -165,14 +172,36 @@ def load(file: Path | str, model: nn.Module | None = None, bits: int | None = No
     chooses the width of an any-width file. Raises InputError.
     """
     exported = packed.read(file)
-    if model is None:
-        spec = exported.about.get("model")
-        if spec is None:
-            raise InputError(f"{file}: names no model of this project; build it and give it: load(file, model)")
-        from oscillations import models
+    return assembled(exported, _built(file, exported) if model is None else model, bits)
 
-        model = models.build(spec["options"], tuple(spec["image_shape"]), spec["classes"])
-    return assembled(exported, model, bits)
+
+def _built(file: Path | str, exported: QuantizedModel) -> nn.Module:
+    """The project's model that a file names; built in full only if its outline fits the file's tensors."""
+    from oscillations import models
+
+    spec = exported.about.get("model")
+    if spec is None:
+        raise InputError(f"{file}: names no model of this project; build it and give it: load(file, model)")
+    try:
+        name, library = spec["options"]["name"], spec["options"]["name"].split("/")[0] in models.LIBRARIES
+        if name not in models.names() and not library:
+            raise ValueError(f"name: {name!r}; {did_you_mean(name, models.names())}")
+        about = spec["options"], tuple(spec["image_shape"]), spec["classes"]
+        with torch.device("meta"):
+            outline = models.build(*about).state_dict()
+        shapes = {key: value.shape for key, value in exported.tensors.items()}
+        shapes |= {key: one.codes.shape for key, one in exported.weights.items()}
+        if {key: value.shape for key, value in outline.items()} != shapes:
+            raise ValueError("its tensors are not those of the file")
+        return models.build(*about)
+    except Exception as error:  # whatever a hostile name or number raises
+        raise InputError(f"{file}: names a model that cannot be built ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return shortened(f"{type(error).__name__}: {first}", 200)
 
 
 def write(
@@ -189,24 +218,37 @@ def write(
         raise InputError(f"format: no format {format!r}; {did_you_mean(format, FORMATS)}")
     if exported.rule is not None and format != "safetensors":
         raise InputError(f"format: a model for any width is a safetensors file; {format} has one width")
-    with replacing(file) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own insides
-        if format == "safetensors":
-            packed.write(exported, part)
-        elif format == "onnx":
-            plain = assembled(QuantizedModel(exported.tensors, exported.weights), copy.deepcopy(model))
-            onnx_file.write(exported, plain, part, images[:2], opset)
-        else:
-            network = assembled(exported, copy.deepcopy(model))
-            shapes = ({0: torch.export.Dim("batch")},)
-            program = torch.export.export(network, (images[:2],), dynamic_shapes=shapes)
-            program.example_inputs = None  # they would be stored as a pickle
-            with part.open("wb") as opened:
-                torch.export.save(program, opened)
-        found = {bits: computed(part, format, images, model, bits) for bits in expected}
-        for bits, logits in found.items():
-            _check(logits, expected[bits], f"{file}" if bits is None else f"{file} at {bits} bits")
+    if not len(images):
+        raise InputError("export: give some inputs, to try the file on")
+    try:
+        with replacing(file) as part, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about its own insides
+            _write(exported, model, part, format, torch.cat([images[:1], images[-1:]]), opset)
+            found = {bits: computed(part, format, images, model, bits) for bits in expected}
+            for bits, logits in found.items():
+                _check(logits, expected[bits], f"{file}" if bits is None else f"{file} at {bits} bits")
+    except InputError:
+        raise
+    except Exception as error:  # an exporter has hundreds of reasons; a disk, a few
+        raise InputError(f"{file}: cannot be written as {format} ({_line(error)})") from None
     return found
+
+
+def _write(
+    exported: QuantizedModel, model: nn.Module, part: Path, format: str, example: Tensor, opset: int
+) -> None:  # fmt: skip
+    """Write one of :data:`FORMATS`; ``example``: two inputs, for a batch of one would be taken for a rule."""
+    if format == "safetensors":
+        packed.write(exported, part)
+    elif format == "onnx":
+        plain = assembled(QuantizedModel(exported.tensors, exported.weights), copy.deepcopy(model))
+        onnx_file.write(exported, plain, part, example, opset)
+    else:
+        network, shapes = assembled(exported, copy.deepcopy(model)), ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+        program.example_inputs = None  # they would be stored as a pickle
+        with part.open("wb") as opened:
+            torch.export.save(program, opened)
 
 
 @torch.no_grad()
@@ -222,7 +264,11 @@ def computed(file: Path, format: str, images: Tensor, model: nn.Module, bits: in
 
 
 def _check(logits: Tensor, expected: Tensor, where: str) -> None:
-    """InputError if an image has another class than in the original."""
+    """InputError if an image has another class than in the original, or where there are none, another number."""
+    if logits.shape != expected.shape:
+        raise InputError(f"{where}: refused: gives {tuple(logits.shape)}, the original {tuple(expected.shape)}")
+    if logits.shape[1] == 1 and not torch.allclose(logits, expected, rtol=1e-3, atol=1e-5):
+        raise InputError(f"{where}: refused: differs from the original")
     difference, other = float((logits - expected).abs().max()), logits.argmax(1) != expected.argmax(1)
     if other.any() or not math.isfinite(difference):
         raise InputError(
@@ -245,11 +291,20 @@ def save(
     kinds = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch"}
     if file.suffix not in kinds:
         raise InputError(f"{file}: its suffix names no format; {did_you_mean(file.suffix, kinds)}")
-    exported = collected(model, bits, layers=layers, exclude=exclude, per_channel=per_channel)
-    plain = _without_parametrizations(model).eval()
+    original = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()  # of a compiled model the one behind it
+    images, chosen = images.cpu(), {"layers": layers, "exclude": exclude, "per_channel": per_channel}
+    exported = collected(original, bits, **chosen)  # type: ignore[arg-type]  # mypy sees one type for all
     exported.about = {"bits": sorted({one.bits for one in exported.weights.values()})}
     with torch.no_grad():
-        expected = assembled(exported, copy.deepcopy(plain))(images)
+        if fake_quantizers(original):
+            expected = original(images)
+        else:
+            assert bits is not None
+            with at_bits(original, bits, **chosen):  # type: ignore[arg-type]
+                expected = original(images)
+    if not isinstance(expected, Tensor) or expected.dim() != 2:
+        raise InputError("export: the model must give one row of numbers for each input; wrap it in a module that does")
+    plain = _without_parametrizations(original)
     found = write(exported, plain, file, kinds[file.suffix], images, {None: expected}, opset)
     return float((found[None] - expected).abs().max())
 

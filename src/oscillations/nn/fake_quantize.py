@@ -29,6 +29,7 @@ from oscillations.methods.lsq import SMALLEST_SCALE, LsqOptions
 from oscillations.methods.pseudo_noise import PseudoNoiseOptions
 from oscillations.methods.statsq import StatsqOptions
 from oscillations.nn.latent import (
+    HELD,
     WeightParametrization,
     check_bits,
     chosen_layers,
@@ -140,6 +141,18 @@ class StatsQ(FakeQuantizer):
         return statistic_scale(weight, self.grid)
 
 
+class Bounded(torch.autograd.Function):
+    """A scale, no less than LSQ's smallest; its gradient is the identity, so that one below comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        return scale.clamp_min(SMALLEST_SCALE)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        return upstream[0]
+
+
 class LearnedScaleQuantizer(FakeQuantizer):
     """Base of LSQ and Dual-LSQ: ``scale``, a parameter for any optimizer (LSQ's own rate for it is 1e-4)."""
 
@@ -177,7 +190,7 @@ class Lsq(LearnedScaleQuantizer):
     """A learned scale for each tensor or channel."""
 
     def at_target(self, weight: Tensor) -> Tensor:
-        scale = self.scale.clamp_min(SMALLEST_SCALE)
+        scale = Bounded.apply(self.scale)
         return LsqFunction.apply(weight, scale, self.codes(weight), self)
 
 
@@ -207,7 +220,7 @@ class DualLsq(LearnedScaleQuantizer):
         self.level_scale.requires_grad_(options.learnable in ("both", "post"))
 
     def at_target(self, weight: Tensor) -> Tensor:
-        pre, post = (scale.clamp_min(SMALLEST_SCALE) for scale in (self.scale, self.level_scale))
+        pre, post = Bounded.apply(self.scale), Bounded.apply(self.level_scale)
         return DualLsqFunction.apply(weight, pre, post, self.codes(weight), self)
 
     @torch.no_grad()
@@ -241,7 +254,7 @@ def fake_quantize(
     ['bias', 'parametrizations.weight.0.scale', 'parametrizations.weight.original']
     """
     check_bits(bits)
-    if method not in FORWARD_METHODS:
+    if not isinstance(method, str) or method not in FORWARD_METHODS:
         if method in methods.names():
             raise InputError(
                 f"fake_quantize: {method} does more than the forward pass shows; a study trains it (docs/methods.md). "
@@ -279,7 +292,8 @@ def at_bits(
 
     Of a model with fake-quantized layers these alone change, each by its method at its own width and by Eq. 1-2 at any
     other; the arguments that choose layers then have no say. Of any other model the chosen layers are quantized by
-    Eq. 1-2. For evaluation: do not train inside. Batch-norm statistics stay as they are. Raises InputError.
+    Eq. 1-2. Blocks may be nested. For evaluation: do not train inside, nor load weights. Batch-norm statistics stay as
+    they are. Raises InputError.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> with at_bits(model, 3), torch.no_grad():
@@ -289,8 +303,16 @@ def at_bits(
     quantizers = fake_quantizers(model)
     if not quantizers:
         parameters: list[Tensor] = list(latent_weights(model, layers, exclude).values())
-        with weights_as(parameters, [quantize(p.data, bits, per_channel=per_channel) for p in parameters]):
-            yield model
+        outermost = [parameter for parameter in parameters if not hasattr(parameter, HELD)]
+        for parameter in outermost:
+            setattr(parameter, HELD, parameter.data)
+        latent = [getattr(parameter, HELD) for parameter in parameters]
+        try:
+            with weights_as(parameters, [quantize(weight, bits, per_channel=per_channel) for weight in latent]):
+                yield model
+        finally:
+            for parameter in outermost:
+                delattr(parameter, HELD)
         return
     widths = {name: one.width for name, one in quantizers.items()}
     try:

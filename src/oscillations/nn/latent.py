@@ -10,12 +10,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from oscillations.core.bits import LATENT
-from oscillations.core.errors import InputError, did_you_mean
-from oscillations.engine.layers import is_matrix_layer
+from oscillations.core.errors import InputError, did_you_mean, shortened
+from oscillations.engine.layers import is_matrix_layer, layer_of
 
 #: Widths a weight can be quantized to: codes are int8, and two levels have no zero.
 WIDTHS = range(2, 9)
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NO_MATRICES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)  # which may have weights of two dimensions
+PRODUCTS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+
+
+HELD = "_latent_while_held"  #: attribute of a parameter that holds quantized weights: its latent ones
 
 
 class WeightParametrization(nn.Module):
@@ -24,17 +28,18 @@ class WeightParametrization(nn.Module):
 
 def check_bits(bits: int, latent: bool = False) -> None:
     """Raise InputError unless weights can have this width; ``latent``: 32, the weights as they are, is one."""
-    if bits not in WIDTHS and not (latent and bits == LATENT):
+    if type(bits) is not int or not (bits in WIDTHS or (latent and bits == LATENT)):
         beside = f", or {LATENT} for the latent weights" if latent else ""
         raise InputError(f"bits: {bits!r} is no width of weights; give {WIDTHS.start} to {WIDTHS.stop - 1}{beside}")
 
 
 def own_parametrization(layer: nn.Module) -> WeightParametrization | None:
-    """What :func:`fake_quantize` has put on the layer's weight, if anything."""
+    """What :func:`fake_quantize` has put on the layer's weight, if that alone computes it."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
-    first = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-    return first if isinstance(first, WeightParametrization) else None
+    all_of_them = list(layer.parametrizations.get_submodule("weight").children())  # type: ignore[union-attr]
+    (first, *others) = all_of_them
+    return first if isinstance(first, WeightParametrization) and not others else None
 
 
 def matrix_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -42,8 +47,12 @@ def matrix_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"{name}: a lazy layer has no weight before its first batch; call the model once")
-    layers = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, EMBEDDINGS)]
-    return {name: layer for name, layer in layers if is_matrix_layer(layer) or _parametrized_matrix(layer)}
+    layers = [(name, layer) for name, layer in model.named_modules() if not isinstance(layer, NO_MATRICES)]
+    return {
+        name: layer
+        for name, layer in layers
+        if isinstance(layer, PRODUCTS) or is_matrix_layer(layer) or _parametrized_matrix(layer)
+    }
 
 
 def _parametrized_matrix(layer: nn.Module) -> bool:
@@ -62,6 +71,8 @@ def chosen_layers(model: nn.Module, layers: Sequence[str], exclude: Sequence[str
     for argument, patterns in (("layers", layers), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise InputError(f"{argument}: give a list of patterns, [{patterns!r}]")
+        if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise InputError(f"{argument}: give a list of patterns of layer names, not {shortened(patterns)}")
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in known):
                 raise InputError(f"{argument}: {pattern!r} matches no layer; {did_you_mean(pattern, list(known))}")
@@ -86,13 +97,12 @@ def latent_weights(model: nn.Module, layers: Sequence[str], exclude: Sequence[st
     owners = _owners(model)
     for name, layer in chosen_layers(model, layers, exclude).items():
         where = f"{name or 'the model'}.weight"
-        if parametrize.is_parametrized(layer, "weight"):
-            if own_parametrization(layer) is None:
-                raise InputError(f"{where}: another parametrization computes it; leave it out: exclude=[{name!r}]")
-            weight = layer.parametrizations.weight.original  # type: ignore[union-attr]
-        else:
-            weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
+        weight = latent_weight(layer)
+        if weight is None:
+            raise InputError(
+                f"{where}: something else computes it (a parametrization, weight norm, pruning); leave it out: "
+                f"exclude=[{name!r}]"
+            )
         if len(same := owners[id(weight)]) > 1:
             shared = " and ".join(same)
             raise InputError(f"{where}: {shared} are one tensor, and one grid cannot serve both; exclude=[{name!r}]")
@@ -104,11 +114,34 @@ def latent_weights(model: nn.Module, layers: Sequence[str], exclude: Sequence[st
     return found
 
 
+def latent_weight(layer: nn.Module) -> nn.Parameter | None:
+    """The parameter that a layer's weight is, or is quantized from; None if something else computes the weight."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer._parameters.get("weight")
+    if own_parametrization(layer) is None:
+        return None
+    found = layer.parametrizations.get_submodule("weight").original  # type: ignore[union-attr]
+    assert isinstance(found, nn.Parameter)
+    return found
+
+
+def refuse_changed(model: nn.Module, weights: dict[str, nn.Parameter], what: str) -> None:
+    """Raise InputError if a layer has another weight than when ``what`` was made, or computes at another width now."""
+    for name, weight in weights.items():
+        layer = model.get_submodule(layer_of(name))
+        now = latent_weight(layer) if name.endswith("weight") else layer._parameters.get("bias")
+        if now is not weight:
+            raise InputError(f"{what}: {name} is another parameter than when it was made; make it anew")
+        if hasattr(weight, HELD):
+            raise InputError(f"{what}: inside at_bits the weights are quantized ones; call it outside")
+
+
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """The names of every parameter, by its identity."""
+    """The names of every parameter, by its identity; a layer that is used twice is one owner."""
     owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(name, recurse=False):
+            owners.setdefault(id(parameter), []).append(own)
     return owners
 
 
@@ -123,6 +156,10 @@ def check_weight(weight: nn.Parameter, where: str) -> None:
             f"{where}: latent weights of {weight.dtype} are too coarse to move between thresholds; keep them in "
             "float32 and compute in half precision by torch.autocast"
         )
+    if not weight.numel():
+        raise InputError(f"{where}: an empty weight has nothing to quantize; leave its layer out")
+    if torch.empty_like(weight).stride() != weight.stride():
+        raise InputError(f"{where}: entries of the weight lie apart, or share memory; make it contiguous first")
     if type(weight.data) is not torch.Tensor:
         raise InputError(
             f"{where}: a {type(weight.data).__name__} is only a part of a weight; quantize before sharding"

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from oscillations.core.bits import Grid, grid_of
-from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine import forms
 from oscillations.engine.counters import TOTALS, OscillationCounter, counter
+from oscillations.engine.layers import layer_of
 from oscillations.engine.quantizer import WeightQuantizer, rounded
 from oscillations.engine.scales import Scale, max_scale
 from oscillations.engine.weight_statistics import grid_statistics, histogram
 from oscillations.nn.fake_quantize import FakeQuantizer, fake_quantizers
-from oscillations.nn.latent import check_bits, check_weight, latent_weights
+from oscillations.nn.latent import check_bits, check_weight, latent_weights, own_parametrization, refuse_changed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,12 +48,17 @@ class OscillationMonitor:
         per_channel: bool = False, momentum: float = 0.01, timeout: int | None = None,
     ):  # fmt: skip
         check_bits(bits)
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum < 1:
+            raise InputError(f"momentum: {shortened(momentum)} is not between 0 and 1")
+        if timeout is not None and (type(timeout) is not int or timeout < 1):
+            raise InputError(f"timeout: {shortened(timeout)} is no number of steps")
+        self._model = model
         self.bits, self.per_channel = bits, per_channel
         self._grid = grid_of("sym_odd", bits)
         self._options: dict[str, Any] = {"momentum": momentum, "timeout": timeout}
         self._weights = latent_weights(model, layers, exclude)
         quantizers = fake_quantizers(model)
-        self._own = {name: quantizers.get(name.rpartition(".")[0]) for name in self._weights}
+        self._own = {name: quantizers.get(layer_of(name)) for name in self._weights}
         self._groups = grouped({name: weight.numel() for name, weight in self._weights.items()})
         self._counters: list[OscillationCounter] = []
         self._place()
@@ -83,23 +89,30 @@ class OscillationMonitor:
         return codes
 
     def _fill(self, codes: Tensor, weight: Tensor, own: FakeQuantizer | None) -> None:
-        """Write the codes of one tensor's weights, in the order they lie in."""
-        shaped = codes.as_strided(weight.shape, weight.stride())
+        """Write the codes of one tensor's weights, in the order of its entries, however these lie."""
         if own is not None:
-            shaped.copy_(own.codes(weight))
-        elif self.per_channel:
-            shaped.copy_(rounded(weight / max_scale(weight, self._grid, per_channel=True), "half_even"))
+            codes.view(weight.shape).copy_(own.codes(weight))
+        elif self.per_channel or not weight.is_contiguous():
+            scale = max_scale(weight, self._grid, self.per_channel)
+            codes.view(weight.shape).copy_(rounded(weight / scale, "half_even"))
         else:
             low, high = torch.aminmax(weight)  # max_scale's number in half its time
             scale = torch.maximum(high, -low).div_(self._grid.high)
             scale.masked_fill_(scale == 0, 1)
             size = len(self._steps)
-            for some, out in zip(weight.as_strided(codes.shape, (1,)).split(size), codes.split(size)):
+            for some, out in zip(weight.view(-1).split(size), codes.split(size)):
                 steps = torch.div(some, scale, out=self._steps[: len(some)])
                 out.copy_(rounded(steps, "half_even", out=steps))
 
+    @torch.inference_mode(False)
     def step(self) -> None:
         """Count what the optimizer's step has changed."""
+        refuse_changed(self._model, self._weights, "OscillationMonitor")
+        for name, own in self._own.items():
+            if own is not own_parametrization(self._model.get_submodule(layer_of(name))):
+                raise InputError(
+                    f"OscillationMonitor: {name} is quantized otherwise than when it was made; make it anew"
+                )
         if self._at != [weight.data_ptr() for weight in self._weights.values()]:  # moved to a device, say
             self._place()
         for group, counts in zip(self._groups, self._counters):
@@ -127,8 +140,8 @@ class OscillationMonitor:
 
     def histogram(self, layer: str) -> dict[float, int]:
         """Counts of a layer's weights over their grid: centre of a bin, in steps (levels at integers) -> weights."""
-        if (name := f"{layer}.weight") not in self._weights:
-            known = [name.removesuffix(".weight") for name in self._weights]
+        if (name := f"{layer}.weight".removeprefix(".")) not in self._weights:
+            known = [layer_of(name) for name in self._weights]
             raise InputError(f"OscillationMonitor: {layer!r} is not watched; {did_you_mean(layer, known)}")
         return histogram(self._quantizer(name), 0)
 
@@ -136,11 +149,10 @@ class OscillationMonitor:
         """The weights of the layers (the first four, if not named) on their grids, thresholds dashed."""
         from matplotlib.figure import Figure
 
-        names = [name.removesuffix(".weight") for name in self._weights]
-        chosen = list(layers) if layers is not None else names[:4]
+        chosen = list(layers) if layers else [layer_of(name) for name in self._weights][:4]
         figure = Figure(figsize=(3.2 * len(chosen), 2.8), layout="constrained")
         for axes, layer in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen):
-            counts, quantizer = self.histogram(layer), self._quantizer(f"{layer}.weight")
+            counts, quantizer = self.histogram(layer), self._quantizer(f"{layer}.weight".removeprefix("."))
             axes.fill_between(list(counts), list(counts.values()), step="mid", color="#4477aa", linewidth=0)
             grid = quantizer.grids[0]
             for code in range(grid.low, grid.high):
@@ -170,7 +182,10 @@ class OscillationMonitor:
         return {f"{i}/{key}": value for i, counts in counters for key, value in counts.state().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave; InputError if it is that of another model or of other options."""
+        own = self.state_dict()
+        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
+            raise InputError("OscillationMonitor: the state is that of another model, or of other options")
         for i, counts in enumerate(self._counters):
             counts.load_state({key: state[f"{i}/{key}"] for key in counts.state()})
 

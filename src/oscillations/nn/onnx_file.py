@@ -35,7 +35,7 @@ def write(exported: QuantizedModel, model: nn.Module, file: Path, example: Tenso
     onnx = need("onnx")
     need("onnxscript")
     newest = newest_opset()
-    if not OLDEST <= opset <= newest:
+    if type(opset) is not int or not OLDEST <= opset <= newest:
         raise InputError(f"opset: {opset} is not among those that can be written and run here: {OLDEST} to {newest}")
     program = torch.onnx.export(
         model, (example[:2],), dynamo=True, opset_version=opset, optimize=False, verbose=False,

@@ -6,26 +6,31 @@ Scales are carried, never recomputed: what is read has the values that were writ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from oscillations.core.bits import REQUANTIZE, SLICE, SLICED, Grid, grid_of
-from oscillations.core.errors import InputError
+from oscillations.core.config import parse
+from oscillations.core.errors import InputError, shortened
 from oscillations.core.files import replacing
 from oscillations.engine.quantizer import quantize
 from oscillations.engine.slices import sliced_codes
-from oscillations.nn.latent import check_bits
+from oscillations.nn.latent import WIDTHS, check_bits
 
 FORMAT = "oscillations-quantized-model"
 VERSION = 1
+LARGEST = 2**40  #: entries of a tensor: what has more is no tensor but an attack
+REAL = (torch.float32, torch.float64)
 CODES, SCALE, FLOAT, STEP = "codes/", "scale/", "float/", "step/"
 
 
@@ -35,8 +40,12 @@ class QuantizedTensor:
 
     codes: Tensor
     scale: Tensor
-    grid: Grid
+    grid_name: str
     bits: int
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.grid_name, self.bits)
 
     def values(self) -> Tensor:
         """The quantized weights: (code + offset) s."""
@@ -81,6 +90,8 @@ class QuantizedModel:
             return self.tensors | {name: one.values() for name, one in self.weights.items()}
         if bits is None:
             raise InputError("bits: the file holds a model for any width; say which")
+        if self.rule == SLICE and bits >= SLICED:
+            raise InputError(f"bits: codes of {SLICED} bits have slices below that, not of {bits}")
         if self.rule == SLICE:
             return self.tensors | {name: self.sliced(name, bits).values() for name in self.weights}
         made = {name: quantize(self.tensors[name], bits, self.tie, self.per_channel) for name in self.latent}
@@ -90,7 +101,7 @@ class QuantizedModel:
         """The leading ``bits`` of a tensor's 8-bit codes."""
         one = self.weights[name]
         codes = sliced_codes(one.codes.to(one.scale.dtype), SLICED, bits, tie=self.tie).to(torch.int8)
-        return QuantizedTensor(codes, one.scale * 2 ** (SLICED - bits), grid_of("sym_odd", bits), bits)
+        return QuantizedTensor(codes, one.scale * 2 ** (SLICED - bits), "sym_odd", bits)
 
 
 def packed(codes: Tensor, low: int, bits: int) -> Tensor:
@@ -121,15 +132,57 @@ def write(model: QuantizedModel, file: Path) -> None:
     tensors |= {f"{STEP}{layer}": one.step.detach().cpu().clone() for layer, one in model.inputs.items()}
     about = {
         "weights": {
-            name: {"shape": list(one.codes.shape), "grid": list(one.grid), "bits": one.bits}
+            name: {"shape": list(one.codes.shape), "grid": one.grid_name, "bits": one.bits}
             for name, one in model.weights.items()
         },
-        "inputs": {layer: [one.low, one.high, one.bits] for layer, one in model.inputs.items()},
+        "inputs": {
+            layer: {"low": one.low, "high": one.high, "bits": one.bits} for layer, one in model.inputs.items()
+        },
         "latent": list(model.latent), "rule": model.rule, "tie": model.tie, "per_channel": model.per_channel,
         "about": model.about,
     }  # fmt: skip
     with replacing(file) as temporary:
         save_file(tensors, temporary, {"format": FORMAT, "version": str(VERSION), "model": json.dumps(about)})
+
+
+class Said(BaseModel):
+    """Base of what a file's header says: nothing else, and no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WeightHeader(Said):
+    """What a file says of one tensor's codes."""
+
+    shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(min_length=1, max_length=8)
+    grid: Literal["sym_odd", "lsq", "lsq_full", "mid_rise"]
+    bits: int = Field(ge=WIDTHS.start, lt=WIDTHS.stop)
+
+    @model_validator(mode="after")
+    def _no_more_than_there_is(self) -> WeightHeader:
+        if math.prod(self.shape) > LARGEST:
+            raise ValueError(f"shape: {self.shape} has more than {LARGEST} entries")
+        return self
+
+
+class InputHeader(Said):
+    """What a file says of a layer's input."""
+
+    low: int = Field(ge=-128, le=0)
+    high: int = Field(ge=1, le=255)
+    bits: int = Field(ge=WIDTHS.start, lt=WIDTHS.stop)
+
+
+class Header(Said):
+    """What a file says of a model."""
+
+    weights: dict[str, WeightHeader]
+    inputs: dict[str, InputHeader]
+    latent: list[str]
+    rule: Literal["requantize", "slice"] | None
+    tie: Literal["half_even", "half_up"]
+    per_channel: bool
+    about: dict[str, Any]
 
 
 def read(file: Path | str) -> QuantizedModel:
@@ -139,29 +192,47 @@ def read(file: Path | str) -> QuantizedModel:
             header: Mapping[str, str] = opened.metadata() or {}
             if header.get("format") != FORMAT:
                 raise InputError(f"{file}: is no model written by oscillations export")
-            if not header.get("version", "").isdecimal() or int(header["version"]) > VERSION:
-                newer = f"format {header.get('version')} is newer than {VERSION}, all that this version reads"
+            version = header.get("version", "")
+            if version.isdecimal() and int(version) > VERSION:
+                newer = f"format {version} is newer than {VERSION}, the newest that is read here"
                 raise InputError(f"{file}: {newer}; update oscillations")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dictionary
-        return _parsed(tensors, json.loads(header["model"]))
+        if version != str(VERSION):
+            raise ValueError(f"version {version!r}")
+        return _parsed(tensors, parse(Header, json.loads(header["model"]), f"{file}: is damaged"))
     except FileNotFoundError:
         raise InputError(f"{file}: there is no such file") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: is damaged, or no safetensors file ({error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: is damaged ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: is damaged ({shortened(str(error), 200)})") from None
 
 
-def _parsed(tensors: dict[str, Tensor], said: dict[str, Any]) -> QuantizedModel:
+def _parsed(tensors: dict[str, Tensor], said: Header) -> QuantizedModel:
     weights = {}
-    for name, about in said["weights"].items():
-        grid, bits = Grid(*about["grid"]), about["bits"]
-        check_bits(bits)
-        codes = unpacked(tensors[f"{CODES}{name}"], tuple(about["shape"]), grid, bits)
-        weights[name] = QuantizedTensor(codes, tensors[f"{SCALE}{name}"], grid, bits)
-    inputs = {layer: QuantizedInput(tensors[f"{STEP}{layer}"], *of) for layer, of in said["inputs"].items()}
+    for name, about in said.weights.items():
+        scale = tensors[f"{SCALE}{name}"]
+        _check_scale(scale, [(), (about.shape[0], *[1] * (len(about.shape) - 1))], name)
+        codes = unpacked(tensors[f"{CODES}{name}"], tuple(about.shape), grid_of(about.grid, about.bits), about.bits)
+        weights[name] = QuantizedTensor(codes, scale, about.grid, about.bits)
+    inputs = {}
+    for layer, of in said.inputs.items():
+        step = tensors[f"{STEP}{layer}"]
+        _check_scale(step, [()], layer)
+        inputs[layer] = QuantizedInput(step, of.low, of.high, of.bits)
     floats = {name.removeprefix(FLOAT): value for name, value in tensors.items() if name.startswith(FLOAT)}
-    latent, rule = tuple(said["latent"]), said["rule"]
-    if rule not in (None, REQUANTIZE, SLICE) or not set(latent) <= set(floats):
-        raise ValueError(f"rule {rule!r}")
-    return QuantizedModel(floats, weights, inputs, latent, rule, said["tie"], said["per_channel"], said["about"])
+    if not all(name in floats and floats[name].dtype in REAL and floats[name].numel() for name in said.latent):
+        raise ValueError("latent weights that are none")
+    if said.rule == SLICE and any(one.bits != SLICED or one.grid_name != "sym_odd" for one in weights.values()):
+        raise ValueError(f"slices of other codes than {SLICED}-bit ones")
+    return QuantizedModel(
+        floats, weights, inputs, tuple(said.latent), said.rule, said.tie, said.per_channel, said.about
+    )
+
+
+def _check_scale(scale: Tensor, shapes: list[tuple[int, ...]], where: str) -> None:
+    """ValueError unless a scale is a positive number, or one for each channel."""
+    if scale.dtype not in REAL or tuple(scale.shape) not in shapes:
+        raise ValueError(f"a scale of {scale.dtype} {tuple(scale.shape)} for {where}")
+    if not (scale.isfinite().all() and (scale > 0).all()):
+        raise ValueError(f"a scale of {where} that is no positive number")

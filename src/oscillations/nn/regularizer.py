@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from oscillations.core.config import parse
-from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine import forms
 from oscillations.engine.layers import layer_of
 from oscillations.engine.method import Moment
 from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.scales import memory_order
 from oscillations.methods.osciquant import OsciQuant, OsciQuantOptions
-from oscillations.nn.latent import check_bits, check_weight, latent_weights
+from oscillations.nn.latent import check_bits, check_weight, latent_weights, refuse_changed
 
 #: Options of the method that a loop of one's own decides by what it does.
 OF_THE_LOOP = {"bits", "lambda", "train_forward", "reg_when", "reg_layers", "select_metric", "bn_eval"}
@@ -34,7 +34,8 @@ class OsciQuantRegularizer:
     ``lambda_schedule``.
 
     The model may be moved to a device, compiled or wrapped (DistributedDataParallel) before or after. With gradient
-    accumulation divide the whole loss, this term included. Raises InputError, naming the layer or the option.
+    accumulation divide the whole loss, this term included; with ``reg_curvature`` each part moves the running mean, and
+    so does each process. Raises InputError, naming the layer or the option.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> regularizer = OsciQuantRegularizer(model, bits=3)
@@ -46,12 +47,15 @@ class OsciQuantRegularizer:
         exclude: Sequence[str] = (), **options: Any,
     ):  # fmt: skip
         check_bits(bits)
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not abs(strength) <= 1e38:
+            raise InputError(f"strength: {shortened(strength)} is no number that weights could be multiplied by")
         known = {field.alias or name for name, field in OsciQuantOptions.model_fields.items()} - OF_THE_LOOP
         for key in options:
             if key not in known:
                 raise InputError(f"OsciQuantRegularizer: no option {key!r}; {did_you_mean(key, sorted(known))}")
         given = {"bits": bits, "lambda": float(strength), "reg_when": "always", **options}
         self._method: OsciQuant[WeightQuantizer] = OsciQuant(parse(OsciQuantOptions, given, "OsciQuantRegularizer"))
+        self._model = model
         self._parameters = latent_weights(model, layers, exclude)
         if self._method.options.quantize_bias:
             named, weights, self._parameters = dict(model.named_parameters()), self._parameters, {}
@@ -64,7 +68,8 @@ class OsciQuantRegularizer:
         self._pending: dict[int, Tensor] = {}  # what the gradient of a tensor is still to be multiplied by
         if self._method.options.reg_curvature != "identity":
             for i, parameter in enumerate(self._parameters.values()):
-                parameter.register_hook(lambda grad, i=i: self._curved(i, grad))
+                if parameter.requires_grad:
+                    parameter.register_hook(lambda grad, i=i: self._curved(i, grad))
 
     def __call__(self, progress: float = 0.0) -> Tensor:
         """lambda R of the present weights, 0-dim.
@@ -75,6 +80,7 @@ class OsciQuantRegularizer:
         strength = self.strength * self._method.schedule(Moment(progress, progress))
         return _Penalty.apply(self, strength, *self._parameters.values())
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def value(self, strength: float) -> Tensor:
         """``strength`` R, and the quantizer brought up to the present weights for its gradient."""
@@ -90,7 +96,8 @@ class OsciQuantRegularizer:
         quantizer = self._quantizer
         assert quantizer is not None
         if self._method.options.reg_curvature != "identity":  # added where the task's gradient is known: _curved
-            self._pending = dict.fromkeys(range(len(self._parameters)), upstream * strength)
+            for i in range(len(self._parameters)):
+                self._pending[i] = self._pending.get(i, 0) + upstream * strength
             return [None] * len(self._parameters)
         if not forms.dense(upstream):
             strength *= upstream.item()
@@ -102,10 +109,13 @@ class OsciQuantRegularizer:
             grads.append(grad.mul_(upstream) if forms.dense(upstream) else grad)
         return list(grads)
 
-    def _curved(self, i: int, grad: Tensor) -> Tensor:
-        """The task's gradient of tensor ``i``, and the regularizer's under its curvature."""
+    def _curved(self, i: int, grad: Tensor | None) -> Tensor | None:
+        """The task's gradient of tensor ``i``, and the regularizer's under its curvature.
+
+        A gradient that overflowed, which a loss scaler will skip, stays out of the running mean.
+        """
         upstream = self._pending.pop(i, None)
-        if upstream is None:
+        if grad is None or upstream is None or not grad.isfinite().all():
             return grad
         assert self._quantizer is not None
         own = torch.zeros_like(grad)
@@ -114,6 +124,7 @@ class OsciQuantRegularizer:
 
     def _up_to_date(self) -> WeightQuantizer:
         """The quantizer of the present weights, made anew where they lie elsewhere than before (on a device, say)."""
+        refuse_changed(self._model, self._parameters, "OsciQuantRegularizer")
         weights = [parameter.data for parameter in self._parameters.values()]
         quantizer = self._quantizer
         if quantizer is None or [w.data_ptr() for w in weights] != [w.data_ptr() for w in quantizer.weights]:
@@ -122,6 +133,7 @@ class OsciQuantRegularizer:
             made: WeightQuantizer = self._method.make_quantizer(dict(zip(self._parameters, weights)), {})
             if quantizer is not None:
                 made.load_state(quantizer.state())
+                self._method.load_state({key: mean.to(weights[0]) for key, mean in self._method.state().items()})
             quantizer = self._quantizer = made
             self._scratch = weights[0].new_empty(max(quantizer.sizes))
         quantizer.update()
