@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -31,7 +32,16 @@ def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
         "threads": recipe.threads,
         "platform": platform.platform(),
         "git": git_state(),
-    }
+    } | _slurm()
+
+
+def _slurm() -> dict[str, Any]:
+    """The SLURM job that a run was made in, its node, and how often it had been requeued; nothing outside of one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return {}
+    node, restarts = os.environ.get("SLURMD_NODENAME", "unknown"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return {"slurm": {"job": job, "node": node, "restarts": int(restarts)}}
 
 
 def processor() -> str:
