@@ -26,11 +26,11 @@ RUN = "results/tiny/runs/mlp5-scratch/qat-3bit/seed0/run.json"
 
 
 def rename_a_local(project):
-    """In a method: three names of one variable."""
+    """In a method: both names of one variable."""
     file = project.folder / SOURCE / "methods/osciquant.py"
     text = file.read_text()
-    assert len(re.findall(r"\bcurvatures\b", text)) >= 3
-    file.write_text(re.sub(r"\bcurvatures\b", "weighting", text))
+    assert len(re.findall(r"\bthrough_scale\b", text)) == 2
+    file.write_text(re.sub(r"\bthrough_scale\b", "through_it", text))
 
 
 def move_a_module(project):

@@ -91,7 +91,7 @@ def served(report: Report, rows: pd.DataFrame) -> pd.DataFrame:
         of=lambda table: [experiment_of(p) + "/" + report.recipes[p].method.name for p in table.path],
         own=lambda table: [report.recipes[p].bits == bits for p, bits in zip(table.path, table.bits)],
     )
-    for name, group in trained[trained.own].groupby("of", sort=False):
+    for name, group in trained[trained.own.astype(bool)].groupby("of", sort=False):
         if len(group) > 1:
             found.append(_served(name, "each", group.bytes.sum(), group))
     accuracies = [f"accuracy_{bits}" for bits in sorted(set(narrow.bits))]
