@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from oscillations.datasets import cifar10
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.training import Trainer
 from oscillations.jobs.networks import make_network
+from oscillations.records.environment import processor
 from oscillations.study.variants import recipe_of
 
 CPU = torch.device("cpu")
@@ -110,11 +110,8 @@ def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
 
 
 def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux only
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model}{gpu}, torch {torch.__version__}"
+    return f"{processor()}{gpu}, torch {torch.__version__}"
 
 
 def report(file: str, rows: list[dict], key: tuple[str, ...] = ()) -> None:

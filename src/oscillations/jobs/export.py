@@ -25,7 +25,7 @@ from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.network import Network
 from oscillations.jobs.networks import trained
 from oscillations.nn import export, onnx_file
-from oscillations.nn.export import for_any_width, of_network
+from oscillations.nn.export import SUFFIXES, for_any_width, of_network
 from oscillations.nn.latent import check_bits
 from oscillations.records.environment import processor
 from oscillations.records.plans import Plan, current, plans
@@ -35,7 +35,6 @@ from oscillations.study.variants import Variant
 
 IMAGES = 500  #: test images on which a file must give the evaluation's classes
 TIMED = 50  #: batches whose time is measured
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
 
 
 class Source:
@@ -48,10 +47,9 @@ class Source:
         self.dataset = about
         self.test: ImageSet = image_sets(about, tensors, recipe, device)["test"]
         self.network: Network = trained(plan.variant, plan.run, about, device)
-        self.images, self.labels = self.test.batch(slice(0, IMAGES))
-        self.images = self.images.contiguous()
-        classes = about["classes"] if recipe.classes is None else [about["classes"][i] for i in recipe.classes]
-        self.classes = classes
+        self.images = self.test.batch(slice(0, IMAGES))[0].contiguous()
+        self.classes = about["classes"] if recipe.classes is None else [about["classes"][i] for i in recipe.classes]
+        self.measured: dict[tuple[int, str], float] = {}  # accuracies, each measured once for all files
         self.shape: tuple[int, int, int] = tuple(self.images.shape[1:])  # type: ignore[assignment]
 
     def fresh(self) -> nn.Module:
@@ -68,8 +66,10 @@ class Source:
 
     def accuracy(self, bits: int, rule: str = REQUANTIZE) -> float:
         """The evaluation's accuracy on all test images, in percent."""
-        with self.network.at(bits, rule):
-            return accuracy(self.network.model, self.test)[0]
+        if (bits, rule) not in self.measured:
+            with self.network.at(bits, rule):
+                self.measured[bits, rule] = accuracy(self.network.model, self.test)[0]
+        return self.measured[bits, rule]
 
     def card(self, widths: list[int], rule: str) -> dict[str, Any]:
         """What a reader of a file wants to know, with the accuracy measured at each width."""
@@ -120,8 +120,8 @@ def export_run(
     if not plan.current:
         raise InputError(f"--run {run}: {plan.stale or 'has not run'}; train it first")
     bits = None if width == "any" else plan.variant.recipe.bits if width is None else width
-    if bits is not None and bits != LATENT:
-        check_bits(bits)
+    if bits is not None:
+        check_bits(bits, latent=True)
     if rule == SLICE and bits is not None and bits >= SLICED:
         raise InputError(f"--rule slice: has widths below {SLICED} only")
     name = "any" if bits is None else "fp32" if bits == LATENT else f"{bits}bit"
@@ -131,11 +131,11 @@ def export_run(
     file = file or Path("exports", plan.run.study, run, f"{name}{SUFFIXES[format]}")
     source = Source(plan)
     source.write(file, format, bits, rule, opset)
-    measured = source.card(any_widths(rule) if bits is None else [bits], rule)["test_accuracy"]
     print(f"{file}: {file.stat().st_size:,} bytes")
     tried = f"tried on {len(source.images)} test images: the same class for every one"
     print(f"{tried}, logits differ by up to {source.difference:.3g}")
-    print("test accuracy: " + ", ".join(f"{value:.2f} at {_width(int(width))}" for width, value in measured.items()))
+    measured = source.measured.items()
+    print("test accuracy: " + ", ".join(f"{value:.2f} at {_width(width)}" for (width, _), value in measured))
 
 
 def _width(bits: int) -> str:

@@ -25,7 +25,7 @@ from oscillations.nn.fake_quantize import FakeQuantizer, at_bits, fake_quantizer
 from oscillations.nn.latent import check_bits, latent_weights
 from oscillations.nn.packed import QuantizedInput, QuantizedModel, QuantizedTensor
 
-FORMATS = ("safetensors", "onnx", "torch")
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}  #: by format
 
 
 def eq2(weight: Tensor, bits: int, tie: str = "half_even", per_channel: bool = False) -> QuantizedTensor:
@@ -208,14 +208,14 @@ def write(
     exported: QuantizedModel, model: nn.Module, file: Path, format: str, images: Tensor,
     expected: dict[int | None, Tensor], opset: int = onnx_file.OPSET,
 ) -> dict[int | None, Tensor]:  # fmt: skip
-    """Write one of :data:`FORMATS`, whole and computing the same, or not at all; returns the logits that it computes.
+    """Write a format of :data:`SUFFIXES`, whole and computing the same, or not at all; returns its logits.
 
     ``model``: one built as the original was; it is left as it is. ``images``: ``[N, ...]``, inputs of the model, for
     which the file must give the classes of ``expected``: the original's logits ``[N, classes]``, by width for an
     any-width file, else under None. Files take batches of any size. Raises InputError.
     """
-    if format not in FORMATS:
-        raise InputError(f"format: no format {format!r}; {did_you_mean(format, FORMATS)}")
+    if format not in SUFFIXES:
+        raise InputError(f"format: no format {format!r}; {did_you_mean(format, SUFFIXES)}")
     if exported.rule is not None and format != "safetensors":
         raise InputError(f"format: a model for any width is a safetensors file; {format} has one width")
     if not len(images):
@@ -237,7 +237,7 @@ def write(
 def _write(
     exported: QuantizedModel, model: nn.Module, part: Path, format: str, example: Tensor, opset: int
 ) -> None:  # fmt: skip
-    """Write one of :data:`FORMATS`; ``example``: two inputs, for a batch of one would be taken for a rule."""
+    """Write a format of :data:`SUFFIXES`; ``example``: two inputs, for a batch of one would be taken for a rule."""
     if format == "safetensors":
         packed.write(exported, part)
     elif format == "onnx":
@@ -288,7 +288,7 @@ def save(
     is none. Returns the largest difference of an output. Raises InputError.
     """
     file = Path(file)
-    kinds = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch"}
+    kinds = {suffix: format for format, suffix in SUFFIXES.items()}
     if file.suffix not in kinds:
         raise InputError(f"{file}: its suffix names no format; {did_you_mean(file.suffix, kinds)}")
     original = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()  # of a compiled model the one behind it
