@@ -84,26 +84,31 @@ class FakeQuantizer(WeightParametrization):
         return f"bits={self.bits}" + (f", width={self.width}" if self.width != self.bits else "")
 
 
-class Straight(torch.autograd.Function):
-    """Rounds to codes; its gradient is the identity (straight-through)."""
+class QatFunction(torch.autograd.Function):
+    """s round(w / s); the gradient at the weights is the identity (straight-through), at s that of s (q - w) / s."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, tie: str) -> Tensor:
-        return rounded(u, tie)
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, tie: str) -> Tensor:
+        quantized = rounded(weight / scale, tie) * scale  # torch.compile mistakes an operation in place here
+        ctx.save_for_backward(weight, scale, quantized)
+        return quantized
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-        return upstream[0], None
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            weight, scale, quantized = ctx.saved_tensors
+            of_scale = (quantized - weight).mul_(upstream[0]).sum_to_size(scale.shape) / scale
+        return upstream[0], of_scale, None
 
 
 class Qat(FakeQuantizer):
     """Eq. 1-2 with the straight-through estimator; ``scale_grad: flow`` lets the gradient reach max|w|."""
 
     def at_target(self, weight: Tensor) -> Tensor:
-        scale = max_scale(weight, self.grid, self.options.per_channel)
-        if self.options.scale_grad == "detach":
-            scale = scale.detach()
-        return Straight.apply(weight / scale, self.options.tie) * scale
+        flows = self.options.scale_grad == "flow"
+        scale = max_scale(weight if flows else weight.detach(), self.grid, self.options.per_channel)
+        return QatFunction.apply(weight, scale, self.options.tie)
 
 
 class PseudoNoise(FakeQuantizer):
