@@ -170,11 +170,13 @@ def weights(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
     from oscillations.jobs import train as module
+    from oscillations.jobs.launch import log_kept
 
     study, variants = load(options.study)
     try:
         for variant in select(study, variants, options.only, options.seeds).variants:
-            module.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
+            with log_kept(study.study, "train", variant.path):
+                module.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 143  # as a process ended by SIGTERM

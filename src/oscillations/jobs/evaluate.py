@@ -17,13 +17,14 @@ from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
+from oscillations.jobs.holders import held
 from oscillations.jobs.networks import trained
 from oscillations.jobs.train import remove_work
 from oscillations.records.identity import evaluation_key, evaluation_parts
 from oscillations.records.numerics import written
 from oscillations.records.plans import current, plans
 from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, current_rows, read_rows, write_rows
-from oscillations.study.paths import DATA, evaluation_files
+from oscillations.study.paths import DATA, evaluation_files, evaluation_work
 from oscillations.study.variants import Variant
 
 
@@ -37,6 +38,13 @@ def evaluate(
     The histograms of a large study are many times larger than all else that git holds of it: only studies that draw
     weights have them.
     """
+    with held([evaluation_work(study, experiment)]):
+        _evaluate(study, experiment, variants, device, with_histograms, rules)
+
+
+def _evaluate(
+    study: str, experiment: str, variants: list[Variant], device: str, with_histograms: bool, rules: Sequence[str]
+) -> None:
     first = next(variant.recipe for variant in variants if variant.experiment == experiment)
     torch_device = set_up_torch(first.threads, first.training.precision, device)
     accuracy_file, histogram_file = evaluation_files(study, experiment)

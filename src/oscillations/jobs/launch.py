@@ -7,10 +7,15 @@ the environment.
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from oscillations.core.errors import InputError, did_you_mean
+from oscillations.jobs.holders import name_workflow
 
 KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once")
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,4 +48,19 @@ def prepare(config: dict) -> int:
                 raise InputError(f"{key}={path}: no such file or folder")
             environment[f"OSCILLATIONS_{key.upper()}"] = str(path.resolve())
     os.environ.update(environment)
+    name_workflow()
     return int(device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()))
+
+
+@contextmanager
+def log_kept(study: str, step: str, name: str) -> Iterator[None]:
+    """Keep the log of a job that fails: Snakemake deletes it when the job starts again, a second name outlives that."""
+    log, second = Path("logs", study, step, f"{name}.log"), None
+    with suppress(OSError):  # no log of a workflow's, or a file system without links
+        if os.path.samestat(os.fstat(sys.stdout.fileno()), log.stat()):
+            attempt = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{socket.gethostname()}-{os.getpid()}"
+            second = log.with_name(f"{log.stem}.{attempt}.log")
+            second.hardlink_to(log)
+    yield
+    if second:
+        second.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ in progress.
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from oscillations import datasets, posttraining
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.network import Network
+from oscillations.jobs.holders import held, remove_empty
 from oscillations.jobs.networks import trained
 from oscillations.posttraining import PostTrainingOptions
 from oscillations.posttraining._measurement import measure
@@ -38,6 +38,11 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
 
     ``variants``: all of the study.
     """
+    with held([posttraining_work(study.study, name)]):
+        _posttrain(study, variants, name, device)
+
+
+def _posttrain(study: Study, variants: list[Variant], name: str, device: str) -> None:
     entry, folder = study.posttraining[name], posttraining_work(study.study, name)
     targets = posttraining_files(study.study, name)
     parts = (folder / targets[0].name, folder / targets[1].name)
@@ -63,9 +68,7 @@ def posttrain(study: Study, variants: list[Variant], name: str, device: str = "a
                     _write(parts, kept)
     _write(targets, kept)
     shutil.rmtree(folder, ignore_errors=True)
-    for parent in list(folder.parents)[:2]:
-        with suppress(OSError):  # not empty: other jobs are at work
-            parent.rmdir()
+    remove_empty(folder.parent)
     print(f"{name}: {made} made, {len(kept[0]) - made} kept")
 
 

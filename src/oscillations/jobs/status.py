@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from oscillations.core.files import read_json
+from oscillations.jobs.holders import EXPIRES, holder_of
 from oscillations.records import cost
 from oscillations.records.cost import Cost
 from oscillations.records.environment import unlike
@@ -44,6 +45,7 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
             f"  {word}: {run.name} epoch {state['epoch']}/{state['epochs']}, best in {state['best_epoch']}, "
             f"{pace:.1f} s/epoch"
         )
+    print_holders(waiting)
     for run, why in stale.items():
         print(f"  stale: {run.name}: {why}")
     for warning in unlike(done.values()):
@@ -58,6 +60,19 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
     else:
         print(f"  about {seconds / 60 / jobs:.0f} minutes left with {jobs} job(s) at a time")
     print_costs(costs)
+
+
+def print_holders(runs: set[Run]) -> None:
+    """Which process, and SLURM job, works on each run; of those whose workflow is gone, what to do."""
+    found = {run.name: held for run in runs if (held := holder_of(run.work))}
+    for name in sorted(found):
+        holder, quiet = found[name]
+        sign = f"no sign of life for {quiet / 60:.0f} minutes" if quiet > EXPIRES else "at work"
+        print(f"  held: {name} by {holder}: {sign}")
+    left = {holder.stop_command: holder for holder, quiet in found.values() if holder.left_over and quiet <= EXPIRES}
+    if left:
+        print("  left over by a workflow that is gone; the next one waits for it to end. To end it, saved: "
+              + "; ".join(sorted(left)))  # fmt: skip
 
 
 def _progress(run: Run) -> Path:

@@ -13,7 +13,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from oscillations.engine.quantizer import WeightQuantizer
 from oscillations.engine.recipe import Recipe
 from oscillations.engine.training import Trainer
 from oscillations.jobs import resume
+from oscillations.jobs.holders import Hold, held, remove_empty
 from oscillations.jobs.networks import new_network
 from oscillations.jobs.turns import in_turns
 from oscillations.records.environment import environment
@@ -54,6 +54,11 @@ class StopSignal:
     def _remember(self, number: int, _frame: Any) -> None:
         self.number = number
 
+    def check(self) -> None:
+        """Raise Interrupted after a signal."""
+        if self.number:
+            raise Interrupted("nothing was begun")
+
 
 def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int = 1) -> None:
     """Make every seed of a variant that is not there yet, then put all into place.
@@ -64,20 +69,22 @@ def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, a
     stop = StopSignal()
     torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)
-    found = plans([variant])
-    for plan in found:
+    for plan in plans([variant]):
         _check_start(plan)
-    wanted = [plan for plan in found if not _kept(plan)]
-    missing = [plan for plan in wanted if not _finished_elsewhere(plan)]
-    if missing:
-        at_once = min(at_once, len(missing))
-        sets = image_sets(about, tensors, variant.recipe, torch_device)
-        if torch_device.type == "cuda":
-            torch.cuda.synchronize()  # the runs' own streams do not wait for the copies of the images
-        job = Job(about, sets, torch_device, stop, save_every, at_once)
-        in_turns([_make(job, plan) for plan in missing], at_once, torch_device)
-    for plan in wanted:
-        _copy(_work_files(plan.run, plan.variant.recipe), _places(plan.run, plan.variant.recipe))
+    with held([run.work for run in variant.runs()], stop.check) as holds:
+        hold_of = {hold.folder: hold for hold in holds}
+        wanted = [plan for plan in plans([variant]) if not _kept(plan)]  # whoever held them may have made them
+        missing = [plan for plan in wanted if not _finished_elsewhere(plan)]
+        if missing:
+            at_once = min(at_once, len(missing))
+            sets = image_sets(about, tensors, variant.recipe, torch_device)
+            if torch_device.type == "cuda":
+                torch.cuda.synchronize()  # the runs' own streams do not wait for the copies of the images
+            job = Job(about, sets, torch_device, stop, save_every, at_once, hold_of)
+            in_turns([_make(job, plan) for plan in missing], at_once, torch_device)
+        for plan in wanted:
+            hold_of[plan.run.work].check()
+            _copy(_work_files(plan.run, plan.variant.recipe), _places(plan.run, plan.variant.recipe))
 
 
 def _check_start(plan: Plan) -> None:
@@ -122,6 +129,7 @@ class Job:
     stop: StopSignal
     save_every: float
     at_once: int
+    hold_of: dict[Path, Hold]  #: by a run's work folder
 
 
 def _make(job: Job, plan: Plan) -> Iterator[None]:
@@ -129,10 +137,9 @@ def _make(job: Job, plan: Plan) -> Iterator[None]:
 
     Yields after every step and every epoch, so that several runs can take turns.
     """
-    run = plan.run
+    run, hold = plan.run, job.hold_of[plan.run.work]
     network = new_network(plan.variant, run, job.about, job.device)
     trainer = Trainer(plan.variant.recipe, network, job.sets, run.seed)
-    run.work.mkdir(parents=True, exist_ok=True)
     (run.work / "run.json").unlink(missing_ok=True)  # of another recipe, or without its checkpoint
     resume_file = run.work / "resume"
     elapsed, interruptions = _resume(trainer, resume_file, plan)
@@ -142,6 +149,7 @@ def _make(job: Job, plan: Plan) -> Iterator[None]:
         return elapsed + time.monotonic() - started
 
     def save() -> None:
+        hold.check()
         plain = {"device": job.device.type, "elapsed": spent(), "interruptions": interruptions}
         resume.save(resume_file, trainer.state(), {"identity": plan.identity} | plain)
 
@@ -156,6 +164,7 @@ def _make(job: Job, plan: Plan) -> Iterator[None]:
             saved = time.monotonic()
         yield
     timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
+    hold.check()
     _write_run(trainer, plan, job.about, timing)
     resume_file.unlink(missing_ok=True)
 
@@ -292,6 +301,4 @@ def _copy(sources: list[Path], targets: list[Path]) -> None:
 def remove_work(run: Run) -> None:
     """Delete the work folder of a run that is in place."""
     shutil.rmtree(run.work, ignore_errors=True)
-    for parent in list(run.work.parents)[:3]:
-        with suppress(OSError):  # not empty: other runs are at work
-            parent.rmdir()
+    remove_empty(run.work.parent)

@@ -58,6 +58,11 @@ def posttraining_work(study: str, name: str) -> Path:
     return Path("work", study, "posttraining", name)
 
 
+def evaluation_work(study: str, experiment: str) -> Path:
+    """Undeclared folder that says who evaluates an experiment."""
+    return Path("work", study, "evaluate", experiment)
+
+
 def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
     """Accuracies, and histograms of the weights, of one experiment."""
     folder = results(study) / "runs" / experiment

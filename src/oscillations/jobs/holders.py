@@ -1,0 +1,243 @@
+"""Only one process works on a run: the folder of unfinished work says who holds it.
+
+Holders are numbered files. Whoever makes the next number, which a file system gives to one process alone, holds the
+folder; the number before it is over, even if its process comes back. A holder is taken for dead if its process is
+gone (seen from the same host), if SLURM has started its job again, or if its file has not been touched for as long as
+:data:`EXPIRES`, by the clock of the one that waits: clocks of two hosts are never compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event, Thread
+
+from oscillations.core.errors import InputError
+from oscillations.core.files import write_json
+
+BEAT = 20.0  #: seconds between a holder's signs of life
+EXPIRES = 300.0  #: seconds without one after which it is taken for dead; file systems may show a change a minute late
+POLL = 2.0  #: seconds between two looks at a holder
+PREFIX = "holder."
+WORKFLOW = "OSCILLATIONS_WORKFLOW"  #: environment variable: the main process of the workflow that started a job
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, so that others can tell whether it still lives; empty strings are what is not known."""
+
+    host: str = ""
+    pid: int = 0
+    started: str = ""  #: of the process, in ticks since ``boot``: numbers of processes are used again
+    boot: str = ""  #: the host's boot and namespace of processes
+    slurm_job: str = ""
+    slurm_restarts: int = 0
+    workflow: str = ""  #: host, number and start of the workflow's main process
+    since: str = ""
+    ended: str = ""  #: when it gave the folder back
+
+    @classmethod
+    def present(cls) -> Holder:
+        """This process."""
+        return cls(
+            socket.gethostname(), os.getpid(), _started(os.getpid()), _boot(), os.environ.get("SLURM_JOB_ID", ""),
+            int(os.environ.get("SLURM_RESTART_COUNT", 0)), os.environ.get(WORKFLOW, ""), _now(),
+        )  # fmt: skip
+
+    @classmethod
+    def read(cls, file: Path) -> Holder:
+        """Of a file; nothing is known of one that is not written yet, or is gone."""
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def over(self, other: Holder) -> bool:
+        """Whether this process is seen to have ended, by process ``other``."""
+        if self.ended:
+            return True
+        if self.slurm_job and self.slurm_job == other.slurm_job and self.slurm_restarts < other.slurm_restarts:
+            return True
+        if self.host != other.host or not self.boot:
+            return False
+        if self.boot != other.boot:
+            return self.boot.split()[0] != other.boot.split()[0]  # rebooted; in another namespace it cannot be seen
+        return _started(self.pid) != self.started
+
+    @property
+    def left_over(self) -> bool:
+        """Whether the workflow that started this process is seen to be gone."""
+        host, pid, started = self.workflow.split() if self.workflow else ("", "0", "")
+        return host == socket.gethostname() and _started(int(pid)) != started
+
+    @property
+    def stop_command(self) -> str:
+        """What ends this process."""
+        return f"scancel {self.slurm_job}" if self.slurm_job else f"kill {self.pid}  # on {self.host}"
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}" if self.host else "an unknown process"
+
+
+def holder_of(folder: Path) -> tuple[Holder, float] | None:
+    """Who holds a folder, and the seconds since its last sign of life; None if nobody does."""
+    number, file = _newest(folder)
+    if not number or (holder := Holder.read(file)).ended:
+        return None
+    with suppress(OSError):
+        return holder, time.time() - file.stat().st_mtime
+    return None
+
+
+class Hold:
+    """A folder that this process holds."""
+
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number = folder, number
+        self.file = _file(folder, number)
+
+    def check(self) -> None:
+        """Raise InputError if another process has taken the folder over: nothing may be written there any more."""
+        successor = _file(self.folder, self.number + 1)
+        if successor.exists():
+            raise InputError(f"{self.folder}: taken over by {Holder.read(successor)}, while this process stood still")
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        with suppress(OSError):  # of the file system, for a moment
+            os.utime(self.file)
+
+    def release(self) -> None:
+        """Give the folder back; one in which nothing was done is removed."""
+        if _file(self.folder, self.number + 1).exists() or not self.file.exists():
+            return
+        if all(file.name.startswith(PREFIX) for file in self.folder.iterdir()):
+            for file in self.folder.iterdir():
+                file.unlink(missing_ok=True)
+            remove_empty(self.folder)
+        else:
+            write_json(self.file, asdict(Holder.read(self.file)) | {"ended": _now()})
+
+
+def name_workflow() -> None:
+    """Let the jobs that this process starts, on whatever host, know it."""
+    os.environ.setdefault(WORKFLOW, f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}")
+
+
+@contextmanager
+def held(folders: list[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[list[Hold]]:
+    """Hold folders, one after another, waiting for whoever holds them.
+
+    ``waiting`` is called between two looks and may raise. Two processes must name folders that both want in one order.
+    """
+    with ExitStack() as stack:
+        holds = []
+        for folder in folders:
+            holds.append(_acquired(folder, waiting))
+            stack.callback(holds[-1].release)
+            if len(holds) == 1:
+                stack.enter_context(_beating(holds))
+        yield holds
+
+
+def _acquired(folder: Path, waiting: Callable[[], None]) -> Hold:
+    """A folder, as soon as its holder has ended or gives no sign of life."""
+    present = Holder.present()
+    seen, since, said = None, time.monotonic(), None
+    while True:
+        number, newest = _newest(folder)
+        holder = Holder.read(newest)
+        sign = (number, _touched(newest))
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+        if not number or holder.over(present) or time.monotonic() - since > EXPIRES:
+            hold = Hold(folder, number + 1)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with hold.file.open("x") as handle:
+                    json.dump(asdict(present), handle)
+                return hold
+            except (FileExistsError, FileNotFoundError):  # another was faster, or has removed the folder
+                continue
+        if said != holder:
+            print(f"{folder}: waiting for {holder}", flush=True)
+            said = holder
+        waiting()
+        time.sleep(POLL)
+
+
+@contextmanager
+def _beating(holds: list[Hold]) -> Iterator[None]:
+    """Signs of life for all of a list that may grow."""
+    ended = Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            for hold in list(holds):
+                hold.beat()
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder of work, and those above it that are empty then."""
+    for empty in [folder, *list(folder.parents)[:3]]:
+        with suppress(OSError):  # not empty: other runs are at work
+            empty.rmdir()
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{PREFIX}{number}"
+
+
+def _newest(folder: Path) -> tuple[int, Path]:
+    """The highest number and its file; 0 if there is none."""
+    with suppress(OSError):
+        numbers = [file.name.removeprefix(PREFIX) for file in folder.iterdir() if file.name.startswith(PREFIX)]
+        number = max((int(text) for text in numbers if text.isdecimal()), default=0)
+        return number, _file(folder, number)
+    return 0, _file(folder, 0)
+
+
+def _touched(file: Path) -> int:
+    with suppress(OSError):
+        return file.stat().st_mtime_ns
+    return 0
+
+
+def _started(pid: int) -> str:
+    """When a process started; empty if there is none. Where there is no /proc only whether there is one is known."""
+    try:
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state == "Z" else others[18]
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    with suppress(OSError):
+        os.kill(pid, 0)
+        return "yes"
+    return ""
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return "unknown"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

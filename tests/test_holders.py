@@ -1,0 +1,168 @@
+"""Who holds a run: processes that wait, die, stand still, or are started again by SLURM."""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+from conftest import Project
+
+from oscillations.core.errors import InputError
+from oscillations.jobs import holders
+from oscillations.jobs.holders import Holder, held, holder_of
+
+ELSEWHERE = Holder(host="n7", pid=4711, started="1", boot="another", since="yesterday")
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(holders, "POLL", 0.01)
+    monkeypatch.setattr(holders, "BEAT", 0.05)
+    monkeypatch.setattr(holders, "EXPIRES", 0.5)
+
+
+def holding(folder, holder, number=1):
+    """Let another process hold a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"holder.{number}"
+    file.write_text(json.dumps(asdict(holder)))
+    return file
+
+
+def test_a_folder_is_held_and_given_back(tmp_path):
+    folder = tmp_path / "work" / "run"
+    with held([folder]) as (hold,):
+        holder, _ = holder_of(folder)
+        assert (holder.pid, holder.host) == (os.getpid(), Holder.present().host)
+        (folder / "resume").touch()
+        hold.check()
+    assert holder_of(folder) is None
+    with held([folder]) as (hold,):
+        assert hold.number == 2  # numbers are not used again while there is work
+
+
+def test_of_a_folder_in_which_nothing_was_done_nothing_is_left(tmp_path):
+    with held([tmp_path / "work/study/experiment/variant/seed0"]):
+        pass
+    assert not (tmp_path / "work/study").exists()
+
+
+def test_whoever_comes_second_waits_and_may_leave(tmp_path, capsys):
+    holding(tmp_path, replace(ELSEWHERE, slurm_job="12"))
+
+    def leave():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), held([tmp_path], leave):
+        raise AssertionError("held by two")
+    assert "waiting for process 4711 on n7, SLURM job 12, since yesterday" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("offset", [-1e6, 0, 1e6], ids=["clock behind", "same clock", "clock ahead"])
+def test_a_silent_holder_on_another_host_is_taken_for_dead_by_the_clock_of_the_one_that_waits(tmp_path, offset):
+    file = holding(tmp_path, ELSEWHERE)
+    os.utime(file, (time.time() + offset,) * 2)
+    started = time.monotonic()
+    with held([tmp_path]) as (hold,):
+        assert time.monotonic() - started >= 0.5
+        assert hold.number == 2
+
+
+def test_a_holder_that_gives_signs_of_life_is_waited_for(tmp_path):
+    file = holding(tmp_path, ELSEWHERE)
+    looks = 0
+
+    def beat():
+        nonlocal looks
+        looks += 1
+        os.utime(file, (looks, looks))
+        if looks == 100:  # twice as long as silence would be borne
+            file.write_text(json.dumps(asdict(replace(ELSEWHERE, ended="now"))))
+
+    with held([tmp_path], beat):
+        assert looks == 100
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"pid": 2**22 + 1},  # no process has this number
+        {"started": "1"},  # its number is another process's now
+        {"boot": "0000 pid:[1]"},  # the host was started again
+        {"host": "n7", "boot": "another", "slurm_job": "12", "slurm_restarts": 0},  # SLURM starts a job once at a time
+    ],
+    ids=["gone", "number used again", "rebooted", "requeued"],
+)
+def test_a_holder_that_is_seen_to_be_dead_is_not_waited_for(tmp_path, monkeypatch, other):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    holding(tmp_path, replace(Holder.present(), **({"slurm_job": ""} | other)))
+
+    def wait():
+        raise AssertionError("waited")
+
+    with held([tmp_path], wait) as (hold,):
+        assert hold.number == 2
+
+
+def test_a_process_that_was_taken_over_may_not_write(tmp_path):
+    with held([tmp_path / "run"]) as (hold,):
+        holding(tmp_path / "run", ELSEWHERE, 2)
+        with pytest.raises(InputError, match="taken over by process 4711 on n7"):
+            hold.check()
+    assert Holder.read(tmp_path / "run/holder.2") == ELSEWHERE  # nor give back what is another's
+
+
+def test_a_holder_whose_file_is_not_written_yet_is_given_time(tmp_path):
+    (tmp_path / "holder.1").touch()
+    started = time.monotonic()
+    with held([tmp_path]):
+        assert time.monotonic() - started >= 0.5
+
+
+def contend(folder, inside, done):
+    """Take the folder, be alone in it for a moment, and die without giving it back."""
+    with held([folder]):
+        inside.mkdir()  # fails if another is in it
+        time.sleep(0.02)
+        inside.rmdir()
+        (done / str(os.getpid())).touch()
+        os._exit(0)
+
+
+def test_of_many_processes_one_at_a_time_takes_over_from_a_dead_one(tmp_path):
+    (tmp_path / "done").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/resume").touch()
+    context = multiprocessing.get_context("fork")
+    arguments = (tmp_path / "run", tmp_path / "inside", tmp_path / "done")
+    processes = [context.Process(target=contend, args=arguments) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert len(list((tmp_path / "done").iterdir())) == 8
+
+
+def test_what_a_killed_workflow_left_is_known(monkeypatch):
+    monkeypatch.setenv(holders.WORKFLOW, f"{Holder.present().host} {2**22 + 1} 1")
+    assert Holder.present().left_over
+    monkeypatch.delenv(holders.WORKFLOW)
+    holders.name_workflow()
+    assert not Holder.present().left_over
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_variant_make_it_once(tmp_path):
+    project = Project(tmp_path / "project")
+    project.cli("fetch", "--data", "digits")
+    command = [sys.executable, "-m", "oscillations", "train", "--study", "params/tiny.yaml"]
+    both = [project.start(*command, "--only", "mlp5-scratch/qat-3bit") for _ in "ab"]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(text.count(": starting") for text in said) == [0, 2]  # two seeds, by one of them
+    assert sum("kept" in text for text in said) == 1
