@@ -23,6 +23,10 @@ include: "workflow/export.smk"
 include: "workflow/report.smk"
 
 
+resource_scopes:
+    trainings="local",  # how many of one job of a cluster go on side by side: a profile's "resources: [trainings=1]"
+
+
 localrules:  # what is short, or needs a network that nodes of a cluster may not have
     all,
     data,

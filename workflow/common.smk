@@ -12,7 +12,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, "src")
 from oscillations.core.errors import InputError
 from oscillations.jobs import launch
-from oscillations.records import identity, numerics, sources
+from oscillations.records import cost, identity, numerics, sources
 from oscillations.records import provenance
 from oscillations.records.plans import current, plans
 from oscillations.study import drawing, paths, pretrained
@@ -112,6 +112,20 @@ def dataset_files(experiment):
 def experiment_runs(experiment):
     """Runs of one experiment that are shown."""
     return [run for run in SHOWN if run.experiment == experiment]
+
+
+# What a job asks a cluster for grows with its attempts; what it has trained by then is saved.
+COSTS = {one.experiment: one for one in cost.predict(PLANS, STUDY.judged)}
+
+
+def memory(experiments):
+    """Megabytes that a job over these experiments asks for at first."""
+    return cost.job_memory_mb(variant.recipe for variant in VARIANTS if variant.experiment in experiments)
+
+
+def minutes(experiment, runs):
+    """Minutes that a training job of some runs asks for at first."""
+    return cost.job_minutes(COSTS[experiment], runs, STUDY.threads, bool(GPUS))
 
 
 def variant_pattern(experiment, chosen):

@@ -26,6 +26,7 @@ rule evaluate:
     threads: STUDY.threads
     resources:
         gpu=GPUS,
+        mem_mb=lambda wildcards, attempt: attempt * memory([wildcards.experiment]),
     params:
         arithmetic=as_json(numerics.versions(["evaluation"]) | ASKED),
         histograms=STUDY.draws_weights,

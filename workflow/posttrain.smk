@@ -24,6 +24,7 @@ if STUDY.posttraining:
         threads: STUDY.threads
         resources:
             gpu=GPUS,
+            mem_mb=lambda wildcards, attempt: 2 * attempt * memory(posttraining_experiments(wildcards.entry)),
         params:
             arithmetic=lambda wildcards: arithmetic(*identity.entry_parts(STUDY.posttraining[wildcards.entry])),
             entry=lambda wildcards: as_json(identity.entry_meaning(STUDY.posttraining[wildcards.entry])),

@@ -12,6 +12,8 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     variants = {variant.name: variant for variant in CHOSEN if variant.experiment == experiment}
     seeds = next(iter(variants.values())).seeds
     files = paths.run_files(STUDY.experiments[experiment].histograms is not None)
+    # A profile's "group-components: [train=4]" makes four variants of an experiment in one job of a cluster.
+    workflow.parent_groupids[f"train_{experiment}"] = "train"
     weights = [paths.CHECKPOINTS[name] for name in next(iter(variants.values())).recipe.training.kept.values()]
 
     rule:
@@ -43,9 +45,14 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
             f"logs/{STUDY.study}/train/{experiment}/{{variant}}.tsv"
         wildcard_constraints:
             variant=variant_pattern(experiment, variants),
+        group:
+            f"train_{experiment}"
         threads: STUDY.threads
         resources:
             gpu=GPUS,
+            mem_mb=lambda wildcards, attempt, first=memory([experiment]): attempt * first,
+            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): attempt * first,
+            trainings=1,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:
             recipe=lambda wildcards, variants=variants: identity_of(variants[wildcards.variant], "recipe"),

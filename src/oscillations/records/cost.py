@@ -19,9 +19,10 @@ from oscillations.core.files import canonical_json
 from oscillations.engine.recipe import Recipe
 from oscillations.records.identity import meaning
 from oscillations.records.plans import Plan
-from oscillations.study.paths import COST, PUBLISHED
+from oscillations.study.paths import COST, MEMORY, PUBLISHED
 from oscillations.study.variants import Variant
 
+UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a job asks for of which nothing was measured
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
@@ -39,6 +40,22 @@ def workload(recipe: Recipe) -> str:
     decisive |= {key: whole["training"][key] for key in ("batch_size", "precision") if key in whole["training"]}
     decisive |= {key: value for key, value in whole["method"].items() if key not in COST_NOTHING}
     return canonical_json(decisive | ({"regularized": True} if recipe.method.get("lambda") else {}))
+
+
+def footprint(recipe: Recipe) -> str:
+    """What decides the memory of a training, as one string."""
+    whole = meaning(recipe.plain())
+    images = [*map(round, _images(recipe)), *datasets.find(recipe.data).IMAGE_SHAPE]
+    decisive = {"images": images, "model": whole["model"], "batch_size": recipe.training.batch_size}
+    return canonical_json(decisive | {key: whole[key] for key in ("resize", "activations") if key in whole})
+
+
+def read_memory(file: Path = MEMORY) -> dict[str, int]:
+    """Measured peak megabytes of a training process by :func:`footprint`; empty if nothing was measured."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as rows:
+        return {row["footprint"]: int(row["peak_mb"]) for row in csv.DictReader(rows)}
 
 
 @dataclass(frozen=True)
@@ -157,6 +174,24 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
                 seconds = len(runs) * epochs * epoch_seconds(variant.recipe, speed)
                 setattr(cost, hours, before + seconds * units / 3600)
     return list(costs.values())
+
+
+def job_memory_mb(recipes: Iterable[Recipe]) -> int:
+    """What a job over these recipes asks a cluster for: half as much again as was measured, 4 GB where nothing was."""
+    measured = read_memory()
+    peaks = (measured.get(key) for key in {footprint(recipe) for recipe in recipes})
+    return max(round(1.5 * peak) if peak else UNMEASURED_MB for peak in peaks)
+
+
+def job_minutes(cost: Cost, runs: int, threads: int, gpu: bool) -> int:
+    """Minutes that a job of some runs asks for: three times what is predicted, and ten to start; half a day if unknown.
+
+    Too few lose nothing: a training that meets its limit saves itself and goes on in the next attempt.
+    """
+    hours = cost.gpu_hours if gpu else cost.core_hours
+    if hours is None:
+        return UNMEASURED_MINUTES
+    return 10 + math.ceil(3 * 60 * hours / (1 if gpu else threads) * runs / cost.runs)
 
 
 def machines() -> str:

@@ -11,6 +11,7 @@ DOWNLOADS = DATA / "downloads"
 RESULTS = Path("results")
 PUBLISHED = Path("params/published.csv")
 COST = Path("benchmarks/results/cost.csv")  #: measured speeds
+MEMORY = Path("benchmarks/results/memory.csv")  #: measured peaks of training processes
 CHOICES = Path("docs/choices.md")
 #: what a record calls a checkpoint (``checkpoint_sha256``), and how its file's name ends: of the weights that stand for
 #: the run, and of the end of training where the best epoch's are kept beside it
