@@ -23,8 +23,10 @@ include: "workflow/export.smk"
 include: "workflow/report.smk"
 
 
+# A limit (a profile's "resources:") holds on one machine, on a cluster in one job.
 resource_scopes:
-    trainings="local",  # how many of one job of a cluster go on side by side: a profile's "resources: [trainings=1]"
+    gpu="local",
+    trainings="local",
 
 
 localrules:  # what is short, or needs a network that nodes of a cluster may not have

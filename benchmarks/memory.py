@@ -1,4 +1,4 @@
-"""Peak memory of a training process, by what decides it: data, model, batch: python benchmarks/memory.py [--study NAME ...]
+"""Peak memory of a training process, by data, model and batch: python benchmarks/memory.py [--study NAME ...]
 
 Each is a fresh process that reads a dataset of the real size (random images), makes three steps, evaluates, and takes
 a resume file's copy of its state, for the method of the study that keeps most beside the weights. The rules ask a

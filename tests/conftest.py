@@ -187,7 +187,8 @@ class Project:
         (folder / "docs").mkdir()
         shutil.copy(ROOT / "docs/choices.md", folder / "docs")
         (folder / "benchmarks/results").mkdir(parents=True)
-        shutil.copy(ROOT / "benchmarks/results/cost.csv", folder / "benchmarks/results")
+        for name in ("cost.csv", "memory.csv"):
+            shutil.copy(ROOT / "benchmarks/results" / name, folder / "benchmarks/results")
         (folder / "params/tiny.yaml").write_text(TINY)
 
     @classmethod
