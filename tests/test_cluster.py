@@ -3,9 +3,12 @@
     pytest -n 0 -m cluster --basetemp=/a/folder/that/every/node/sees
 
 Accounts come from SBATCH_ACCOUNT; partitions from workflow/profiles/slurm/partitions.yaml. Without sbatch all is
-skipped. A lost node cannot be tried by an ordinary user: docs/workflow.md has the record of one.
+skipped. Every trial adds a row to trials.csv in that folder. To try a lost node, which an ordinary user cannot make,
+NODE_DOWN and NODE_UP hold commands that power a node off and on, in which NODE stands for its name.
 """
 
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -64,6 +67,22 @@ def undisturbed(tmp_path_factory):
     return weights(project)
 
 
+def ended_well(trial, project, expected, process):
+    """The workflow ended with exit code 0 and every checkpoint has the undisturbed run's bytes; what it said."""
+    said, _ = process.communicate()
+    found = weights(project)
+    differing = sum(found.get(name) != content for name, content in expected.items())
+    submissions = said.count("has been submitted with SLURM jobid")
+    table = project.folder.parents[1] / "trials.csv"
+    if not table.exists():
+        table.write_text("trial,exit_code,checkpoints,differing,submissions\n")
+    with table.open("a") as rows:
+        rows.write(f"{trial},{process.returncode},{len(expected)},{differing},{submissions}\n")
+    assert process.returncode == 0, said
+    assert not differing
+    return said
+
+
 def jobs():
     return subprocess.run(MINE, capture_output=True, text=True, check=True).stdout.split()
 
@@ -78,31 +97,31 @@ def until(condition, seconds=300):
 
 
 def at_work(project):
-    """Whether a training is well under way."""
-    return list(project.folder.glob("work/**/resume"))
+    """Whether a training is under way."""
+    return list(project.folder.glob("work/**/progress.json"))
 
 
 def test_a_study_on_the_cluster_is_the_local_one(tmp_path, undisturbed):
     project = made(tmp_path / "project")
-    project.run("snakemake", *PROFILE)
-    assert weights(project) == undisturbed
+    ended_well("none", project, undisturbed, project.start("snakemake", *PROFILE))
 
 
 def test_variants_may_share_a_job(tmp_path, undisturbed):
     project = made(tmp_path / "project")
-    said = project.run("snakemake", *PROFILE, "--group-components", "train=3")
-    assert weights(project) == undisturbed
+    workflow = project.start("snakemake", *PROFILE, "--group-components", "train=3")
+    said = ended_well("three variants in a job", project, undisturbed, workflow)
     assert said.count("has been submitted with SLURM jobid") == 1
 
 
 def test_of_variants_that_share_a_job_one_may_fail(tmp_path, undisturbed):
     project = made(tmp_path / "project")
-    (project.folder / "checkpoints/tiny/resnet18-scratch").mkdir(parents=True)
-    (project.folder / "checkpoints/tiny/resnet18-scratch/qat-3bit").touch()  # where a folder is to be
+    in_its_way = project.folder / "checkpoints/tiny/resnet18-scratch/qat-3bit"  # a file where a folder is to be
+    in_its_way.parent.mkdir(parents=True)
+    in_its_way.touch()
     project.run("snakemake", *PROFILE, "--group-components", "train=3", "--retries", "0", ok=False)
-    (project.folder / "checkpoints/tiny/resnet18-scratch/qat-3bit").unlink()
-    project.run("snakemake", *PROFILE, "--group-components", "train=3")
-    assert weights(project) == undisturbed
+    in_its_way.unlink()
+    workflow = project.start("snakemake", *PROFILE, "--group-components", "train=3")
+    ended_well("one of three in a job fails", project, undisturbed, workflow)
     logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
     assert sum(text.count(": starting") for text in logs) == 6  # nothing was trained twice
 
@@ -112,25 +131,35 @@ def test_cancelled_jobs_go_on(tmp_path, undisturbed):
     workflow = project.start("snakemake", *PROFILE)
     until(lambda: at_work(project))
     subprocess.run(["scancel", *jobs()], check=True)
-    said, _ = workflow.communicate()
-    assert workflow.returncode == 0, said
-    assert weights(project) == undisturbed
+    ended_well("all jobs cancelled", project, undisturbed, workflow)
+
+
+@pytest.mark.skipif("NODE_DOWN" not in os.environ, reason="no command that powers off a node: NODE_DOWN, NODE_UP")
+def test_jobs_of_a_lost_node_go_on(tmp_path, undisturbed):
+    project = made(tmp_path / "project")
+    workflow = project.start("snakemake", *PROFILE)
+    until(lambda: at_work(project))
+    node = subprocess.run([*MINE[:-1], "--format=%N", "--states=R"], capture_output=True, text=True).stdout.split()[0]
+    subprocess.run([*shlex.split(os.environ["NODE_DOWN"].replace("NODE", node))], check=True)
+    try:
+        ended_well("a node lost", project, undisturbed, workflow)
+    finally:
+        subprocess.run([*shlex.split(os.environ["NODE_UP"].replace("NODE", node))], check=True)
 
 
 def test_a_job_at_its_time_limit_goes_on(tmp_path):
     local, project = made(tmp_path / "local", 120), made(tmp_path / "project", 120)
-    only = "only=resnet18-scratch/baseline seeds=0".split()
+    only = ["only=resnet18-scratch/baseline", "seeds=0"]
     local.snakemake("runs", config=" ".join(only))
-    project.run("snakemake", *PROFILE, *only, "--set-resources", f"{RULE}:runtime=1")
-    assert weights(project) == weights(local)
-    kept = list(project.folder.glob("logs/tiny/train/resnet18-scratch/baseline.*.log"))
-    assert kept  # of the attempts that met the limit
+    workflow = project.start("snakemake", *PROFILE, *only, "--set-resources", f"{RULE}:runtime=1")
+    ended_well("a time limit of one minute", project, weights(local), workflow)
+    assert list(project.folder.glob("logs/tiny/train/resnet18-scratch/baseline.*.log"))  # of the attempts that met it
 
 
 def test_a_job_that_needs_more_memory_gets_it(tmp_path, undisturbed):
     project = made(tmp_path / "project")
-    said = project.run("snakemake", *PROFILE, "--set-resources", f"{RULE}:mem_mb=attempt*350")
-    assert weights(project) == undisturbed
+    workflow = project.start("snakemake", *PROFILE, "--set-resources", f"{RULE}:mem_mb=attempt*350")
+    said = ended_well("too little memory at first", project, undisturbed, workflow)
     assert "OUT_OF_MEMORY" in said
 
 
@@ -140,25 +169,28 @@ def test_jobs_of_a_killed_workflow_are_waited_for(tmp_path, undisturbed):
     until(lambda: at_work(project))
     workflow.send_signal(signal.SIGKILL)
     workflow.communicate()
-    assert jobs()
+    left = jobs()
+    assert left
     said = project.cli("status", "--study", "tiny")
-    assert "left over by a workflow that is gone" in said and f"scancel {jobs()[0]}" in said
+    assert "left over by a workflow that is gone" in said
+    assert any(f"scancel {job}" in said for job in left)
     project.run("snakemake", "--unlock", "--config", "study=tiny")
-    project.run("snakemake", *PROFILE)
-    assert weights(project) == undisturbed
+    ended_well("the main process killed", project, undisturbed, project.start("snakemake", *PROFILE))
     logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
     assert any("waiting for process" in text for text in logs)
 
 
 def test_a_full_queue_is_waited_for(tmp_path, undisturbed):
     project = made(tmp_path / "project")
-    blockers = [
-        subprocess.run(["sbatch", "--parsable", "--output=/dev/null", "--exclusive", "--wrap", "sleep 60"],
-                       capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(6)
-    ]  # fmt: skip
+    block = ["sbatch", "--parsable", "--output=/dev/null", "--exclusive", "--wrap", "sleep 60"]
+    blockers = [subprocess.run(block, capture_output=True, text=True, check=True).stdout.strip() for _ in range(6)]
     try:
-        project.run("snakemake", *PROFILE)
+        ended_well("a full queue", project, undisturbed, project.start("snakemake", *PROFILE))
     finally:
         subprocess.run(["scancel", *blockers], check=False)
-    assert weights(project) == undisturbed
+
+
+def test_the_main_process_may_be_a_job(tmp_path, undisturbed):
+    project = made(tmp_path / "project")
+    head = ["sbatch", "--wait", "--output=head.log", "--wrap", shlex.join(["snakemake", *PROFILE])]
+    ended_well("the main process in a job", project, undisturbed, project.start(*head))
