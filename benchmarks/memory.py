@@ -62,14 +62,12 @@ def main():
         variants = load(study_file(options.study[0]))[1]
         print(peak_mb(next(variant for variant in variants if variant.path == options.one)))
         return
-    rows = []
     for study in options.study:
         for footprint, variant in largest(load(study_file(study))[1]).items():
             again = [sys.executable, __file__, "--study", study, "--one", variant.path]
             made = subprocess.run(again, capture_output=True, text=True, check=True).stdout
-            rows.append({"footprint": footprint, "method": variant.recipe.method.name, "peak_mb": int(made)})
-            print(rows[-1], flush=True)
-    report("memory.csv", rows, key=("footprint",))
+            row = {"footprint": footprint, "method": variant.recipe.method.name, "peak_mb": int(made)}
+            report("memory.csv", [row], key=("footprint",))  # at once: of a large model it takes minutes
 
 
 if __name__ == "__main__":

@@ -101,6 +101,29 @@ def test_gpu_hours_come_from_a_measured_gpu_step_only(scratch):
     assert predicted.gpu_hours == pytest.approx(24 * (313 * 0.001 + 0.05) / 3600)
 
 
+def test_what_a_job_of_a_cluster_asks_for(scratch):
+    _, variants = load("paper")
+    mlp5, resnet = (variant(variants, f"{model}-scratch/qat-3bit").recipe for model in ("mlp5", "resnet18"))
+    assert cost.job_memory_mb([mlp5]) == 4000  # nothing was measured
+    cost.MEMORY.parent.mkdir(parents=True)
+    with cost.MEMORY.open("w", newline="") as out:
+        csv.writer(out).writerows([["footprint", "peak_mb"], [cost.footprint(mlp5), 1000]])
+    assert cost.job_memory_mb([mlp5]) == 1500
+    assert cost.job_memory_mb([mlp5, resnet]) == 4000
+    predicted = cost.Cost("mlp5-scratch", runs=10, core_hours=2.0)  # 12 core-minutes a run
+    assert cost.job_minutes(predicted, 3, 1, gpu=False) == 10 + 3 * 3 * 12
+    assert cost.job_minutes(predicted, 3, 2, gpu=False) == 10 + 3 * 3 * 6
+    assert cost.job_minutes(replace(predicted, gpu_hours=None), 3, 1, gpu=True) == 720
+
+
+def test_a_footprint_is_that_of_data_model_and_batch():
+    _, variants = load("paper")
+    three, baseline = (variant(variants, f"mlp5-scratch/{name}") for name in ("qat-3bit", "baseline"))
+    assert cost.footprint(three.recipe) == cost.footprint(baseline.recipe)
+    halved = replace(three.recipe, classes=(0, 1, 2, 3, 4))
+    assert cost.footprint(halved) != cost.footprint(three.recipe)
+
+
 def test_a_part_that_was_not_measured_leaves_the_whole_unmeasured(scratch):
     study, variants = load("paper")
     chosen = select(study, variants, "mlp5-scratch", None).variants

@@ -346,22 +346,28 @@ def test_a_killed_training_loses_nothing_under_snakemake(project, finished_proje
         assert (project.folder / weights).read_bytes() == (finished_project.folder / weights).read_bytes()
 
 
-def test_the_slurm_profile_plans_the_same_jobs(project, tmp_path):
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
     """Without SLURM: the executor only asks whether its programs exist."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo"):
         (programs / name).write_text("#!/bin/sh\nexit 0\n")
         (programs / name).chmod(0o755)
-    path = os.environ["PATH"]
-    os.environ["PATH"] = f"{programs}:{path}"
-    try:
-        profile = ["--workflow-profile", "workflow/profiles/slurm"]
-        output = project.run("snakemake", *profile, "-n", "all", "--config", "study=tiny", "device=cuda")
-    finally:
-        os.environ["PATH"] = path
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return ["--workflow-profile", "workflow/profiles/slurm", "-n"]
+
+
+def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
+    output = project.run("snakemake", *slurm, "all", "--config", "study=tiny", "device=cuda")
     assert trains(job_counts(output)) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
     assert "gpu=1" in output
+
+
+def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, slurm):
+    output = project.run("snakemake", *slurm, "runs", "--group-components", "train=3", "--config", "study=tiny")
+    groups = re.findall(r"Group job (\S+) \(", output)
+    assert sorted(groups) == ["train_mlp5-lambda", "train_mlp5-scratch", "train_mlp5-scratch"]  # 2; 3 and 1
 
 
 @pytest.fixture
