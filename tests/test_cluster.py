@@ -7,6 +7,7 @@ skipped. Every trial adds a row to trials.csv in that folder. To try a lost node
 NODE_DOWN and NODE_UP hold commands that power a node off and on, in which NODE stands for its name.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -194,3 +195,17 @@ def test_the_main_process_may_be_a_job(tmp_path, undisturbed):
     project = made(tmp_path / "project")
     head = ["sbatch", "--wait", "--output=head.log", "--wrap", shlex.join(["snakemake", *PROFILE])]
     ended_well("the main process in a job", project, undisturbed, project.start(*head))
+
+
+def test_jobs_that_ask_for_a_gpu_go_to_its_partition(tmp_path):
+    nodes = subprocess.run(
+        ["sinfo", "-h", "-p", "gpu", "-N", "-o", "%N"], capture_output=True, text=True
+    ).stdout.split()
+    if not nodes:
+        pytest.skip("no partition named gpu")
+    project = made(tmp_path / "project")
+    workflow = project.start("snakemake", *PROFILE, "--set-resources", f"{RULE}:gpu=1")
+    said, _ = workflow.communicate()
+    assert workflow.returncode == 0, said
+    records = [json.loads(file.read_text()) for file in project.folder.glob("results/**/run.json")]
+    assert {record["environment"]["slurm"]["node"] for record in records} <= set(nodes)
