@@ -20,7 +20,7 @@ from oscillations.report import findings
 from oscillations.report.results import Report
 
 STUDIES = sorted(page.parent.name for page in (ROOT / "results").glob("*/index.html") if page.parent.name != "quick")
-MADE = ("measurements.csv", "oscillations.csv", "agreement.csv", "coverage.csv", "claims.csv", "claims_evidence.csv",
+MADE = ("measurements.csv", "oscillations.csv", "metrics.json", "agreement.csv", "coverage.csv", "claims.csv", "claims_evidence.csv",
         "findings.csv", "findings.md", "README.md", "index.html", "making.html", "summary.json")  # fmt: skip
 LANDING = (Path("results/index.html"), Path("results/README.md"))
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")

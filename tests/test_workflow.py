@@ -40,6 +40,7 @@ def test_a_finished_study_has_everything_and_nothing_to_do(finished):
     assert measured.accuracy.between(0, 100).all()
     for name in (
         "oscillations.csv",
+        "metrics.json",
         "agreement.csv",
         "claims.csv",
         "index.html",

@@ -1,7 +1,7 @@
 """
 REQUIRED INPUTS: records, histories, evaluations and post-training results of all current runs of the study (whatever this command is
                  narrowed to), params/published.csv, docs/choices.md, benchmarks/results/cost.csv if it is there
-OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
+OUTPUTS: results/<study>/{measurements.csv,oscillations.csv,metrics.json,agreement.csv,coverage.csv,claims.csv,claims_evidence.csv,
          posttraining.csv,reconstruction.csv,findings.csv,findings.md,README.md,index.html,making.html,summary.json,tables/},
          results/<study>/runs/<experiment>/<variant>.html, figures/<study>/
 
@@ -92,7 +92,7 @@ rule oscillations:
 
 
 rule tables:
-    """Published beside reproduced, agreement.csv and its counts, learning-rate searches, and comparisons of methods."""
+    """Published beside reproduced, agreement.csv and its counts, rate searches, comparisons of methods; metrics.json."""
     input:
         rules.collect.output,
         rules.oscillations.output if COMPARISONS else [],
@@ -104,6 +104,7 @@ rule tables:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex", "json"]),
         f"{RESULTS}/agreement.csv",
         f"{RESULTS}/coverage.csv",
+        f"{RESULTS}/metrics.json",
     log:
         f"logs/{STUDY.study}/report/tables.log",
     benchmark:

@@ -269,7 +269,7 @@ def oscillations(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    """Write the tables, published beside reproduced: agreement.csv, coverage.csv, searches, comparisons, the gain."""
+    """Write the tables, published beside reproduced: agreement.csv, coverage.csv and comparisons; and metrics.json."""
     from oscillations.report.tables import write_all
 
     write_all(_report(options))
