@@ -91,12 +91,13 @@ def test_weights_come_from_an_archive_a_folder_and_another_clone(trained, strang
         assert same_weights(trained)
 
 
-def test_weights_come_over_the_network(trained, stranger):
+@pytest.mark.parametrize("signature", ["", "?X-Amz-Expires=60&X-Amz-Signature=0a1b"])
+def test_weights_come_over_the_network(trained, stranger, signature):
     handler = partial(SimpleHTTPRequestHandler, directory=str(trained))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        fetched(f"http://127.0.0.1:{server.server_port}/tiny.zip")
+        fetched(f"http://127.0.0.1:{server.server_port}/tiny.zip{signature}")
     finally:
         server.shutdown()
     assert same_weights(trained)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
@@ -55,6 +56,18 @@ def test_the_committed_page_is_the_one_its_records_give(project, study):
     assert pages == {str(page.relative_to(ROOT)) for page in (ROOT / folder).rglob("*.html")}
     for file in [*(folder / name for name in MADE), *sorted(folder.glob("tables/*")), *sorted(map(Path, pages))]:
         assert same(file.read_text(), (ROOT / file).read_text()), f"{file} is not what its records give"
+
+
+def test_every_stage_of_a_study_is_recorded():
+    """``dvc status`` and ``dvc pull`` fail in every clone for a stage, or an output of one, that was never recorded."""
+    stages, recorded = (
+        yaml.safe_load((ROOT / "results" / name).read_text())["stages"] for name in ("dvc.yaml", "dvc.lock")
+    )
+    assert set(stages) == set(recorded) == set(STUDIES)
+    for name, stage in stages.items():
+        hashes = {out["path"]: out.get("md5") for out in recorded[name]["outs"]}
+        assert {path for out in stage["outs"] for path in out} == set(hashes)
+        assert all(hashes.values())
 
 
 def test_the_readme_holds_what_was_found(project):

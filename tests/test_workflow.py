@@ -405,6 +405,8 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     clone.run("dvc", "pull")
     assert clone.planned() == {}
     assert "up to date" in clone.run("dvc", "repro")
+    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "metrics", "show", "--md")
+    assert "up to date" in clone.run("dvc", "status")
 
     clone.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     assert "tiny" in clone.run("dvc", "status")
