@@ -92,7 +92,7 @@ def test_weights_come_from_an_archive_a_folder_and_another_clone(trained, strang
 
 
 @pytest.mark.parametrize("signature", ["", "?X-Amz-Expires=60&X-Amz-Signature=0a1b"])
-def test_weights_come_over_the_network(trained, stranger, signature):
+def test_weights_come_over_the_network(trained, stranger, capsys, signature):
     handler = partial(SimpleHTTPRequestHandler, directory=str(trained))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -101,6 +101,7 @@ def test_weights_come_over_the_network(trained, stranger, signature):
     finally:
         server.shutdown()
     assert same_weights(trained)
+    assert "Signature" not in capsys.readouterr().out
     assert not list(Path("data/downloads").iterdir())  # what was downloaded is gone
 
 

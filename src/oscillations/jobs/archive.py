@@ -213,9 +213,10 @@ def fetch_weights(variants: list[Variant], chosen: Iterable[Variant], source: st
                 print(f"{plan.run.name}: placed", flush=True)
             else:
                 missing.append(plan.run.name)
-    print(f"{placed} runs placed, {there} were there, {len(missing)} are not in {source}")
+    shown = source.partition("?")[0] if "://" in source else source  # a signature opens what is private
+    print(f"{placed} runs placed, {there} were there, {len(missing)} are not in {shown}")
     if missing and not placed and not there:
-        raise InputError(f"--from {source}: holds nothing of what was asked for: {_listed(missing)}")
+        raise InputError(f"--from {shown}: holds nothing of what was asked for: {_listed(missing)}")
 
 
 def _place(archive: Source, plan: Plan) -> bool:
