@@ -208,7 +208,7 @@ def test_both_through_the_real_rules(project):
     (_, last), content = files_of(project, RUN), files_of(project, RUN)[1].read_bytes()
     last.unlink()
     assert trains(project.planned(str(last.relative_to(project.folder)), config=f"only={ONLY}")) == {
-        "train_mlp5-scratch"
+        "train_mlp5_scratch"
     }
     assert "last.safetensors: missing, or not the checkpoint that" in project.cli(
         "evaluate", "--study", "tiny", "--experiment", "mlp5-scratch", ok=False

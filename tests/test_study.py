@@ -168,6 +168,10 @@ BAD = {
     "empty sweep": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": []}), r"sweep\.lambda: List should have at least 1 item"),
     "learning rate below zero": (lambda c: c["experiments"]["mlp5-lambda"].update(sweep={"lambda": [1.0], "lr": [-1.0]}), r"sweep: lr: .*greater than 0"),
     "figure of an unknown layer": (lambda c: c["figures"]["figure2"].update(layer="fc9.weight"), r"figures\.figure2\.layer: 'fc9' is no layer of mlp5-scratch/qat-3bit; did you mean"),
+    "one rule for two experiments": (
+        lambda c: c["experiments"].update({"mlp5-1.5": scratch(c), "mlp5-1-5": scratch(c)}),
+        r"experiments\.mlp5-1-5: as a rule of Snakemake its name is that of mlp5-1\.5",
+    ),
     "another name": (lambda c: c.update(study="other"), r"study: 'other' is not the file's name 'tiny'"),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ def trains(planned):
 
 def test_a_dry_run_plans_every_variant_once(project):
     planned = project.planned()
-    assert trains(planned) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
+    assert trains(planned) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
     assert planned["fetch"] == 1
     assert planned["evaluate"] == 2
     assert set(planned) == {"fetch", *trains(planned), *FOLLOWS}
@@ -129,7 +129,7 @@ def test_jobs_run_side_by_side(project):
 def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
     finished.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     planned = finished.planned()
-    assert trains(planned) == {"train_mlp5-scratch": 2}
+    assert trains(planned) == {"train_mlp5_scratch": 2}
     assert planned["evaluate"] == 1
     runs = finished.folder / "results/tiny/runs/mlp5-scratch"
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/run.json")}
@@ -166,14 +166,14 @@ def test_parq_is_qat_with_rho_0_and_full_precision_with_rho_1(project):
 def test_a_recipe_with_more_files_reruns_its_runs(finished):
     """Snakemake has no record of a file that did not exist, and would trust none of the others'."""
     finished.edit("params/tiny.yaml", "patience: 5}", "patience: 5, keep: both}")
-    assert trains(finished.planned()) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
+    assert trains(finished.planned()) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
 
 
 def test_a_change_narrowed_to_one_variant_is_made(finished):
     """Its experiment's other runs stay where they are, and are evaluated beside it."""
     finished.edit("params/tiny.yaml", "lambda: 1", "lambda: 0.5")
     planned = finished.planned(config="only=mlp5-scratch/osciquant-3bit")
-    assert planned["train_mlp5-scratch"] == planned["evaluate"] == 1
+    assert planned["train_mlp5_scratch"] == planned["evaluate"] == 1
     assert planned["site"] == 1
 
 
@@ -186,7 +186,7 @@ def test_a_new_method_plans_only_its_jobs(finished):
     assert finished.planned() == {}
     finished.edit("params/tiny.yaml", "      qat: {bits: 3}", "      qat: {bits: 3}\n      halved: {bits: 3}")
     planned = finished.planned()
-    assert trains(planned) == {"train_mlp5-scratch": 1}
+    assert trains(planned) == {"train_mlp5_scratch": 1}
     assert planned["evaluate"] == 1
     finished.snakemake("all")
     assert "halved" in set(pd.read_csv(finished.folder / "results/tiny/measurements.csv").method)
@@ -361,7 +361,7 @@ def slurm(tmp_path, monkeypatch):
 
 def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
     output = project.run("snakemake", *slurm, "all", "--config", "study=tiny", "device=cuda")
-    assert trains(job_counts(output)) == {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2}
+    assert trains(job_counts(output)) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
     assert "gpu=1" in output
 
 
@@ -411,5 +411,5 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     clone.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     assert "tiny" in clone.run("dvc", "status")
     output = clone.run("dvc", "repro")
-    assert trains(job_counts(output)) == {"train_mlp5-scratch": 2}
+    assert trains(job_counts(output)) == {"train_mlp5_scratch": 2}
     assert "up to date" in clone.run("dvc", "repro")

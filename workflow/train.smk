@@ -19,7 +19,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     rule:
         """Train all seeds of one variant."""
         name:
-            f"train_{experiment}"
+            paths.rule_name(experiment)
         input:
             data=dataset_files(experiment),
             start=lambda wildcards, variants=variants: start_files(variants[wildcards.variant]),

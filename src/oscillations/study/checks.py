@@ -14,15 +14,19 @@ from oscillations.core.bits import LATENT
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.engine.layers import quantized_layers
+from oscillations.study.paths import rule_name
 from oscillations.study.report_schema import Film, Panels, RatePanels, SweepPanels, WeightPanels
 from oscillations.study.schema import Experiment, ExportEntry, PostTrainingEntry, Study
 from oscillations.study.variants import Variant, select
 
 
 def check_experiments(study: Study, path: Path) -> None:
-    """Data, classes and sweeps of every experiment; before its variants are resolved."""
+    """Data, classes and sweeps of every experiment, and that each has a rule; before its variants are resolved."""
+    ruled: dict[str, str] = {}
     for name, experiment in study.experiments.items():
         where = f"{path}: experiments.{name}"
+        if (other := ruled.setdefault(rule_name(name), name)) != name:
+            raise InputError(f"{where}: as a rule of Snakemake its name is that of {other}; choose another")
         _check_data(study, name, path)
         _check_classes(study, name, where)
         _check_sweep(experiment, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,11 @@ def toy_file(study: str) -> Path:
 def experiment_of(path: str) -> str:
     """Of ``experiment/variant``."""
     return path.split("/")[0]
+
+
+def rule_name(experiment: str) -> str:
+    """Of the rule that trains an experiment: what Python, and so every tool around Snakemake, takes as a name."""
+    return "train_" + re.sub(r"\W", "_", experiment)
 
 
 def variant_page(study: str, path: str) -> Path:
