@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, "src")
+sys.path.insert(0, str(workflow.current_basedir.join("../src")))  # wherever one works; of a URL, what is installed
 from oscillations.core.errors import InputError
 from oscillations.jobs import launch
 from oscillations.records import cost, identity, numerics, sources
@@ -19,7 +19,7 @@ from oscillations.study import drawing, paths, pretrained
 from oscillations.study.reading import load
 from oscillations.study.variants import select
 
-STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"
+STUDY_FILE = str(paths.study_file(config.get("study", "quick")))
 try:
     GPUS = launch.prepare(config)
     STUDY, VARIANTS = load(Path(STUDY_FILE))

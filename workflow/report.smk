@@ -21,7 +21,7 @@ TABLES = [
 ]
 FIGURE_NAMES = drawing.drawn(STUDY, VARIANTS, {run.path for run in SHOWN}, SHOWN_ENTRIES)
 POSTTRAINING = [f"{RESULTS}/{name}.csv" for name in ("posttraining", "reconstruction") if STUDY.posttraining]
-TEMPLATES = sorted(map(str, Path("src/oscillations/report/pages/templates").iterdir()))
+TEMPLATES = sorted(map(str, paths.shipped("src/oscillations/report/pages/templates").iterdir()))
 COST = [str(paths.COST)] if paths.COST.exists() else []
 REFERENCE = [f"results/{STUDY.reference}/{name}.csv" for name in ("measurements", "oscillations")]
 COMPANIONS = [f"results/{study}/{name}.csv" for study in STUDY.companions for name in ("measurements", "posttraining")]
@@ -99,7 +99,7 @@ rule tables:
         COST if COMPARISONS else [],
         COMPANIONS if STUDY.gain else [],
         EXPORTS,
-        "params/published.csv",
+        str(paths.PUBLISHED),
     output:
         expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex", "json"]),
         f"{RESULTS}/agreement.csv",
@@ -210,7 +210,7 @@ rule site:
         rules.claims.output,
         rules.findings.output,
         TEMPLATES,
-        "docs/choices.md",
+        str(paths.CHOICES),
         COST,
     output:
         expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md", "summary.json"]),

@@ -24,7 +24,7 @@ from oscillations.core.files import file_hash, replacing
 from oscillations.datasets._sources import download
 from oscillations.records.identity import difference
 from oscillations.records.plans import Plan, current, plans, vouches_for
-from oscillations.study.paths import DOWNLOADS, dataset_files, figures, measurements_file, results, study_file
+from oscillations.study.paths import DOWNLOADS, dataset_files, figures, measurements_file, results, shipped, study_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
@@ -47,9 +47,11 @@ def pack(study: Study, variants: list[Variant], chosen: list[Variant], file: Pat
     if missing:
         raise InputError(f"{study.study}: weights are not here, or not those of the record: {_listed(missing)}")
     files = [file for plan in found for file in plan.files]
-    files += _files_of(results(study.study)) + _files_of(figures(study.study)) + _about(study, found)
+    files += _files_of(results(study.study)) + _files_of(figures(study.study)) + _sidecars(found)
     texts = {f"cards/{path}.md": card(study, list(runs)) for path, runs in groupby(found, lambda p: p.variant.path)}
-    texts |= {CITATION: Path(CITATION).read_text()} if Path(CITATION).exists() else {}
+    asked = [study_file(name) for name in (study.study, study.extends) if name]
+    texts |= {f"params/{file.name}": file.read_text() for file in asked if file.exists()}
+    texts |= {CITATION: citation.read_text()} if (citation := shipped(CITATION)).exists() else {}
     sums = {str(file): file_hash(file) for file in dict.fromkeys(files)}
     sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     sizes = {name: len(texts[name].encode()) if name in texts else Path(name).stat().st_size for name in sums}
@@ -77,11 +79,10 @@ def _files_of(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def _about(study: Study, found: list[Plan]) -> list[Path]:
-    """The study's file, the one it extends, and the sidecars of its data."""
-    sidecars = {dataset_files(plan.variant.recipe.data)[0] for plan in found}
-    files = [study_file(study.study), *([study_file(study.extends)] if study.extends else []), *sorted(sidecars)]
-    return [file for file in files if file.exists()]
+def _sidecars(found: list[Plan]) -> list[Path]:
+    """Of the runs' data."""
+    files = {dataset_files(plan.variant.recipe.data)[0] for plan in found}
+    return sorted(file for file in files if file.exists())
 
 
 def card(study: Study, found: list[Plan]) -> str:

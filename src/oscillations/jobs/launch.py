@@ -18,6 +18,7 @@ from oscillations.core.errors import InputError, did_you_mean
 from oscillations.jobs.holders import name_workflow
 
 KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once")
+SOURCE = Path(__file__).resolve().parents[2]
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -37,7 +38,7 @@ def prepare(config: dict) -> int:
         raise InputError(f"at_once={at_once}: not a positive number")
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"src:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        "PYTHONPATH": f"{SOURCE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         "OSCILLATIONS_DEVICE": device,
         "OSCILLATIONS_AT_ONCE": at_once,
     }

@@ -1,4 +1,8 @@
-"""Where everything lies, relative to the project's root. Paths are made here and nowhere else."""
+"""Where everything lies, relative to the working folder. Paths are made here and nowhere else.
+
+What is made lies in the working folder. What comes with the workflow is looked for there, too, and else beside the
+source: so a clone serves several folders, and its own records name its files by relative paths.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[3]  #: of the clone, unless the package is installed without one
+
+
+def shipped(name: str) -> Path:
+    """What comes with the workflow: the working folder's own if it is there, else the clone's."""
+    own, ours = Path(name), ROOT / name
+    return ours if ours.exists() and not own.exists() else own
+
+
 DATA = Path("data")
 DOWNLOADS = DATA / "downloads"
 RESULTS = Path("results")
-PUBLISHED = Path("params/published.csv")
-COST = Path("benchmarks/results/cost.csv")  #: measured speeds
-MEMORY = Path("benchmarks/results/memory.csv")  #: measured peaks of training processes
-CHOICES = Path("docs/choices.md")
+PUBLISHED = shipped("params/published.csv")
+COST = shipped("benchmarks/results/cost.csv")  #: measured speeds
+MEMORY = shipped("benchmarks/results/memory.csv")  #: measured peaks of training processes
+CHOICES = shipped("docs/choices.md")
 #: what a record calls a checkpoint (``checkpoint_sha256``), and how its file's name ends: of the weights that stand for
 #: the run, and of the end of training where the best epoch's are kept beside it
 CHECKPOINTS = {"checkpoint": ".safetensors", "last_checkpoint": ".last.safetensors"}
@@ -22,7 +35,7 @@ WEIGHTS = "weights.csv"  #: histograms over the training: a row for the start an
 
 def study_file(name: str) -> Path:
     """The file of a study."""
-    return Path("params", f"{name}.yaml")
+    return shipped(f"params/{name}.yaml")
 
 
 def results(study: str) -> Path:

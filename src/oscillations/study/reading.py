@@ -11,6 +11,7 @@ import yaml
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.study import checks
+from oscillations.study.paths import ROOT, study_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, variants_of
 
@@ -50,17 +51,23 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def sibling(path: Path, name: object, where: str) -> Path:
-    """The file of another study in the same folder; InputError, which names ``where``, if there is none."""
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    """The file of another study, beside this one or of the workflow; InputError, naming ``where``, if neither is."""
+    known = _studies(path.parent)
     if name not in known:
         raise InputError(f"{where}: no such study {shortened(name)}; {did_you_mean(name, known)}")
-    return path.with_name(f"{name}.yaml")
+    beside = path.with_name(f"{name}.yaml")
+    return beside if beside.is_file() else study_file(str(name))
+
+
+def _studies(folder: Path) -> list[str]:
+    """Names of the studies in a folder, or of the workflow's where that is the working folder's ``params``."""
+    folders = {folder, ROOT / "params"} if folder == Path("params") else {folder}
+    return sorted({file.stem for each in folders for file in each.glob("*.yaml") if file.is_file()})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml") if file.is_file())
-        raise InputError(f"{path}: no such study; {did_you_mean(path.stem, known)}")
+        raise InputError(f"{path}: no such study; {did_you_mean(path.stem, _studies(path.parent))}")
     try:
         with path.open(encoding="utf-8") as handle:
             content = yaml.load(handle, _UniqueKeys)  # a SafeLoader
