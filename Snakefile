@@ -14,6 +14,9 @@ from snakemake.utils import min_version
 min_version("9.9")
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/common.smk"
 include: "workflow/fetch.smk"
 include: "workflow/train.smk"

@@ -37,6 +37,12 @@ FILMS = [f"{FIGURES}/{film}.gif" for film, histograms in FILMED.items() if histo
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
 
+def shown(folder, names, suffix, category, caption):
+    """Files that snakemake --report shows, with what is said about them."""
+    about = f"report/{caption}.rst"
+    return [report(f"{folder}/{name}.{suffix}", about, category, labels={"name": name}) for name in names]
+
+
 if STUDY.toy_regression:
 
     rule toy:
@@ -101,8 +107,9 @@ rule tables:
         EXPORTS,
         str(paths.PUBLISHED),
     output:
-        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["csv", "md", "tex", "json"]),
-        f"{RESULTS}/agreement.csv",
+        shown(f"{RESULTS}/tables", TABLES, "csv", "Tables", "table"),
+        expand(f"{RESULTS}/tables/{{table}}.{{suffix}}", table=TABLES, suffix=["md", "tex", "json"]),
+        shown(RESULTS, ["agreement"], "csv", "Findings", "agreement"),
         f"{RESULTS}/coverage.csv",
         f"{RESULTS}/metrics.json",
     log:
@@ -126,7 +133,8 @@ rule figures:
         f"{RESULTS}/toy-regression.csv" if STUDY.toy_regression else [],
         SHOWN_EVALUATIONS,
     output:
-        expand(f"{FIGURES}/{{figure}}.{{suffix}}", figure=FIGURE_NAMES, suffix=["png", "pdf"]),
+        shown(FIGURES, FIGURE_NAMES, "png", "Figures", "figure"),
+        expand(f"{FIGURES}/{{figure}}.pdf", figure=FIGURE_NAMES),
     log:
         f"logs/{STUDY.study}/report/figures.log",
     benchmark:
@@ -146,7 +154,7 @@ if FILMS:
         input:
             FILMED.values(),
         output:
-            FILMS,
+            shown(FIGURES, FILMED, "gif", "Figures", "film"),
         log:
             f"logs/{STUDY.study}/report/films.log",
         benchmark:
@@ -166,8 +174,8 @@ rule claims:
         rules.oscillations.output,
         REFERENCE,
     output:
-        f"{RESULTS}/claims.csv",
-        f"{RESULTS}/claims_evidence.csv",
+        shown(RESULTS, ["claims"], "csv", "Findings", "claims"),
+        shown(RESULTS, ["claims_evidence"], "csv", "Findings", "evidence"),
     log:
         f"logs/{STUDY.study}/report/claims.log",
     benchmark:
@@ -187,7 +195,7 @@ rule findings:
         rules.claims.output,
         COMPANIONS if STUDY.gain else [],
     output:
-        f"{RESULTS}/findings.csv",
+        shown(RESULTS, ["findings"], "csv", "Findings", "findings"),
         f"{RESULTS}/findings.md",
     log:
         f"logs/{STUDY.study}/report/findings.log",
