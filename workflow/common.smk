@@ -19,10 +19,10 @@ from oscillations.study import drawing, paths, pretrained
 from oscillations.study.reading import load
 from oscillations.study.variants import select
 
-STUDY_FILE = str(paths.study_file(config.get("study", "quick")))
+STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"  # a param of every rule: the same wherever the clone lies
 try:
     GPUS = launch.prepare(config)
-    STUDY, VARIANTS = load(Path(STUDY_FILE))
+    STUDY, VARIANTS = load(paths.shipped(STUDY_FILE))
     SELECTION = select(STUDY, VARIANTS, config.get("only"), config.get("seeds"))
 except InputError as error:
     raise WorkflowError(str(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
-from oscillations.study.paths import DATA, measurements_file, toy_file
+from oscillations.study.paths import DATA, measurements_file, shipped, toy_file
 from oscillations.study.paths import study_file as file_of
 from oscillations.study.reading import load
 from oscillations.study.variants import select
@@ -136,7 +136,7 @@ def numbers(value: str) -> list[int]:
 
 def study_file(value: str) -> Path:
     """``quick`` and ``params/quick.yaml`` name the same study."""
-    return Path(value) if value.endswith(".yaml") else file_of(value)
+    return shipped(value) if value.endswith(".yaml") else file_of(value)
 
 
 def fetch(options: argparse.Namespace) -> None:
