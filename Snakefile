@@ -17,6 +17,10 @@ min_version("9.9")
 report: "workflow/report/workflow.rst"
 
 
+# Built here from apptainer.def (docs/workflow.md), published nowhere; used only with --software-deployment-method apptainer.
+container: config.get("container", "oscillations.sif")
+
+
 include: "workflow/common.smk"
 include: "workflow/fetch.smk"
 include: "workflow/train.smk"

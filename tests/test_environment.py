@@ -112,11 +112,10 @@ def test_style(command):
 
 
 @pytest.mark.slow
-def test_snakemake_lint_has_only_its_conda_hint():
+def test_snakemake_lint_is_silent():
     program = Path(sys.executable).parent / "snakemake"
     done = subprocess.run([program, "--lint"], cwd=ROOT, capture_output=True, text=True)
-    hints = re.findall(r"^    \* (.*):$", done.stdout + done.stderr, re.MULTILINE)
-    assert set(hints) == {"Specify a conda environment or container for each rule."}
+    assert done.returncode == 0 and "Congratulations" in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 if __name__ == "__main__":

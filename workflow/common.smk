@@ -154,6 +154,12 @@ def arithmetic(*parts):
     return as_json(numerics.versions(parts))
 
 
+def shown(folder, names, suffix, category, caption):
+    """Files that snakemake --report shows, with what is said about them."""
+    about = f"report/{caption}.rst"
+    return [report(f"{folder}/{name}.{suffix}", about, category, labels={"name": name}) for name in names]
+
+
 def pretrained_files(experiment):
     """Public weights that an experiment starts from; their age counts as little as the dataset's."""
     name = STUDY.experiments[experiment].pretrained

@@ -36,13 +36,6 @@ FILMED = {
 FILMS = [f"{FIGURES}/{film}.gif" for film, histograms in FILMED.items() if histograms]
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
-
-def shown(folder, names, suffix, category, caption):
-    """Files that snakemake --report shows, with what is said about them."""
-    about = f"report/{caption}.rst"
-    return [report(f"{folder}/{name}.{suffix}", about, category, labels={"name": name}) for name in names]
-
-
 if STUDY.toy_regression:
 
     rule toy:

@@ -17,7 +17,7 @@ from pathlib import Path
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.jobs.holders import name_workflow
 
-KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once")
+KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once", "container")
 SOURCE = Path(__file__).resolve().parents[2]
 DEVICES = ("auto", "cpu", "cuda")
 
