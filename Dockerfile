@@ -13,7 +13,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /
 
 WORKDIR /opt/oscillations
 COPY requirements.lock workflow/container/install.sh ./
-ARG TORCH_INDEX=""
+ARG TORCH_INDEX=lock
 RUN sh install.sh lock
 
 COPY . .

@@ -11,7 +11,7 @@ set -eu
 case "$1" in
 lock)
     lock=requirements.lock
-    if [ -n "${TORCH_INDEX:-}" ]; then
+    if [ "${TORCH_INDEX:-lock}" != lock ]; then
         pinned=$(grep -oE '^torch(vision)?==[^ ;]+' "$lock")
         # shellcheck disable=SC2086 # two words
         pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" $pinned
