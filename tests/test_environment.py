@@ -4,6 +4,7 @@
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -116,6 +117,38 @@ def test_snakemake_lint_is_silent():
     program = Path(sys.executable).parent / "snakemake"
     done = subprocess.run([program, "--lint"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Congratulations" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_both_containers_hold_the_same_files():
+    """What the Dockerfile copies (all that .dockerignore lets through) is what apptainer.def copies."""
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    docker = {line[1:] for line in ignore if line.startswith("!")} - {"profiles"}  # a link, which apptainer.def makes
+    section = re.search(r"%files\n(.*?)\n%post", (ROOT / "apptainer.def").read_text(), re.DOTALL)
+    apptainer = {line.split()[0] for line in section[1].splitlines() if line.strip()}
+    assert docker == apptainer
+    assert all((ROOT / name).exists() for name in docker)
+
+
+@pytest.mark.parametrize("index", ["lock", "https://example.org/cpu"])
+def test_what_a_container_installs(tmp_path, index):
+    """The lock as it is; or torch from another index at the lock's versions, and all but the GPU's libraries of the rest."""
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@" >> calls\nfor last; do :; done\ncp "$last" installed || true\n')
+    (tmp_path / "pip").chmod(0o755)
+    lock = (ROOT / "requirements.lock").read_text()
+    (tmp_path / "requirements.lock").write_text(lock)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    script = ROOT / "workflow/container/install.sh"
+    subprocess.run(["sh", script, "lock"], cwd=tmp_path, env={"PATH": path, "TORCH_INDEX": index}, check=True)
+    calls, installed = (tmp_path / "calls").read_text(), (tmp_path / "installed").read_text()
+    if index == "lock":
+        assert installed == lock and len(calls.splitlines()) == 1
+        return
+    assert f"--index-url {index} torch==" in calls and " torchvision==" in calls
+    names, kept = (set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE)) for text in (lock, installed))
+    left_out = names - kept
+    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= left_out
+    assert all(re.match(r"torch$|torchvision$|triton$|nvidia-|cuda-", name) for name in left_out)
+    assert {"torchmetrics", "snakemake"} <= kept
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 
 import pandas as pd
 import psutil
@@ -113,6 +114,28 @@ def test_a_record_explains_itself(finished):
     assert record["oscillations_at_best"]["iteration_crossings"] > 0
     assert record["environment"]["threads"] == 1
     assert {"arithmetic", "status", "best_epoch", "epochs_run", "checkpoint_sha256", "timing"} <= set(record)
+
+
+def test_every_rule_has_a_name_that_python_takes(project):
+    listed = project.run("snakemake", "--list-rules", "--config", "study=tiny").splitlines()
+    names = [line.split()[0] for line in listed if line and not line[0].isspace() and "profile" not in line]
+    assert {"train_mlp5_scratch", "site"} <= set(names)
+    assert all(name.isidentifier() for name in names)
+
+
+def test_snakemakes_report_shows_findings_tables_and_figures(finished):
+    """And asks for nothing from elsewhere."""
+    output = finished.snakemake("--report", "report.zip")
+    assert "ERROR" not in output  # of the captions' markup
+    with zipfile.ZipFile(finished.folder / "report.zip") as archive:
+        page = archive.read("report/report.html").decode()
+        shown = {name.rsplit("/", 1)[1] for name in archive.namelist()}
+    assert {"table1.csv", "comparison-mlp5.csv", "figure3.png", "figure-film-mlp5.gif", "claims.csv"} <= shown
+    described = json.loads(re.search(r"var workflow_desc = (\".*\");?$", page, re.MULTILINE)[1])
+    findings = (finished.folder / "results/tiny/findings.csv").read_text()
+    assert findings.count("\n") - 1 == described.count("<li>")
+    assert described.count("<table") >= 3 and "OsciQuant" in described
+    assert not re.findall(r"(?:src|href)=\"https?://[^\"]+\.(?:js|css)", page)
 
 
 def test_jobs_run_side_by_side(project):
