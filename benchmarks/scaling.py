@@ -138,7 +138,7 @@ def main():
         rows = [
             command(
                 f"snakemake -n, {jobs} jobs to do",
-                *snakemake("-n", "--quiet", "all", "--forcerun", "train_mlp5-scratch"),
+                *snakemake("-n", "--quiet", "all", "--forcerun", "train_mlp5_scratch"),
             ),
             command(f"snakemake --touch, {jobs} jobs", *snakemake("--touch", "runs")),
             command("check", *cli("check")),

@@ -37,7 +37,7 @@ experiments:
 tables: {table1: [resnet18-scratch]}
 """
 PROFILE = ["--workflow-profile", "workflow/profiles/slurm", "runs", "--config", "study=tiny"]
-RULE = "train_resnet18-scratch"
+RULE = "train_resnet18_scratch"
 MINE = ["squeue", "--me", "--noheader", "--format=%A"]
 
 

@@ -108,20 +108,20 @@ ROWS = {
     ),
     "another version of torch, torchvision or timm": (make_with_another_torch, {}),
     "another study with the same run": (train_in_another_study, {}),
-    "an option of a method": (edit(TINY, "lambda: 1}", "lambda: 1.5}"), {"train_mlp5-scratch": 2, "evaluate": 1}),
-    "a local name in a method": (rename_a_local, {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2}),
-    "a new option that is off": (add_an_option, {"train_mlp5-scratch": 1, "evaluate": 1}),
-    "a logged column": (log_a_column, {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2}),
+    "an option of a method": (edit(TINY, "lambda: 1}", "lambda: 1.5}"), {"train_mlp5_scratch": 2, "evaluate": 1}),
+    "a local name in a method": (rename_a_local, {"train_mlp5_scratch": 2, "train_mlp5_lambda": 2, "evaluate": 2}),
+    "a new option that is off": (add_an_option, {"train_mlp5_scratch": 1, "evaluate": 1}),
+    "a logged column": (log_a_column, {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2, "evaluate": 2}),
     "slices beside re-quantization (`cross_bit`)": (
         edit(TINY, "seeds: [0, 1]\n", "seeds: [0, 1]\ncross_bit: [requantize, slice]\n"), {"evaluate": 2},
     ),
     "the arithmetic of a method": (
         edit(OSCIQUANT, "2 * strength", "2.000001 * strength"),
-        {"train_mlp5-scratch": 2, "train_mlp5-lambda": 2, "evaluate": 2},
+        {"train_mlp5_scratch": 2, "train_mlp5_lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the engine": (
         edit(QUANTIZER, "else 0.5 - offset", "else 0.25 - offset"),
-        {"train_mlp5-scratch": 4, "train_mlp5-lambda": 2, "evaluate": 2},
+        {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2, "evaluate": 2},
     ),
     "the arithmetic of the evaluation": (
         edit(f"{SOURCE}/engine/crossbit.py", "sets[\"test\"])[0]", "sets[\"test\"])[0] / 2"), {"evaluate": 2},
@@ -201,7 +201,7 @@ def test_a_run_of_an_uncertified_source_is_current_until_that_changes(finished):
     }
     assert re.fullmatch("[0-9a-f]{16}", record["arithmetic"]["method/osciquant"])
     finished.edit(OSCIQUANT, "2.000001 * strength", "2.000002 * strength")
-    assert "train_mlp5-scratch" in finished.planned()
+    assert "train_mlp5_scratch" in finished.planned()
 
 
 def test_mixed_versions_of_torch_are_said_aloud(finished):

@@ -430,7 +430,7 @@ def test_the_workflow_makes_the_weights_before_it_trains(tuned):
 
     first = planned()
     assert first["weights"] == first["fetch"] == 1
-    assert first["train_resnet18-finetune"] == 2
+    assert first["train_resnet18_finetune"] == 2
     command = ["snakemake", "--cores", "1", "data/weights/torchvision-resnet18.json"]
     tuned.run(*command, "--config", "study=tuned", f"weights={tuned.checkpoint}")
     about = json.loads((tuned.folder / "data/weights/torchvision-resnet18.json").read_text())

@@ -391,7 +391,7 @@ def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
 def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, slurm):
     output = project.run("snakemake", *slurm, "runs", "--group-components", "train=3", "--config", "study=tiny")
     groups = re.findall(r"Group job (\S+) \(", output)
-    assert sorted(groups) == ["train_mlp5-lambda", "train_mlp5-scratch", "train_mlp5-scratch"]  # 2; 3 and 1
+    assert sorted(groups) == ["train_mlp5_lambda", "train_mlp5_scratch", "train_mlp5_scratch"]  # 2; 3 and 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     seeds = next(iter(variants.values())).seeds
     files = paths.run_files(STUDY.experiments[experiment].histograms is not None)
     # A profile's "group-components: [train=4]" makes four variants of an experiment in one job of a cluster.
-    workflow.parent_groupids[f"train_{experiment}"] = "train"
+    workflow.parent_groupids[paths.rule_name(experiment)] = "train"
     weights = [paths.CHECKPOINTS[name] for name in next(iter(variants.values())).recipe.training.kept.values()]
 
     rule:
@@ -46,7 +46,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         wildcard_constraints:
             variant=variant_pattern(experiment, variants),
         group:
-            f"train_{experiment}"
+            paths.rule_name(experiment)
         threads: STUDY.threads
         resources:
             gpu=GPUS,

@@ -19,6 +19,7 @@ from oscillations.jobs.holders import name_workflow
 
 KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once", "container")
 SOURCE = Path(__file__).resolve().parents[2]
+IN_A_JOB = SOURCE.parent / "workflow/profiles/job"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -42,6 +43,8 @@ def prepare(config: dict) -> int:
         "OSCILLATIONS_DEVICE": device,
         "OSCILLATIONS_AT_ONCE": at_once,
     }
+    if IN_A_JOB.exists():  # this process has read its own; the Snakemake inside a cluster's job reads this one
+        environment["SNAKEMAKE_PROFILE"] = str(IN_A_JOB)
     for key in ("source", "weights"):
         if key in config:
             path = Path(config[key])
