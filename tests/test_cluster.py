@@ -120,6 +120,7 @@ def test_of_variants_that_share_a_job_one_may_fail(tmp_path, undisturbed):
     in_its_way.parent.mkdir(parents=True)
     in_its_way.touch()
     project.run("snakemake", *PROFILE, "--group-components", "train=3", "--retries", "0", ok=False)
+    assert len(list(project.folder.glob("work/**/run.json"))) == 6  # the others were trained all the same
     in_its_way.unlink()
     workflow = project.start("snakemake", *PROFILE, "--group-components", "train=3")
     ended_well("one of three in a job fails", project, undisturbed, workflow)
