@@ -71,6 +71,24 @@ def test_a_silent_holder_on_another_host_is_taken_for_dead_by_the_clock_of_the_o
         assert hold.number == 2
 
 
+def test_silence_of_several_holders_counts_at_once(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        holding(folder, ELSEWHERE)
+    started = time.monotonic()
+    with held(folders):
+        assert 0.5 <= time.monotonic() - started < 1
+
+
+def test_a_job_of_several_nodes_may_hold_two_runs(tmp_path, monkeypatch):
+    """What is seen from one of its nodes of another is what any host sees of another."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    holder = replace(ELSEWHERE, slurm_job="12", slurm_nodes="2")
+    assert not holder.over(Holder.present())
+    assert replace(holder, ended="now").over(Holder.present())
+
+
 def test_a_holder_that_gives_signs_of_life_is_waited_for(tmp_path):
     file = holding(tmp_path, ELSEWHERE)
     looks = 0
@@ -92,13 +110,13 @@ def test_a_holder_that_gives_signs_of_life_is_waited_for(tmp_path):
         {"pid": 2**22 + 1},  # no process has this number
         {"started": "1"},  # its number is another process's now
         {"boot": "0000 pid:[1]"},  # the host was started again
-        {"host": "n7", "boot": "another", "slurm_job": "12", "slurm_restarts": 0},  # SLURM starts a job once at a time
+        {"host": "n7", "boot": "another", "slurm_job": "12"},  # SLURM runs a job of one node at one place at a time
     ],
     ids=["gone", "number used again", "rebooted", "requeued"],
 )
 def test_a_holder_that_is_seen_to_be_dead_is_not_waited_for(tmp_path, monkeypatch, other):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_NNODES", "1")
     holding(tmp_path, replace(Holder.present(), **({"slurm_job": ""} | other)))
 
     def wait():

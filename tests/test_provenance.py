@@ -11,6 +11,6 @@ def test_a_record_names_its_slurm_job(monkeypatch):
     cpu, recipe = torch.device("cpu"), recipe_of(plain_recipe())
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert "slurm" not in environment(cpu, recipe)
-    for name, value in {"SLURM_JOB_ID": "17", "SLURMD_NODENAME": "n3", "SLURM_RESTART_COUNT": "2"}.items():
+    for name, value in {"SLURM_JOB_ID": "17", "SLURMD_NODENAME": "n3"}.items():
         monkeypatch.setenv(name, value)
-    assert environment(cpu, recipe)["slurm"] == {"job": "17", "node": "n3", "restarts": 2}
+    assert environment(cpu, recipe)["slurm"] == {"job": "17", "node": "n3"}

@@ -2,8 +2,8 @@
 
 Holders are numbered files. Whoever makes the next number, which a file system gives to one process alone, holds the
 folder; the number before it is over, even if its process comes back. A holder is taken for dead if its process is
-gone (seen from the same host), if SLURM has started its job again, or if its file has not been touched for as long as
-:data:`EXPIRES`, by the clock of the one that waits: clocks of two hosts are never compared.
+gone (seen from the same host), if SLURM has started its job anew on another host, or if its file has not been touched
+for as long as :data:`EXPIRES`, by the clock of the one that waits: clocks of two hosts are never compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Holder:
     started: str = ""  #: of the process, in ticks since ``boot``: numbers of processes are used again
     boot: str = ""  #: the host's boot and namespace of processes
     slurm_job: str = ""
-    slurm_restarts: int = 0
+    slurm_nodes: str = ""  #: how many its job has
     workflow: str = ""  #: host, number and start of the workflow's main process
     since: str = ""
     ended: str = ""  #: when it gave the folder back
@@ -47,7 +47,7 @@ class Holder:
         """This process."""
         return cls(
             socket.gethostname(), os.getpid(), _started(os.getpid()), _boot(), os.environ.get("SLURM_JOB_ID", ""),
-            int(os.environ.get("SLURM_RESTART_COUNT", 0)), os.environ.get(WORKFLOW, ""), _now(),
+            os.environ.get("SLURM_NNODES", ""), os.environ.get(WORKFLOW, ""), _now(),
         )  # fmt: skip
 
     @classmethod
@@ -62,9 +62,9 @@ class Holder:
         """Whether this process is seen to have ended, by process ``other``."""
         if self.ended:
             return True
-        if self.slurm_job and self.slurm_job == other.slurm_job and self.slurm_restarts < other.slurm_restarts:
-            return True
-        if self.host != other.host or not self.boot:
+        if self.host != other.host:  # a job of one node is at one place at a time
+            return bool(self.slurm_job) and self.slurm_job == other.slurm_job and other.slurm_nodes == "1"
+        if not self.boot:
             return False
         if self.boot != other.boot:
             return self.boot.split()[0] != other.boot.split()[0]  # rebooted; in another namespace it cannot be seen
@@ -137,25 +137,24 @@ def held(folders: list[Path], waiting: Callable[[], None] = lambda: None) -> Ite
 
     ``waiting`` is called between two looks and may raise. Two processes must name folders that both want in one order.
     """
+    seen = {folder: (_sign(folder), time.monotonic()) for folder in folders}
     with ExitStack() as stack:
         holds = []
         for folder in folders:
-            holds.append(_acquired(folder, waiting))
+            holds.append(_acquired(folder, waiting, *seen[folder]))
             stack.callback(holds[-1].release)
             if len(holds) == 1:
                 stack.enter_context(_beating(holds))
         yield holds
 
 
-def _acquired(folder: Path, waiting: Callable[[], None]) -> Hold:
-    """A folder, as soon as its holder has ended or gives no sign of life."""
-    present = Holder.present()
-    seen, since, said = None, time.monotonic(), None
+def _acquired(folder: Path, waiting: Callable[[], None], seen: tuple[int, int], since: float) -> Hold:
+    """A folder, as soon as its holder has ended or gives no sign of life; it was ``seen`` last at time ``since``."""
+    present, said = Holder.present(), None
     while True:
         number, newest = _newest(folder)
         holder = Holder.read(newest)
-        sign = (number, _touched(newest))
-        if sign != seen:
+        if (sign := _sign(folder)) != seen:
             seen, since = sign, time.monotonic()
         if not number or holder.over(present) or time.monotonic() - since > EXPIRES:
             hold = Hold(folder, number + 1)
@@ -212,10 +211,12 @@ def _newest(folder: Path) -> tuple[int, Path]:
     return 0, _file(folder, 0)
 
 
-def _touched(file: Path) -> int:
+def _sign(folder: Path) -> tuple[int, int]:
+    """Changes with every new holder and every sign of life."""
+    number, file = _newest(folder)
     with suppress(OSError):
-        return file.stat().st_mtime_ns
-    return 0
+        return number, file.stat().st_mtime_ns
+    return number, 0
 
 
 def _started(pid: int) -> str:

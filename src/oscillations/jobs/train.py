@@ -164,6 +164,7 @@ def _make(job: Job, plan: Plan) -> Iterator[None]:
             saved = time.monotonic()
         yield
     timing = {"wall_s": round(spent(), 3), "interruptions": interruptions, "at_once": job.at_once}
+    timing["attempt"] = hold.number  # of processes that held the run
     hold.check()
     _write_run(trainer, plan, job.about, timing)
     resume_file.unlink(missing_ok=True)

@@ -38,12 +38,9 @@ def environment(device: torch.device, recipe: Recipe) -> dict[str, Any]:
 
 
 def _slurm() -> dict[str, Any]:
-    """The SLURM job that a run was made in, its node, and how often it had been requeued; nothing outside of one."""
+    """The SLURM job that a run was made in, and its node; nothing outside of one."""
     job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return {}
-    node, restarts = os.environ.get("SLURMD_NODENAME", "unknown"), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return {"slurm": {"job": job, "node": node, "restarts": int(restarts)}}
+    return {"slurm": {"job": job, "node": os.environ.get("SLURMD_NODENAME", "unknown")}} if job else {}
 
 
 def processor() -> str:

@@ -163,6 +163,6 @@ def _environments(seeds: list[Plan]) -> list[tuple[str, list[tuple[str, str]]]]:
             "arithmetic": ", ".join(f"{part} {version}" for part, version in record["arithmetic"].items()),
         }
         if slurm := made.get("slurm"):
-            about["SLURM"] = f"job {slurm['job']} on {slurm['node']}, requeued {slurm['restarts']} times"
+            about["SLURM"] = f"job {slurm['job']} on {slurm['node']}"
         found.setdefault(tuple(about.items()), []).append(str(plan.run.seed))
     return [(", ".join(numbers), list(about)) for about, numbers in found.items()]
