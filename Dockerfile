@@ -21,5 +21,5 @@ RUN sh workflow/container/install.sh workflow
 
 # any user may run it, and writes only where it was started
 ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
-WORKDIR /work
-CMD ["snakemake", "--snakefile", "/opt/oscillations/Snakefile", "--directory", "/work", "--cores", "2", "all"]
+WORKDIR /study
+CMD ["snakemake", "--snakefile", "/opt/oscillations/Snakefile", "--directory", "/study", "--cores", "2", "all"]

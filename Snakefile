@@ -50,6 +50,7 @@ localrules:  # what is short, or needs a network that nodes of a cluster may not
     figures,
     films,
     claims,
+    findings,
     site,
 
 

@@ -32,6 +32,13 @@ def holding(folder, holder, number=1):
     return file
 
 
+def in_a_step(monkeypatch, cluster="lab", step="0", nodes="1"):
+    """As in step 0 of SLURM job 12."""
+    values = {"CLUSTER_NAME": cluster, "JOB_ID": "12", "STEP_ID": step, "NNODES": nodes}
+    for name, value in values.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
 def test_a_folder_is_held_and_given_back(tmp_path):
     folder = tmp_path / "work" / "run"
     with held([folder]) as (hold,):
@@ -80,13 +87,61 @@ def test_silence_of_several_holders_counts_at_once(tmp_path):
         assert 0.5 <= time.monotonic() - started < 1
 
 
-def test_a_job_of_several_nodes_may_hold_two_runs(tmp_path, monkeypatch):
-    """What is seen from one of its nodes of another is what any host sees of another."""
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_NNODES", "2")
-    holder = replace(ELSEWHERE, slurm_job="12", slurm_nodes="2")
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"nodes": "2"},  # a job of several nodes may train on each
+        {"step": ""},  # the shell of an allocation, on another host than its steps
+        {"cluster": "another"},  # jobs are numbered by cluster
+    ],
+    ids=["several nodes", "no step", "another cluster"],
+)
+def test_a_job_of_the_same_number_may_be_another_process(monkeypatch, other):
+    in_a_step(monkeypatch)
+    holder = replace(Holder.present(), host="n7", boot="another")
+    assert holder.over(Holder.present())
+    in_a_step(monkeypatch, **other)
     assert not holder.over(Holder.present())
-    assert replace(holder, ended="now").over(Holder.present())
+
+
+@pytest.mark.parametrize(
+    "other", [{"boot": "0000 pid:[1]"}, {"boot": ""}], ids=["another host of this name", "unknown"]
+)
+def test_what_cannot_be_seen_is_given_time(tmp_path, other):
+    holding(tmp_path, replace(Holder.present(), pid=2**22 + 1, **other))
+    started = time.monotonic()
+    with held([tmp_path]):
+        assert time.monotonic() - started >= 0.5
+
+
+def test_while_a_process_stands_still_itself_it_sees_no_silence(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(holders.time, "monotonic", lambda: now)
+    holding(tmp_path, ELSEWHERE)
+    watch = holders.Watch()
+    assert watch.silence(tmp_path) == 0
+    now = 0.1
+    assert watch.silence(tmp_path) == pytest.approx(0.1)
+    now = 1000.0  # a file server that hung, say
+    assert watch.silence(tmp_path) == 0
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "work").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="a broken link is in its way"), held([tmp_path / "work/run"]):
+        pass
+
+
+def test_a_folder_made_anew_is_not_the_one_that_was_held(tmp_path):
+    """Its numbers begin again: what stood still while its run was finished and cleared away may not go on."""
+    with held([tmp_path / "run"]) as (hold,):
+        hold.file.unlink()
+        with pytest.raises(InputError, match="taken over"):
+            hold.check()
+        holding(tmp_path / "run", ELSEWHERE)
+        with pytest.raises(InputError, match="taken over by process 4711"):
+            hold.check()
+    assert Holder.read(tmp_path / "run/holder.1") == ELSEWHERE  # nor is another's given back
 
 
 def test_a_holder_that_gives_signs_of_life_is_waited_for(tmp_path):
@@ -109,15 +164,13 @@ def test_a_holder_that_gives_signs_of_life_is_waited_for(tmp_path):
     [
         {"pid": 2**22 + 1},  # no process has this number
         {"started": "1"},  # its number is another process's now
-        {"boot": "0000 pid:[1]"},  # the host was started again
-        {"host": "n7", "boot": "another", "slurm_job": "12"},  # SLURM runs a job of one node at one place at a time
+        {"host": "n7", "boot": "another", "slurm_step": "lab/12/0"},  # SLURM runs it at one place at a time
     ],
-    ids=["gone", "number used again", "rebooted", "requeued"],
+    ids=["gone", "number used again", "requeued"],
 )
 def test_a_holder_that_is_seen_to_be_dead_is_not_waited_for(tmp_path, monkeypatch, other):
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_NNODES", "1")
-    holding(tmp_path, replace(Holder.present(), **({"slurm_job": ""} | other)))
+    in_a_step(monkeypatch)
+    holding(tmp_path, replace(Holder.present(), **({"slurm_step": ""} | other)))
 
     def wait():
         raise AssertionError("waited")

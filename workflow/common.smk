@@ -118,9 +118,13 @@ def experiment_runs(experiment):
 COSTS = {one.experiment: one for one in cost.predict(PLANS, STUDY.judged)}
 
 
+UNPREDICTED_MINUTES = 240  # evaluations, post-training and exports: nobody has measured them beforehand
+
+
 def memory(experiments):
     """Megabytes that a job over these experiments asks for at first."""
-    return cost.job_memory_mb(variant.recipe for variant in VARIANTS if variant.experiment in experiments)
+    recipes = (variant.recipe for variant in VARIANTS if variant.experiment in experiments)
+    return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb(recipes))
 
 
 def minutes(experiment, runs):
@@ -169,6 +173,8 @@ def pretrained_files(experiment):
 
 def start_files(variant):
     """Weights that a fine-tune starts from; of a run, the hash in its record stands for the checkpoint."""
+    if not workflow.is_main_process:  # inside a cluster's job, which no option reaches and where settings are late: of
+        workflow.execution_settings.keep_going = True  # several variants in it one that fails does not stop the others
     parents = [parent for seed in variant.seeds if (parent := variant.parent(seed))]
     files = [str(parent.record) for parent in parents] + [ancient(str(parent.checkpoint)) for parent in parents]
     return files + pretrained_files(variant.experiment)

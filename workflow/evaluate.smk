@@ -27,6 +27,7 @@ rule evaluate:
     resources:
         gpu=GPUS,
         mem_mb=lambda wildcards, attempt: attempt * memory([wildcards.experiment]),
+        runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
     params:
         arithmetic=as_json(numerics.versions(["evaluation"]) | ASKED),
         histograms=STUDY.draws_weights,

@@ -23,6 +23,9 @@ if STUDY.exports:
         wildcard_constraints:
             entry="|".join(map(re.escape, STUDY.exports)),
         threads: STUDY.threads
+        resources:
+            mem_mb=lambda wildcards, attempt: 2 * attempt * memory(exported_experiments(wildcards.entry)),
+            runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
         params:
             entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json")),
             study=STUDY_FILE,

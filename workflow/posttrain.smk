@@ -25,6 +25,7 @@ if STUDY.posttraining:
         resources:
             gpu=GPUS,
             mem_mb=lambda wildcards, attempt: 2 * attempt * memory(posttraining_experiments(wildcards.entry)),
+            runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
         params:
             arithmetic=lambda wildcards: arithmetic(*identity.entry_parts(STUDY.posttraining[wildcards.entry])),
             entry=lambda wildcards: as_json(identity.entry_meaning(STUDY.posttraining[wildcards.entry])),

@@ -12,7 +12,8 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
     variants = {variant.name: variant for variant in CHOSEN if variant.experiment == experiment}
     seeds = next(iter(variants.values())).seeds
     files = paths.run_files(STUDY.experiments[experiment].histograms is not None)
-    # A profile's "group-components: [train=4]" makes four variants of an experiment in one job of a cluster.
+    # A profile's "group-components: [train=4]" makes four variants of an experiment in one job of a cluster;
+    # Snakemake says only here that a group belongs to a class.
     workflow.parent_groupids[paths.rule_name(experiment)] = "train"
     weights = [paths.CHECKPOINTS[name] for name in next(iter(variants.values())).recipe.training.kept.values()]
 
@@ -51,7 +52,9 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         resources:
             gpu=GPUS,
             mem_mb=lambda wildcards, attempt, first=memory([experiment]): attempt * first,
-            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): attempt * first,
+            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): min(
+                attempt * first, cost.LONGEST_MINUTES
+            ),
             trainings=1,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:

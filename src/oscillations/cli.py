@@ -170,12 +170,12 @@ def weights(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
     from oscillations.jobs import train as module
-    from oscillations.jobs.launch import log_kept
+    from oscillations.jobs.launch import as_job
 
     study, variants = load(options.study)
     try:
         for variant in select(study, variants, options.only, options.seeds).variants:
-            with log_kept(study.study, "train", variant.path):
+            with as_job(study.study, "train", variant.path):
                 module.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
@@ -193,21 +193,27 @@ def certify(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
     from oscillations.jobs import evaluate as module
+    from oscillations.jobs.launch import as_job
 
     study, variants = load(options.study)
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
-    module.evaluate(study.study, options.experiment, variants, options.device, study.draws_weights, study.cross_bit)
+    with as_job(study.study, "evaluate", options.experiment):
+        module.evaluate(
+            study.study, options.experiment, variants, options.device, study.draws_weights, study.cross_bit
+        )  # fmt: skip
 
 
 def posttrain(options: argparse.Namespace) -> None:
     """Quantize the trained runs of one entry of the study's posttraining, and measure them."""
     from oscillations.jobs import posttrain as module
+    from oscillations.jobs.launch import as_job
 
     study, variants = load(options.study)
     if options.name not in study.posttraining:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
-    module.posttrain(study, variants, options.name, options.device)
+    with as_job(study.study, "posttrain", options.name):
+        module.posttrain(study, variants, options.name, options.device)
 
 
 def export(options: argparse.Namespace) -> None:

@@ -10,17 +10,17 @@ set -eu
 
 case "$1" in
 lock)
-    lock=requirements.lock
+    lock=requirements.lock cpu=$(mktemp)
     if [ "${TORCH_INDEX:-lock}" != lock ]; then
         pinned=$(grep -oE '^torch(vision)?==[^ ;]+' "$lock")
         # shellcheck disable=SC2086 # two words
         pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" $pinned
         # an entry begins at a line's start, and its hashes are indented
-        awk '/^[a-z0-9]/ {out = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==/} !out' "$lock" >/tmp/cpu.lock
-        lock=/tmp/cpu.lock
+        awk '/^[a-z0-9]/ {out = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==/} !out' "$lock" >"$cpu"
+        lock=$cpu
     fi
     pip install --no-cache-dir --no-deps -r "$lock"
-    rm -f /tmp/cpu.lock
+    rm -f "$cpu"
     ;;
 workflow)
     pip install --no-cache-dir --no-deps --no-build-isolation -e .

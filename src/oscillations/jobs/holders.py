@@ -3,7 +3,7 @@
 Holders are numbered files. Whoever makes the next number, which a file system gives to one process alone, holds the
 folder; the number before it is over, even if its process comes back. A holder is taken for dead if its process is
 gone (seen from the same host), if SLURM has started its job anew on another host, or if its file has not been touched
-for as long as :data:`EXPIRES`, by the clock of the one that waits: clocks of two hosts are never compared.
+for as long as :data:`EXPIRES`, by the clock of the one that waits: to decide, clocks of two hosts are never compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Holder:
     started: str = ""  #: of the process, in ticks since ``boot``: numbers of processes are used again
     boot: str = ""  #: the host's boot and namespace of processes
     slurm_job: str = ""
-    slurm_nodes: str = ""  #: how many its job has
+    slurm_step: str = ""  #: of a job of one node: cluster, job and step
     workflow: str = ""  #: host, number and start of the workflow's main process
     since: str = ""
     ended: str = ""  #: when it gave the folder back
@@ -47,7 +47,7 @@ class Holder:
         """This process."""
         return cls(
             socket.gethostname(), os.getpid(), _started(os.getpid()), _boot(), os.environ.get("SLURM_JOB_ID", ""),
-            os.environ.get("SLURM_NNODES", ""), os.environ.get(WORKFLOW, ""), _now(),
+            _slurm_step(), os.environ.get(WORKFLOW, ""), _now(),
         )  # fmt: skip
 
     @classmethod
@@ -62,12 +62,10 @@ class Holder:
         """Whether this process is seen to have ended, by process ``other``."""
         if self.ended:
             return True
-        if self.host != other.host:  # a job of one node is at one place at a time
-            return bool(self.slurm_job) and self.slurm_job == other.slurm_job and other.slurm_nodes == "1"
-        if not self.boot:
-            return False
-        if self.boot != other.boot:
-            return self.boot.split()[0] != other.boot.split()[0]  # rebooted; in another namespace it cannot be seen
+        if self.slurm_step and self.slurm_step == other.slurm_step and self.host != other.host:
+            return True  # such a step is at one place at a time: its job was started anew
+        if self.host != other.host or not self.boot or self.boot != other.boot:
+            return False  # what cannot be seen from here
         return _started(self.pid) != self.started
 
     @property
@@ -99,15 +97,19 @@ def holder_of(folder: Path) -> tuple[Holder, float] | None:
 class Hold:
     """A folder that this process holds."""
 
-    def __init__(self, folder: Path, number: int):
-        self.folder, self.number = folder, number
+    def __init__(self, folder: Path, number: int, holder: Holder):
+        self.folder, self.number, self._holder = folder, number, holder
         self.file = _file(folder, number)
+
+    def _mine(self) -> bool:
+        """Whether nobody has taken the folder over; asked of the content, for numbers begin again in a new folder."""
+        return Holder.read(_newest(self.folder)[1]) == self._holder
 
     def check(self) -> None:
         """Raise InputError if another process has taken the folder over: nothing may be written there any more."""
-        successor = _file(self.folder, self.number + 1)
-        if successor.exists():
-            raise InputError(f"{self.folder}: taken over by {Holder.read(successor)}, while this process stood still")
+        if not self._mine():
+            successor = Holder.read(_newest(self.folder)[1])
+            raise InputError(f"{self.folder}: taken over by {successor}, while this process stood still")
 
     def beat(self) -> None:
         """Give a sign of life."""
@@ -115,15 +117,15 @@ class Hold:
             os.utime(self.file)
 
     def release(self) -> None:
-        """Give the folder back; one in which nothing was done is removed."""
-        if _file(self.folder, self.number + 1).exists() or not self.file.exists():
+        """Give the folder back; one in which there is no work is removed."""
+        if not self._mine():
             return
         if all(file.name.startswith(PREFIX) for file in self.folder.iterdir()):
-            for file in self.folder.iterdir():
-                file.unlink(missing_ok=True)
+            for number in range(1, self.number + 1):  # a successor's is not among them
+                _file(self.folder, number).unlink(missing_ok=True)
             remove_empty(self.folder)
         else:
-            write_json(self.file, asdict(Holder.read(self.file)) | {"ended": _now()})
+            write_json(self.file, asdict(self._holder) | {"ended": _now()})
 
 
 def name_workflow() -> None:
@@ -132,40 +134,54 @@ def name_workflow() -> None:
 
 
 @contextmanager
-def held(folders: list[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[list[Hold]]:
-    """Hold folders, one after another, waiting for whoever holds them.
-
-    ``waiting`` is called between two looks and may raise. Two processes must name folders that both want in one order.
-    """
-    seen = {folder: (_sign(folder), time.monotonic()) for folder in folders}
+def held(folders: Iterable[Path], waiting: Callable[[], None] = lambda: None) -> Iterator[list[Hold]]:
+    """Hold folders, waiting for whoever holds them; ``waiting`` is called between two looks and may raise."""
+    watch = Watch()
     with ExitStack() as stack:
-        holds = []
-        for folder in folders:
-            holds.append(_acquired(folder, waiting, *seen[folder]))
+        holds: list[Hold] = []
+        for folder in sorted(folders):  # in one order, so that two processes never wait for each other
+            watch.silence(folder)
+        for folder in sorted(folders):
+            holds.append(_acquired(folder, waiting, watch))
             stack.callback(holds[-1].release)
             if len(holds) == 1:
                 stack.enter_context(_beating(holds))
         yield holds
 
 
-def _acquired(folder: Path, waiting: Callable[[], None], seen: tuple[int, int], since: float) -> Hold:
-    """A folder, as soon as its holder has ended or gives no sign of life; it was ``seen`` last at time ``since``."""
+class Watch:
+    """For how long the holders of folders have given no sign of life, as seen from here."""
+
+    def __init__(self) -> None:
+        self._last: dict[Path, tuple[tuple[int, int], float]] = {}
+        self._looked = time.monotonic()
+
+    def silence(self, folder: Path) -> float:
+        """Seconds, in which this process has looked all the time: while it stood still, nobody else could be seen."""
+        sign, now = _sign(folder), time.monotonic()
+        if now - self._looked > 3 * BEAT:
+            self._last.clear()
+        self._looked = now
+        if self._last.get(folder, (None,))[0] != sign:
+            self._last[folder] = sign, now
+        return now - self._last[folder][1]
+
+
+def _acquired(folder: Path, waiting: Callable[[], None], watch: Watch) -> Hold:
+    """A folder, as soon as its holder has ended or gives no sign of life."""
     present, said = Holder.present(), None
     while True:
         number, newest = _newest(folder)
         holder = Holder.read(newest)
-        if (sign := _sign(folder)) != seen:
-            seen, since = sign, time.monotonic()
-        if not number or holder.over(present) or time.monotonic() - since > EXPIRES:
-            hold = Hold(folder, number + 1)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with hold.file.open("x") as handle:
+        silence = watch.silence(folder)
+        if not number or holder.over(present) or silence > EXPIRES:
+            hold = Hold(folder, number + 1, present)
+            with suppress(FileNotFoundError):  # another has removed the folder
+                _make(folder)
+                with suppress(FileExistsError), hold.file.open("x") as handle:  # else another was faster
                     json.dump(asdict(present), handle)
-                return hold
-            except (FileExistsError, FileNotFoundError):  # another was faster, or has removed the folder
-                continue
-        if said != holder:
+                    return hold
+        elif said != holder:
             print(f"{folder}: waiting for {holder}", flush=True)
             said = holder
         waiting()
@@ -191,11 +207,21 @@ def _beating(holds: list[Hold]) -> Iterator[None]:
         thread.join()
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder}: cannot be made, for a file or a broken link is in its way") from None
+
+
 def remove_empty(folder: Path) -> None:
     """Remove an empty folder of work, and those above it that are empty then."""
-    for empty in [folder, *list(folder.parents)[:3]]:
-        with suppress(OSError):  # not empty: other runs are at work
-            empty.rmdir()
+    with suppress(OSError):  # not empty: other runs are at work
+        while folder.name:
+            folder.rmdir()
+            if folder.name == "work":
+                break
+            folder = folder.parent
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -224,13 +250,20 @@ def _started(pid: int) -> str:
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if state == "Z" else others[18]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may end while it is read
         if Path("/proc/self/stat").exists():
             return ""
     with suppress(OSError):
         os.kill(pid, 0)
         return "yes"
     return ""
+
+
+def _slurm_step() -> str:
+    """The step of SLURM that this process is in; empty outside of one, and in a job of several nodes."""
+    names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    whole = all(os.environ.get(name) for name in names) and os.environ.get("SLURM_NNODES") == "1"
+    return "/".join(os.environ[name] for name in names) if whole else ""
 
 
 def _boot() -> str:

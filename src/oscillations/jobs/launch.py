@@ -7,6 +7,7 @@ the environment.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,7 +20,6 @@ from oscillations.jobs.holders import name_workflow
 
 KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once", "container")
 SOURCE = Path(__file__).resolve().parents[2]
-IN_A_JOB = SOURCE.parent / "workflow/profiles/job"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -43,8 +43,6 @@ def prepare(config: dict) -> int:
         "OSCILLATIONS_DEVICE": device,
         "OSCILLATIONS_AT_ONCE": at_once,
     }
-    if IN_A_JOB.exists():  # this process has read its own; the Snakemake inside a cluster's job reads this one
-        environment["SNAKEMAKE_PROFILE"] = str(IN_A_JOB)
     for key in ("source", "weights"):
         if key in config:
             path = Path(config[key])
@@ -57,14 +55,21 @@ def prepare(config: dict) -> int:
 
 
 @contextmanager
-def log_kept(study: str, step: str, name: str) -> Iterator[None]:
-    """Keep the log of a job that fails: Snakemake deletes it when the job starts again, a second name outlives that."""
+def as_job(study: str, step: str, name: str) -> Iterator[None]:
+    """What a rule's command does inside: SIGTERM ends it in order, and the log of one that fails is kept.
+
+    Snakemake deletes a job's log when the job starts again; a second name outlives that.
+    """
     log, second = Path("logs", study, step, f"{name}.log"), None
     with suppress(OSError):  # no log of a workflow's, or a file system without links
         if os.path.samestat(os.fstat(sys.stdout.fileno()), log.stat()):
             attempt = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{socket.gethostname()}-{os.getpid()}"
             second = log.with_name(f"{log.stem}.{attempt}.log")
             second.hardlink_to(log)
-    yield
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if second:
         second.unlink(missing_ok=True)

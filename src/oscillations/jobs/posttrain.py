@@ -7,7 +7,6 @@ in progress.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from oscillations import datasets, posttraining
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.network import Network
-from oscillations.jobs.holders import held, remove_empty
+from oscillations.jobs.holders import held
 from oscillations.jobs.networks import trained
 from oscillations.posttraining import PostTrainingOptions
 from oscillations.posttraining._measurement import measure
@@ -67,8 +66,8 @@ def _posttrain(study: Study, variants: list[Variant], name: str, device: str) ->
                 if not whole:
                     _write(parts, kept)
     _write(targets, kept)
-    shutil.rmtree(folder, ignore_errors=True)
-    remove_empty(folder.parent)
+    for part in parts:
+        part.unlink(missing_ok=True)
     print(f"{name}: {made} made, {len(kept[0]) - made} kept")
 
 

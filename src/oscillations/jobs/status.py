@@ -69,10 +69,10 @@ def print_holders(runs: set[Run]) -> None:
         holder, quiet = found[name]
         sign = f"no sign of life for {quiet / 60:.0f} minutes" if quiet > EXPIRES else "at work"
         print(f"  held: {name} by {holder}: {sign}")
-    left = {holder.stop_command: holder for holder, quiet in found.values() if holder.left_over and quiet <= EXPIRES}
-    if left:
-        print("  left over by a workflow that is gone; the next one waits for it to end. To end it, saved: "
-              + "; ".join(sorted(left)))  # fmt: skip
+    if left := sorted({holder.stop_command for holder, _ in found.values() if holder.left_over}):
+        print("  left over by a workflow that is gone; the next one waits until it ends. What ends it, saved:")
+        for command in left:
+            print(f"    {command}")
 
 
 def _progress(run: Run) -> Path:

@@ -23,6 +23,7 @@ from oscillations.study.paths import COST, MEMORY, PUBLISHED
 from oscillations.study.variants import Variant
 
 UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a job asks for of which nothing was measured
+LONGEST_MINUTES = 1440  #: what any job asks for at most: a training that takes longer goes on in its next attempt
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
@@ -177,7 +178,10 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
 
 
 def job_memory_mb(recipes: Iterable[Recipe]) -> int:
-    """What a job over these recipes asks a cluster for: half as much again as was measured, 4 GB where nothing was."""
+    """What a job over these recipes asks a cluster for: half as much again as was measured, 4 GB where nothing was.
+
+    Measured on the CPU: a job on a GPU needs more beside its device, and asks for what was not measured.
+    """
     measured = read_memory()
     peaks = (measured.get(key) for key in {footprint(recipe) for recipe in recipes})
     return max(round(1.5 * peak) if peak else UNMEASURED_MB for peak in peaks)
@@ -191,7 +195,7 @@ def job_minutes(cost: Cost, runs: int, threads: int, gpu: bool) -> int:
     hours = cost.gpu_hours if gpu else cost.core_hours
     if hours is None:
         return UNMEASURED_MINUTES
-    return 10 + math.ceil(3 * 60 * hours / (1 if gpu else threads) * runs / cost.runs)
+    return min(LONGEST_MINUTES, 10 + math.ceil(3 * 60 * hours / (1 if gpu else threads) * runs / cost.runs))
 
 
 def machines() -> str:

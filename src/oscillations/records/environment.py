@@ -65,12 +65,14 @@ def _version(package: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """The source's commit and whether tracked files differ from it; empty outside a repository."""
+    """The source's commit and whether tracked files differ from it; empty outside its repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
+    if not (ROOT / "Snakefile").exists():  # installed, in whosever repository
+        return {}
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "params", "workflow", "Snakefile")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
