@@ -95,12 +95,13 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What needs the internet runs only where it is asked for."""
-    if "network" not in config.getoption("markexpr"):
-        offline = pytest.mark.skip(reason="needs the internet: pytest -m network")
-        for item in items:
-            if item.get_closest_marker("network"):
-                item.add_marker(offline)
+    """What needs the internet, or a cluster's time, runs only where it is asked for."""
+    for marker, need in (("network", "the internet"), ("cluster", "a SLURM cluster and a folder that its nodes share")):
+        if marker not in config.getoption("markexpr"):
+            left_out = pytest.mark.skip(reason=f"needs {need}: pytest -m {marker}")
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(left_out)
 
 
 @pytest.fixture
