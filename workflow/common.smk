@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.current_basedir.join("../src")))  # wherever one works; of a URL, what is installed
 from oscillations.core.errors import InputError
-from oscillations.jobs import launch
+from oscillations.jobs import launch, workflows
 from oscillations.records import cost, identity, numerics, sources
 from oscillations.records import provenance
 from oscillations.records.plans import current, plans
@@ -77,16 +77,19 @@ SHOWN_ENTRIES = [
 SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.posttraining_files(STUDY.study, entry)]
 
 
-# Snakemake's records travel with the results (only the main process may write them, and only if it runs alone).
+# Of several workflows in a folder each has a study of its own. Snakemake's records travel with the results; only the main
+# process may write them.
 if workflow.is_main_process:
-    if any(Path(".snakemake/locks").glob("*")):
-        print(
-            "another snakemake is working in this folder: wait until it has ended. If none is running (it was killed, "
-            "say), free the folder with: snakemake --unlock",
-            file=sys.stderr,
-        )
-    else:
+    executes = workflow.executor_plugin is not None and not workflow.dryrun
+    if executes:
+        workflows.enter(STUDY.study)
+    at_work = workflows.at_work()
+    if not at_work:
+        workflows.lift_lock()
+    if STUDY.study not in at_work:
         provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
+    elif executes:
+        raise WorkflowError(f"another snakemake makes {STUDY.study} here: {at_work[STUDY.study]}; wait until it has ended")
 
 
 onsuccess:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from oscillations.core.errors import InputError
 from oscillations.core.files import read_json, write_json
-from oscillations.records.sources import LENGTH, ROOT, Place, hash_of, places, reached
+from oscillations.records.sources import LENGTH, ROOT, Place, hash_of, places, reached, remembered
 
 LEDGER = Path(__file__).with_name("ledger.json")
 
@@ -54,7 +54,7 @@ def parts() -> list[str]:
     return [*PARTS, *found, "model/library"]
 
 
-@cache
+@remembered
 def source(part: str) -> str:
     """Hash of what a part computes with."""
     kind = part.partition("/")[0]

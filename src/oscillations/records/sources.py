@@ -9,17 +9,21 @@ imported from. So a definition may move, and an import that leads elsewhere is n
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+import atexit
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oscillations.core.files import sha256
+from oscillations.core.files import canonical_json, read_json, sha256, write_json
 
 PACKAGE = "oscillations"
 ROOT = Path(__file__).parents[1]
 LENGTH = 16  # hex digits of a hash
+REMEMBERED = f"__pycache__/sources.{sys.implementation.cache_tag}.json"  # beside the package's bytecode
 WITHOUT_ARITHMETIC = ("core.config", "core.errors", "core.files", "records", "study")  # unless something begins there
 IMPORTING = ""  #: name of the place that a module's other statements are
 
@@ -41,6 +45,45 @@ def hash_of(places: Iterable[Place]) -> str:
     return sha256("\n".join(sorted(texts)).encode())[:LENGTH]
 
 
+def remembered(function: Callable[..., str]) -> Callable[..., str]:
+    """Of a function that hashes sources: each hash is worked out once, in whatever process, until a source changes."""
+
+    @wraps(function)
+    def look_up(*names: str) -> str:
+        known, key = _known(), " ".join((function.__name__, *names))
+        if key not in known:
+            known[key] = function(*names)
+        return known[key]
+
+    return look_up
+
+
+@cache
+def _known() -> dict[str, str]:
+    """The hashes that were worked out from the very same sources; what is added is written when the process ends."""
+    file, tree = ROOT / REMEMBERED, _tree()
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+        found = read_json(file)
+        if found["tree"] == tree and found["check"] == sha256(canonical_json(found["hashes"]).encode()):
+            known = found["hashes"]
+    before = len(known)
+
+    def write() -> None:
+        if len(known) > before and not sys.dont_write_bytecode and _tree() == tree:
+            with suppress(OSError):  # a folder that is not this user's
+                write_json(file, {"tree": tree, "hashes": known, "check": sha256(canonical_json(known).encode())})
+
+    atexit.register(write)
+    return known
+
+
+def _tree() -> str:
+    paths = sorted(ROOT.rglob("*.py"))
+    return sha256("".join(f"{path.relative_to(ROOT)}\n{path.read_text()}" for path in paths).encode())
+
+
+@remembered
 def code(*roots: str) -> str:
     """Hash of all that some roots reach, for what is cheap to make again and so has no versions."""
     return hash_of(reached(places(*roots)))
@@ -71,7 +114,7 @@ def reached(pending: set[Place], stops: Iterable[Place] = ()) -> set[Place]:
 
 def clear() -> None:
     """Forget what was read; for sources that change while a process looks at them."""
-    for function in (_module, _meaning, _shallow):
+    for function in (_known, _module, _meaning, _shallow):
         function.cache_clear()
 
 
