@@ -176,10 +176,28 @@ def test_jobs_of_a_killed_workflow_are_waited_for(tmp_path, undisturbed):
     said = project.cli("status", "--study", "tiny")
     assert "left over by a workflow that is gone" in said
     assert any(f"scancel {job}" in said for job in left)
-    project.run("snakemake", "--unlock", "--config", "study=tiny")
     ended_well("the main process killed", project, undisturbed, project.start("snakemake", *PROFILE))
     logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
     assert not any(": starting" in text for text in logs)  # waited for, or found whole
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="no faketime: clocks of nodes cannot be set apart")
+def test_clocks_of_nodes_need_not_agree(tmp_path, undisturbed):
+    """Two nodes whose clocks differ by 20 minutes, more than any expiry, want the same runs at the same time."""
+    project, variant = made(tmp_path / "project"), "resnet18-scratch/qat-3bit"
+    project.snakemake("data")
+    train = ["python", "-m", "oscillations", "train", "--study", "tiny", "--only", variant]
+    early = project.start("srun", "--ntasks=1", "faketime", "-f", "-10m", *train)
+    until(lambda: at_work(project))
+    late = project.start("srun", "--ntasks=1", "faketime", "-f", "+10m", *train)
+    said = [process.communicate()[0] for process in (early, late)]
+    assert [early.returncode, late.returncode] == [0, 0], said
+    assert "waiting for process" in said[1]
+    assert "epoch" in said[0]
+    assert "epoch" not in said[1]
+    expected = {name: content for name, content in undisturbed.items() if name.startswith(f"tiny/{variant}/")}
+    assert len(expected) == 2
+    assert weights(project) == expected
 
 
 def test_a_full_queue_is_waited_for(tmp_path, undisturbed):

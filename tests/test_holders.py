@@ -11,7 +11,7 @@ import pytest
 from conftest import Project
 
 from oscillations.core.errors import InputError
-from oscillations.jobs import holders
+from oscillations.jobs import holders, workflows
 from oscillations.jobs.holders import Holder, held, holder_of
 
 ELSEWHERE = Holder(host="n7", pid=4711, started="1", boot="another", since="yesterday")
@@ -243,3 +243,54 @@ def test_two_trainings_of_one_variant_make_it_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(text.count(": starting") for text in said) == [0, 2]  # two seeds, by one of them
     assert sum("kept" in text for text in said) == 1
+
+
+def card(holder, silent_for=0.0):
+    """Let another main process have left a card."""
+    workflows.CARDS.mkdir(parents=True, exist_ok=True)
+    file = workflows.CARDS / f"{holder.host}.{holder.pid}.json"
+    file.write_text(json.dumps({"study": "tiny", "holder": asdict(holder)}))
+    then = time.time() - silent_for
+    os.utime(file, (then, then))
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workflows, "EXPIRES", 100)
+    return tmp_path
+
+
+def test_a_workflow_at_work_is_named(folder):
+    other = replace(Holder.present(), pid=os.getppid(), started=holders._started(os.getppid()))
+    card(other)
+    assert workflows.at_work() == {"tiny": other}
+
+
+@pytest.mark.parametrize(("silent_for", "lives"), [(60, True), (200, False)])
+@pytest.mark.parametrize("other", [ELSEWHERE, replace(Holder.present(), pid=4711, boot="before")], ids=["host", "boot"])
+def test_a_workflow_that_cannot_be_seen_lives_for_as_long_as_it_gives_signs(folder, other, silent_for, lives):
+    file = card(other, silent_for)
+    assert workflows.at_work() == ({"tiny": other} if lives else {})
+    assert file.exists() == lives
+
+
+def test_the_card_of_a_process_whose_number_is_another_s_now_is_removed(folder):
+    file = card(replace(Holder.present(), pid=os.getppid(), started="1"))
+    assert workflows.at_work() == {}
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"study": "tiny"}', '{"study": "tiny", "holder": {"no": 1}}'])
+def test_a_damaged_card_is_nobody_s(folder, content):
+    file = card(ELSEWHERE)
+    file.write_text(content)
+    assert workflows.at_work() == {}
+    assert not file.exists()
+
+
+def test_a_process_does_not_see_itself(folder):
+    workflows.enter("tiny")
+    assert len(list(workflows.CARDS.glob("*.json"))) == 1
+    assert workflows.at_work() == {}

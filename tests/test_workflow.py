@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 import zipfile
 
@@ -332,8 +333,9 @@ def test_bad_command_lines_stop_before_any_job(project, config, message):
     assert message in project.snakemake("all", config=config, ok=False)
 
 
-def test_a_second_run_is_told_about_the_first(project):
-    project.edit("params/tiny.yaml", "epochs: 3, patience: 5", "epochs: 99999, patience: 99999")  # until it is killed
+def test_a_second_workflow_is_refused_while_the_first_lives_and_no_longer(project):
+    endless = ("epochs: 3, patience: 5", "epochs: 99999, patience: 99999")  # until it is killed
+    project.edit("params/tiny.yaml", *endless)
     first = project.start("snakemake", "--cores", "2", "all", "--config", "study=tiny")
     try:
         deadline = time.monotonic() + 120
@@ -341,8 +343,8 @@ def test_a_second_run_is_told_about_the_first(project):
             time.sleep(0.1)
         assert list(project.folder.glob("work/**/progress.json")), "the first has not begun to train"
         output = project.snakemake("all", ok=False)
-        assert "another snakemake is working in this folder" in output
-        assert "--unlock" in output
+        assert f"another snakemake makes tiny here: process {first.pid} on {socket.gethostname()}, since" in output
+        assert project.planned()  # to look is allowed
         status = project.cli("status", "--study", "params/tiny.yaml")
         assert "running" in status
     finally:
@@ -350,6 +352,11 @@ def test_a_second_run_is_told_about_the_first(project):
             child.kill()
         first.kill()
         first.communicate()
+    project.edit("params/tiny.yaml", *reversed(endless))
+    assert list(project.folder.glob(".snakemake/locks/*.lock"))
+    output = project.snakemake("runs", config="only=mlp5-scratch/baseline")
+    assert "the lock it has left is lifted" in output
+    assert not list(project.folder.glob(".snakemake/workflows/*.json"))
 
 
 def test_a_killed_training_loses_nothing_under_snakemake(project, finished_project):

@@ -6,6 +6,7 @@ Pages show what the tables, figures, claims and findings wrote; how it was made 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,18 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 def render(template: str, file: Path, **content: Any) -> None:
     """Write a page: everything that a template names, with the style and the script in it."""
+    write_text(file, _environment().get_template(template).render(**content))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """With the templates that were compiled so far."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["bold"] = bold
-    write_text(file, environment.get_template(template).render(**content))
+    return environment
 
 
 def bold(text: str) -> Markup:
