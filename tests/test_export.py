@@ -392,7 +392,8 @@ def test_a_file_that_does_not_fit_the_model_says_what_is_wrong(file):
 def test_the_command_writes_and_measures_what_was_trained(tmp_path, monkeypatch, capsys):
     """A tiny study, from training to the table of its files."""
     Project(tmp_path)
-    entry = "exports:\n  mlp5: {of: [mlp5-scratch/baseline, mlp5-scratch/osciquant-3bit], bits: [2, 3]}\n"
+    of = "of: [mlp5-scratch/baseline, mlp5-scratch/osciquant-3bit]"
+    entry = f"exports:\n  mlp5: {{{of}, seeds: [0], bits: [2, 3]}}\n  other: {{{of}, seeds: [1]}}\n"
     (tmp_path / "params/tiny.yaml").write_text(TINY + entry)
     monkeypatch.chdir(tmp_path)
 
@@ -427,6 +428,7 @@ def test_the_command_writes_and_measures_what_was_trained(tmp_path, monkeypatch,
     command("tables")  # on request only: nothing has been exported
     assert pd.read_csv("results/tiny/tables/exports.csv").empty
     assert pd.read_csv("results/tiny/tables/exports-widths.csv").empty
+    assert "none of its runs has been trained" in command("export", "--name", "other", code=2)
     command("export", "--name", "mlp5")
     command("tables")
     table = pd.read_csv("results/tiny/tables/exports.csv")
@@ -456,6 +458,7 @@ def test_bad_entries_are_refused(tmp_path, monkeypatch, capsys):
         ("{of: [mlp5-scratch/qat-4bit]}", "did you mean 'mlp5-scratch/qat-3bit'"),
         ("{of: [mlp5-scratch/baseline], bits: [5]}", "exports.mlp5.bits: 5 is not among eval_bits"),
         ("{of: [mlp5-scratch/baseline], format: onnx}", "unknown key 'format'"),
+        ("{of: [mlp5-scratch/baseline], seeds: [0, 7]}", "exports.mlp5.seeds: mlp5-scratch/baseline has no seed 7"),
     ]:
         (tmp_path / "params/tiny.yaml").write_text(TINY + f"exports:\n  mlp5: {entry}\n")
         assert main(["check", "--study", "tiny"]) == 2

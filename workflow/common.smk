@@ -89,7 +89,9 @@ if workflow.is_main_process:
     if STUDY.study not in at_work:
         provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
     elif executes:
-        raise WorkflowError(f"another snakemake makes {STUDY.study} here: {at_work[STUDY.study]}; wait until it has ended")
+        raise WorkflowError(
+            f"another snakemake makes {STUDY.study} here: {at_work[STUDY.study]}; wait until it has ended"
+        )
 
 
 onsuccess:

@@ -12,7 +12,7 @@ if STUDY.exports:
             data=lambda wildcards: sum(map(dataset_files, exported_experiments(wildcards.entry)), []),
             start=lambda wildcards: sum(map(pretrained_files, exported_experiments(wildcards.entry)), []),
             records=lambda wildcards: [
-                str(run.record) for run in SHOWN if run.path in STUDY.exports[wildcards.entry].of
+                str(run.record) for run in SHOWN if STUDY.exports[wildcards.entry].takes(run.path, run.seed)
             ],
         output:
             f"results/{STUDY.study}/exports/{{entry}}.csv",
@@ -27,7 +27,7 @@ if STUDY.exports:
             mem_mb=lambda wildcards, attempt: 2 * attempt * memory(exported_experiments(wildcards.entry)),
             runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
         params:
-            entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json")),
+            entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json", exclude_none=True)),
             study=STUDY_FILE,
         shell:
             "python -m oscillations export --study {params.study} --name {wildcards.entry} > {log} 2>&1"

@@ -219,6 +219,7 @@ def posttrain(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """Write a trained run as a file that computes the same elsewhere, or measure an entry of the study's exports."""
     from oscillations.jobs import export as module
+    from oscillations.jobs.launch import as_job
 
     study, variants = load(options.study)
     if options.name is None:
@@ -227,7 +228,8 @@ def export(options: argparse.Namespace) -> None:
     elif options.name not in study.exports:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.exports)}")
     else:
-        module.export_entry(study, variants, options.name)
+        with as_job(study.study, "export", options.name):
+            module.export_entry(study, variants, options.name)
 
 
 def pack(options: argparse.Namespace) -> None:

@@ -143,17 +143,20 @@ def _width(bits: int) -> str:
 
 
 def export_entry(study: Study, variants: list[Variant], name: str) -> None:
-    """Measure the files of all current runs of the study's entry ``name``: one row per file and width."""
+    """Measure the files of all current runs of the study's entry ``name``: one row per file and width.
+
+    Raises InputError if none of its runs is there.
+    """
     entry = study.exports[name]
     rows: list[dict[str, Any]] = []
-    for plan in current(plans(variants)):
-        if plan.variant.path in entry.of:
-            about = {
-                "run": plan.run.name, "checkpoint_sha256": plan.result["checkpoint_sha256"], "machine": processor(),
-            }  # fmt: skip
-            with tempfile.TemporaryDirectory() as folder:
-                rows += [about | row for row in _measured(Source(plan), entry.bits, Path(folder))]
-            print(f"{plan.run.name}: exported and measured", flush=True)
+    finished = [plan for plan in current(plans(variants)) if entry.takes(plan.variant.path, plan.run.seed)]
+    if not finished:
+        raise InputError(f"exports.{name}: none of its runs has been trained yet")
+    for plan in finished:
+        about = {"run": plan.run.name, "checkpoint_sha256": plan.result["checkpoint_sha256"], "machine": processor()}
+        with tempfile.TemporaryDirectory() as folder:
+            rows += [about | row for row in _measured(Source(plan), entry.bits, Path(folder))]
+        print(f"{plan.run.name}: exported and measured", flush=True)
     write_text(exports_file(study.study, name), pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
 
 

@@ -234,6 +234,9 @@ def _check_export(study: Study, entry: ExportEntry, variants: Mapping[str, Varia
             raise InputError(f"{where}.of: {path}: its attention (qkr) has no layer-by-layer form")
         if recipe.first_last_bits is not None:
             raise InputError(f"{where}.of: {path}: first_last_bits keeps layers at one width; export it by itself")
+        for seed in entry.seeds or []:
+            if seed not in variants[path].seeds:
+                raise InputError(f"{where}.seeds: {path} has no seed {seed}, only {list(variants[path].seeds)}")
     for bits in entry.bits:
         if bits not in study.eval_bits:
             raise InputError(f"{where}.bits: {bits} is not among eval_bits {study.eval_bits}")

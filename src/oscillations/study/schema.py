@@ -125,7 +125,12 @@ class ExportEntry(Strict):
     """Runs of this study as files for elsewhere: their sizes, accuracies and times."""
 
     of: list[str] = Field(min_length=1, description="experiment/variant of the runs")
+    seeds: list[Seed] | None = Field(None, min_length=1, description="of their seeds; else all")
     bits: list[Annotated[int, Field(ge=2, le=8)]] = Field([2, 3, 4, 8], min_length=1, description="widths of files")
+
+    def takes(self, path: str, seed: int) -> bool:
+        """Whether a run of variant ``path`` is one of them."""
+        return path in self.of and (self.seeds is None or seed in self.seeds)
 
 
 class Study(Strict):
