@@ -77,21 +77,22 @@ SHOWN_ENTRIES = [
 SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.posttraining_files(STUDY.study, entry)]
 
 
-# Of several workflows in a folder each has a study of its own. Snakemake's records travel with the results; only the main
-# process may write them.
+# Snakemake's records travel with the results; only the main process may write them, and only of a study that no other makes.
+AT_WORK = "another snakemake makes {} here: {}; wait until it has ended"
 if workflow.is_main_process:
-    executes = workflow.executor_plugin is not None and not workflow.dryrun
-    if executes:
-        workflows.enter(STUDY.study)
     at_work = workflows.at_work()
     if not at_work:
         workflows.lift_lock()
-    if STUDY.study not in at_work:
+    if STUDY.study in at_work:
+        print(AT_WORK.format(STUDY.study, at_work[STUDY.study]), file=sys.stderr)
+    else:
         provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
-    elif executes:
-        raise WorkflowError(
-            f"another snakemake makes {STUDY.study} here: {at_work[STUDY.study]}; wait until it has ended"
-        )
+
+
+onstart:
+    workflows.enter(STUDY.study)
+    if holder := workflows.at_work().get(STUDY.study):
+        raise WorkflowError(AT_WORK.format(STUDY.study, holder))
 
 
 onsuccess:
