@@ -249,7 +249,7 @@ def test_what_has_no_reference_is_refused(tmp_path, capsys):
     folder = measurements(tmp_path, lambda table: table.assign(experiment="mlp5-scrach"))
     assert accept(folder) == 2
     assert "did you mean 'mlp5-scratch/baseline'?" in capsys.readouterr().err
-    assert main(["accept", "--study", "quick", "--results", str(folder)]) == 2  # two seeds are no reference
+    assert main(["accept", "--study", "quick", "--results", str(folder)]) == 2  # nobody keeps its results
     assert accept(measurements(tmp_path), "--seeds", "17") == 2
     assert "no run has seed 17" in capsys.readouterr().err
 

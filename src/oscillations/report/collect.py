@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pandas as pd
@@ -15,7 +17,7 @@ from oscillations.engine.recipe import Recipe
 from oscillations.records.identity import evaluation_key, evaluation_parts
 from oscillations.records.plans import MEASURED, Plan, current, plans
 from oscillations.records.rows import EVALUATIONS, current_rows, posttrained, read_rows, without_implied, write_rows
-from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION
+from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION, lookup
 from oscillations.study.paths import Run, evaluation_files, measurements_file, results
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
@@ -27,26 +29,27 @@ def collect(study: Study, variants: list[Variant]) -> None:
     """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
     found = plans(variants)
     _refuse([plan for plan in found if plan.stale])
-    evaluations: dict[str, pd.DataFrame] = {}
+    evaluations: dict[str, Callable[[str], pd.DataFrame]] = {}
     unevaluated: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
     for plan in current(found):
         variant, run, record = plan.variant, plan.run, plan.result
         if run.experiment not in evaluations:
             file, _ = evaluation_files(study.study, run.experiment)
-            evaluations[run.experiment] = read_rows([file], EVALUATIONS)
+            evaluations[run.experiment] = lookup(read_rows([file], EVALUATIONS), "key")
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
         for selection in plan.kept:
             for bits, accuracy in record[MEASURED[selection][0]].items():
                 validated = _evaluation(about, quantizer, int(bits), "keep", "validation", accuracy)
                 rows.append(about | validated | {"selection": selection})
-        known, parts = evaluations[run.experiment], evaluation_parts(record["recipe"])
+        parts = evaluation_parts(record["recipe"])
         for rule in study.cross_bit:
-            tests = [
-                current_rows(known[known.selection == selection], evaluation_key(record, rule, checkpoint), parts)
-                for selection, checkpoint in plan.kept.items()
-            ]
+            tests = []
+            for selection, checkpoint in plan.kept.items():
+                key = evaluation_key(record, rule, checkpoint)
+                known = evaluations[run.experiment](key)
+                tests.append(current_rows(known[known.selection == selection], key, parts))
             if any(one.empty for one in tests):  # half of it would pass for the whole
                 unevaluated[run.experiment, rule] = unevaluated.get((run.experiment, rule), 0) + 1
                 continue
@@ -153,20 +156,37 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
     the layers, in their order; ``layer_shares_epoch``: those of the epoch.
     """
-    frames = [_epochs(plan) for plan in current(plans(variants))]
-    table = pd.concat(frames) if frames else pd.DataFrame(columns=OSCILLATIONS)
+    found = current(plans(variants))
+    logged = [_logged(plan) for plan in found]
+    shapes: dict[tuple[str, ...], list[int]] = {}
+    for place, texts in enumerate(logged):
+        shapes.setdefault(tuple(text.partition("\n")[0] for text in texts), []).append(place)
+    frames = [_epochs(found, logged, places) for places in shapes.values()]  # runs that log the same are read at once
+    columns = dict.fromkeys(column for frame in frames for column in frame)  # as they first appear
+    table = pd.concat(frames).sort_index(kind="stable")[list(columns)] if frames else pd.DataFrame(columns=OSCILLATIONS)
     write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
-def _epochs(plan: Plan) -> pd.DataFrame:
-    """Every epoch of one run. Raises InputError if its history is not there."""
-    variant, run = plan.variant, plan.run
-    for name in ("history.csv", "layers.csv"):
-        if not (run.folder / name).exists():
-            raise InputError(f"{run.folder / name}: missing; bring it back, or delete run.json beside it and run again")
-    history, layers = (pd.read_csv(run.folder / name) for name in ("history.csv", "layers.csv"))
-    method = variant.recipe.method
-    about = {
+def _logged(plan: Plan) -> list[str]:
+    """What a run has logged of its epochs, and of its layers. Raises InputError if that is not there."""
+    files = [plan.run.folder / name for name in ("history.csv", "layers.csv")]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: missing; bring it back, or delete run.json beside it and run again")
+    return [file.read_text() for file in files]
+
+
+def _stacked(logged: list[list[str]], places: list[int], which: int) -> pd.DataFrame:
+    """The epochs or layers of some runs with the same columns, one run after another; ``place`` tells them apart."""
+    head = logged[places[0]][which].partition("\n")[0]
+    lines = [f"{place},{line}" for place in places for line in logged[place][which].splitlines()[1:]]
+    return pd.read_csv(StringIO("\n".join([f"place,{head}", *lines])))
+
+
+def _about_run(plan: Plan) -> dict[str, Any]:
+    """What every epoch of a run says of it."""
+    variant, method = plan.variant, plan.variant.recipe.method
+    return {
         "experiment": variant.experiment,
         "variant": variant.name,
         "model": variant.recipe.model.name,
@@ -174,37 +194,42 @@ def _epochs(plan: Plan) -> pd.DataFrame:
         "train_bits": variant.recipe.bits,
         "lambda": method.get("lambda"),
         "lr": variant.recipe.training.lr,
-        "seed": run.seed,
+        "seed": plan.run.seed,
         "status": plan.result["status"],
         "steps_per_epoch": plan.result["steps_per_epoch"],
     }
-    if history.empty:
-        return pd.DataFrame(columns=[*about, *history])
-    frame = history[["epoch", "train_loss", "val_loss", "monitored", *history.filter(regex="^val_acc_")]].assign(
-        **about
-    )
+
+
+def _epochs(found: list[Plan], logged: list[list[str]], places: list[int]) -> pd.DataFrame:
+    """Every epoch of the runs at some places of a list, which have logged the same; indexed by their place."""
+    history, layers = (_stacked(logged, places, which) for which in (0, 1))
+    about = pd.DataFrame([_about_run(found[place]) for place in places], index=places).astype({"lambda": float})
+    frame = about.loc[history.place].reset_index(drop=True)
+    frame = frame.join(history[["epoch", "train_loss", "val_loss", "monitored", *history.filter(regex="^val_acc_")]])
     counts = history.filter(regex="^(iteration|epoch)_")
-    frame[list(counts)] = counts.diff().fillna(counts).astype(int)
+    frame[list(counts)] = counts.groupby(history.place).diff().fillna(counts).astype(int)
     frame = frame.assign(**history.filter(regex="^frequency_"))
-    return _with_layers(frame[[*about, *frame.columns.drop(list(about))]], layers)
+    frame.index = pd.MultiIndex.from_frame(history[["place", "epoch"]])
+    if not layers.empty:
+        frame = frame.join(_over_layers(layers))
+    return frame.droplevel("epoch")
 
 
-def _with_layers(frame: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """Epochs with the means over layers, or over weights, of what is logged by layer."""
-    if layers.empty:
-        return frame
-    by_epoch = layers.groupby("epoch")
-    frame["weights"] = by_epoch.weights.sum().to_numpy()
+def _over_layers(layers: pd.DataFrame) -> pd.DataFrame:
+    """By run and epoch, the means over layers, or over weights, of what is logged by layer."""
+    epoch = [layers.place, layers.epoch]
+    by_epoch = layers.groupby(epoch)
+    found = by_epoch.weights.sum().to_frame()
     for column in ("max_over_std", "kurtosis"):
-        frame[column] = by_epoch[column].mean().to_numpy()
+        found[column] = by_epoch[column].mean()
     for column in layers.columns.intersection(["near_threshold", "error", "share_zero"]):
-        weighted = (layers[column] * layers.weights).groupby(layers.epoch).sum()
-        frame[column] = weighted.to_numpy() / frame["weights"]
+        found[column] = (layers[column] * layers.weights).groupby(epoch).sum() / found.weights
     if "iteration_nagel" in layers:
-        counts = layers.assign(own=layers.groupby("layer").iteration_nagel.diff().fillna(layers.iteration_nagel))
-        frame["layer_shares"] = by_epoch.iteration_nagel.agg(_shares).to_numpy()
-        frame["layer_shares_epoch"] = counts.groupby("epoch").own.agg(_shares).to_numpy()
-    return frame
+        so_far = layers.iteration_nagel
+        own = layers.groupby(["place", "layer"]).iteration_nagel.diff().fillna(so_far)
+        found["layer_shares"] = so_far.groupby(epoch).agg(_shares)
+        found["layer_shares_epoch"] = own.groupby(epoch).agg(_shares)
+    return found
 
 
 def _shares(counts: pd.Series) -> str:

@@ -14,7 +14,7 @@ from oscillations.records.plans import Plan
 from oscillations.report.estimates import spread
 from oscillations.report.pages import render
 from oscillations.report.pages.curves import Curve, chart
-from oscillations.report.results import Report
+from oscillations.report.results import Report, lookup
 from oscillations.report.table import Row, Table
 from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus
 from oscillations.study import paths
@@ -25,13 +25,19 @@ COLORS = {LATENT: 5, 2: 6, 3: 2, 4: 4, 8: 3}  # of the page's palette, by width
 
 def write_variants(report: Report) -> None:
     """A page for every variant that has a current record, and none for others."""
-    kept = set()
+    kept, results = set(), report.results
+    tests, epochs, after = map(lookup, (results.evaluations, results.all_epochs, results.posttraining))
     for path, group in groupby(report.plans, lambda plan: plan.variant.path):
         seeds = [plan for plan in group if plan.current]
         if seeds:
             file = paths.variant_page(report.study.study, path)
             kept.add(file)
-            render("variant.html", file, **_content(report, path, seeds))
+            measured = {
+                "charts": _charts(epochs(path), seeds[0].variant.recipe.bits),
+                "seeds": _seeds(seeds, tests(path)),
+                "after": _posttrained(after(path)),
+            }
+            render("variant.html", file, **_content(report, path, seeds) | measured)
     for file in set((report.folder / "runs").glob("*/*.html")) - kept:
         file.unlink()
 
@@ -41,13 +47,10 @@ def _content(report: Report, path: str, seeds: list[Plan]) -> dict[str, Any]:
     recipe = variant.recipe
     method = METHOD_NAMES.get(recipe.method.name, recipe.method.name)
     trained = "" if recipe.bits == LATENT else f", trained {bits_label(recipe.bits)}"
-    results = report.results.evaluations[report.results.evaluations.path == path]
     return {
         "heading": f"{MODEL_NAMES.get(recipe.model.name, recipe.model.name)}, {method}{trained}: {path}",
         "study": report.study,
         "path": path,
-        "charts": _charts(report.results.all_epochs, path, recipe.bits),
-        "seeds": _seeds(seeds, results),
         "recipe": _flat(seeds[0].result["recipe"]),
         "start": sorted({start["label"] for plan in seeds if (start := plan.result.get("start"))}),
         "environments": _environments(seeds),
@@ -56,7 +59,6 @@ def _content(report: Report, path: str, seeds: list[Plan]) -> dict[str, Any]:
         "split": seeds[0].result["split"],
         "kept": list(seeds[0].kept),
         "files": [(plan.run.seed, _checkpoints(plan)) for plan in seeds],
-        "after": _posttrained(report, path),
         "command": f"snakemake --cores 8 all --config study={study} only={path}",
     }
 
@@ -67,9 +69,8 @@ def _checkpoints(plan: Plan) -> list[tuple[Path, str]]:
     return [(file, plan.result[f"{name}_sha256"]) for name, file in files.items()]
 
 
-def _charts(epochs: pd.DataFrame, path: str, bits: int) -> list[Any]:
-    """Loss, accuracy at every width and oscillations over epochs; a line for every seed."""
-    mine = epochs[epochs.path == path]
+def _charts(mine: pd.DataFrame, bits: int) -> list[Any]:
+    """Loss, accuracy at every width and oscillations over a variant's epochs; a line for every seed."""
     runs = [run.sort_values("epoch") for _, run in mine.groupby("seed")]
 
     def curves(column: str, color: int, label: str = "") -> list[Curve]:
@@ -95,14 +96,15 @@ def _charts(epochs: pd.DataFrame, path: str, bits: int) -> list[Any]:
 
 def _seeds(seeds: list[Plan], results: pd.DataFrame) -> Table:
     """One row per seed: what it reached, where it stopped, how long it took, and its files."""
-    rows = []
+    rows, tests = [], results[results.bn == "keep"].drop_duplicates(["seed", "eval_bits"])
+    accuracy = dict(zip(zip(tests.seed, tests.eval_bits), tests.accuracy))
     for plan in seeds:
-        record = plan.result
-        tests = results[(results.seed == plan.run.seed) & (results.bn == "keep")].drop_duplicates("eval_bits")
-        at = {int(row.eval_bits): row.accuracy for row in tests.itertuples()}
-        own = plan.variant.recipe.bits
+        record, own = plan.result, plan.variant.recipe.bits
         cells = {"Seed": str(plan.run.seed), "State": "" if record["status"] == "done" else record["status"]}
-        cells |= {f"Test, {bits_label(bits)}": _number(at.get(bits)) for bits in dict.fromkeys((own, *WIDTHS))}
+        cells |= {
+            f"Test, {bits_label(bits)}": _number(accuracy.get((plan.run.seed, bits)))
+            for bits in dict.fromkeys((own, *WIDTHS))
+        }
         cells |= {
             "Best validation": _number(record["monitored"]),
             "in epoch": str(record["best_epoch"]),
@@ -115,9 +117,8 @@ def _seeds(seeds: list[Plan], results: pd.DataFrame) -> Table:
     return Table("seeds", "Seeds", [], rows)
 
 
-def _posttrained(report: Report, path: str) -> Table:
-    """What post-training methods made of these runs, mean over seeds."""
-    made = report.results.posttraining
+def _posttrained(made: pd.DataFrame) -> Table:
+    """What post-training methods made of a variant's runs, mean over seeds."""
     rows = [
         Row(
             {
@@ -126,7 +127,7 @@ def _posttrained(report: Report, path: str) -> Table:
                 "n": str(runs.accuracy.notna().sum()),
             }
         )
-        for (label, bits), runs in made[(made.path == path) & (made.bn == "keep")].groupby(
+        for (label, bits), runs in made[made.bn == "keep"].groupby(
             ["label", "eval_bits"], sort=False
         )
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from oscillations.core.files import read_json
 from oscillations.engine.method import SharedScaleOptions
 from oscillations.records import cost
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
-from oscillations.report.results import Report
+from oscillations.report.results import Report, lookup
 from oscillations.report.table import Missing, Row, Table
 from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus, with_interval
 from oscillations.study.paths import experiment_of
@@ -143,8 +143,11 @@ def _ends(bits: int | None) -> str:
 
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
-    study, tests, epochs, speeds = report.study, report.results.evaluations, report.results.epochs, cost.read_speeds()
-    ends, slices, end_slices = report.results.ends, report.results.slices, report.results.end_slices
+    study, results, speeds = report.study, report.results, cost.read_speeds()
+    tests, ends, slices, end_slices, epochs = (
+        lookup(table)
+        for table in (results.evaluations, results.ends, results.slices, results.end_slices, results.epochs)
+    )
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
@@ -154,7 +157,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
         chosen_per_channel = isinstance(choice.options, SharedScaleOptions) and choice.options.per_channel
         keep, at_end = variant.recipe.training.keep, is_judged_at_end(variant)
-        best_epoch, end = (table[table.path == variant.path] for table in (tests, ends))
+        best_epoch, end = tests(variant.path), ends(variant.path)
         mine = end if at_end else best_epoch
         inputs = variant.recipe.activation_bits
         point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}")
@@ -183,11 +186,12 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
             row |= _mean(f"at_{bits}", others[others.eval_bits == bits].accuracy)
         row |= _mean("worst", _worst(pd.concat([others, kept[kept.eval_bits == spec.bits]])))
-        sliced = end_slices if at_end else slices
-        sliced = sliced[(sliced.path == variant.path) & (sliced.bn == "keep") & sliced.accuracy.notna()]
+        sliced = (end_slices if at_end else slices)(variant.path)
+        sliced = sliced[(sliced.bn == "keep") & sliced.accuracy.notna()]
         whole = others[others.eval_bits == SLICED]  # of which slices are taken
         row |= _mean("worst_slice", _worst(pd.concat([sliced, whole]) if len(sliced) else sliced))
-        logged = epochs[(epochs.path == variant.path) & epochs.seed.isin(row["by_seed"].index)]
+        logged = epochs(variant.path)
+        logged = logged[logged.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
         began = choice.options.whole_from * variant.recipe.training.epochs  # epochs before it is whole

@@ -91,10 +91,9 @@ def table_cells(report: Report, table: str) -> pd.DataFrame:
 
 def _own_cells(report: Report, table: str, published: pd.DataFrame) -> pd.DataFrame:
     """The study's cells that stand in a table."""
-    found = summarise(report.results.evaluations).astype(
-        {"lambda": float, "train_bits": int, "eval_bits": int}
-    )  # also if empty
-    found = found[found.experiment.isin(report.study.shown_in(table))]
+    evaluations = report.results.evaluations
+    found = summarise(evaluations[evaluations.experiment.isin(report.study.shown_in(table))])
+    found = found.astype({"lambda": float, "train_bits": int, "eval_bits": int})  # also if empty
     if table != "table3":  # each model at the bits it was made for
         own = (found.eval_bits == found.train_bits) | (found.train_bits == LATENT)
         found = found[own & ~((found.method == "ptq") & (found.eval_bits == 8))]
