@@ -9,9 +9,10 @@ from typing import Literal, get_args, get_origin
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Project
 
 from oscillations import posttraining
+from oscillations.core.files import canonical_json, sha256
 from oscillations.jobs import certify
 from oscillations.records import identity, numerics, sources
 from oscillations.records.rows import current_rows
@@ -357,6 +358,30 @@ def source(tmp_path, monkeypatch):
     yield of
     monkeypatch.undo()
     sources.clear()
+
+
+def test_hashes_are_remembered_until_a_source_changes(tmp_path):
+    project = Project(tmp_path / "project")
+    file = project.folder / "src/oscillations" / sources.REMEMBERED
+    ask = ("python", "-c", "from oscillations.records import numerics; print(numerics.source('method/qat'))")
+
+    def asked():
+        return project.run(*ask).strip(), json.loads(file.read_text())
+
+    first, known = asked()
+    assert known["hashes"] == {"source method/qat": first}
+    other = {"source method/qat": "0" * 16}
+    forged = known | {"hashes": other, "check": sha256(canonical_json(other).encode())}
+    file.write_text(json.dumps(forged))
+    assert asked()[0] == "0" * 16  # it is looked up
+    for damaged in ("", "{", json.dumps(known | {"hashes": other})):
+        file.write_text(damaged)
+        assert asked() == (first, known)
+    file.write_text(json.dumps(forged))
+    project.edit("src/oscillations/methods/qat.py", "quantizer.quantized", "[2 * q for q in quantizer.quantized]")
+    changed, known = asked()
+    assert changed not in (first, "0" * 16)
+    assert known["tree"] != forged["tree"]
 
 
 G = "def g(x):\n    return 2 * x\n"
