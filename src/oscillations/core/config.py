@@ -50,9 +50,19 @@ class Strict(BaseModel):
 def refuse_repeats(values: Any, key: str) -> None:
     """Raise ValueError, naming ``key``, if ``values`` is a list that holds something twice."""
     if isinstance(values, list | tuple):
-        for place, value in enumerate(values):
-            if value in values[:place]:
+        seen: set[Any] | list[Any] = set() if all(map(_hashable, values)) else []
+        for value in values:
+            if value in seen:
                 raise ValueError(f"{key}: {shortened(value)} stands twice")
+            seen.add(value) if isinstance(seen, set) else seen.append(value)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def parse(model: type[Parsed], values: Any, where: str) -> Parsed:

@@ -37,7 +37,7 @@ def _check_data(study: Study, name: str, path: Path) -> None:
     where = f"{path}: experiments.{name}"
     if data not in datasets.names():
         key = f"{path}: data" if own.data is None else f"{where}.data"
-        raise InputError(f"{key}: unknown dataset {data!r}; {did_you_mean(data, datasets.names())}")
+        raise InputError(f"{key}: unknown dataset {shortened(data)}; {did_you_mean(data, datasets.names())}")
     images = datasets.find(data).TRAIN_IMAGES
     if held >= images:
         key = f"{where}.validation" if own.validation else f"{path}: validation"
@@ -171,7 +171,7 @@ def _check_layer(spec: WeightPanels, variants: Mapping[str, Variant], where: str
         model = variants[panel].recipe.model
         layers = models.find(model.name).layers(model.options)
         if layer not in layers:
-            raise InputError(f"{where}.layer: {layer!r} is no layer of {panel}; {did_you_mean(layer, layers)}")
+            raise InputError(f"{where}.layer: {shortened(layer)} is no layer of {panel}; {did_you_mean(layer, layers)}")
 
 
 def _check_film(spec: Film, variants: Mapping[str, Variant], where: str) -> None:

@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from oscillations import models
-from oscillations.core.errors import InputError, did_you_mean
+from oscillations.core.errors import InputError, did_you_mean, shortened
 from oscillations.core.files import file_hash, read_json, replacing, write_json
 from oscillations.datasets._sources import download
 from oscillations.engine.layers import load_weights
@@ -104,7 +104,9 @@ def library_model(name: str, where: str) -> str:
     """``timm/<architecture>`` of ``timm/<architecture>.<tag>``; ``torchvision/<model>`` as it is."""
     library, _, kind = name.partition("/")
     if library not in models.LIBRARIES or not kind:
-        raise InputError(f"{where}: {name!r} is not timm/NAME or torchvision/NAME; {did_you_mean(name, KNOWN)}")
+        raise InputError(
+            f"{where}: {shortened(name)} is not timm/NAME or torchvision/NAME; {did_you_mean(name, KNOWN)}"
+        )
     return f"{library}/{kind.split('.')[0]}"
 
 
@@ -128,7 +130,9 @@ def normalisation(name: str, where: str) -> dict[str, list[float]]:
         known = list_models()
         found = get_model_weights(kind).DEFAULT.transforms() if kind in known else None
     if found is None:
-        raise InputError(f"{where}: {library} has no pretrained classifier {kind!r}; {did_you_mean(kind, known)}")
+        raise InputError(
+            f"{where}: {library} has no pretrained classifier {shortened(kind)}; {did_you_mean(kind, known)}"
+        )
     return {"mean": list(found.mean), "std": list(found.std)}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,53 @@ from oscillations.study.paths import ROOT, study_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, variants_of
 
+# Beyond these, a file is no study but an attack: the largest so far has 13,000 bytes, and keys of 29 characters.
+LARGEST = 2**18  # bytes of the file, and values of it with every alias written out
+LONGEST = 100  # characters of a key, which names files
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML where a key that stands twice is an error, not a silent replacement."""
+
+class _Loader(yaml.SafeLoader):
+    """YAML where a key that stands twice is an error, not a silent replacement, and whose texts can be shown."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _size(node, {}) > LARGEST:
+            raise InputError(f"{self.name}: its aliases stand for more than {LARGEST} values")
+        return super().construct_document(node)
 
 
-def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict:
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
-    repeated = {key for key in keys if keys.count(key) > 1}
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values of a node; ``known``: those of nodes, each counted once, however often it is meant."""
+    if id(node) not in known:
+        known[id(node)] = 0  # what holds itself has no end, which the constructor says
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict:
+    scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+    for key in scalars:
+        if not key.value.isprintable() or len(key.value) > LONGEST:
+            said = f"key {shortened(key.value)} (line {key.start_mark.line + 1})"
+            raise InputError(f"{loader.name}: {said}: a key is one line of at most {LONGEST} printable characters")
+    repeated = sorted(key for key, count in Counter(key.value for key in scalars).items() if count > 1)
     if repeated:
         line = node.start_mark.line + 1
-        raise InputError(f"{loader.name}: key {sorted(repeated)[0]!r} stands twice (mapping at line {line})")
+        raise InputError(f"{loader.name}: key {repeated[0]!r} stands twice (mapping at line {line})")
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
-def _plain_int(loader: _UniqueKeys, node: yaml.ScalarNode) -> int:
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    """Escapes spell what a file may not hold: signs that steer a terminal, and halves of signs that none can write."""
+    text = yaml.SafeLoader.construct_yaml_str(loader, node)
+    if any(unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t" for sign in text):
+        problem = f"{shortened(text)} holds a sign that cannot be shown"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return text
+
+
+def _plain_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     """YAML 1.1 reads 010 as 8 and 1:30 as 90, which nobody means."""
     if not re.fullmatch(r"[+-]?(0|[1-9][0-9_]*)", node.value):
         problem = f"{shortened(node.value)} is not a plain decimal number"
@@ -37,8 +71,9 @@ def _plain_int(loader: _UniqueKeys, node: yaml.ScalarNode) -> int:
     return yaml.SafeLoader.construct_yaml_int(loader, node)
 
 
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _plain_int)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _plain_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _text)
 
 
 def _yaml_fault(error: Exception) -> str:
@@ -68,9 +103,11 @@ def _studies(folder: Path) -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such study; {did_you_mean(path.stem, _studies(path.parent))}")
+    if (size := path.stat().st_size) > LARGEST:
+        raise InputError(f"{path}: {size:,} bytes; a study has at most {LARGEST:,}")
     try:
         with path.open(encoding="utf-8") as handle:
-            content = yaml.load(handle, _UniqueKeys)  # a SafeLoader
+            content = yaml.load(handle, _Loader)  # a SafeLoader
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
@@ -113,7 +150,7 @@ def _load(path: Path) -> tuple[Study, list[Variant]]:
         content = whole | content
     study: Study = parse(Study, content, str(path))
     if study.study != path.stem:
-        raise InputError(f"{path}: study: {study.study!r} is not the file's name {path.stem!r}")
+        raise InputError(f"{path}: study: {shortened(study.study)} is not the file's name {path.stem!r}")
     checks.check_experiments(study, path)
     variants = variants_of(study, path)
     checks.check_references(study, {variant.path: variant for variant in variants}, path)

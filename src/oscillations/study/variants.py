@@ -21,6 +21,8 @@ from oscillations.study import pretrained
 from oscillations.study.paths import Run
 from oscillations.study.schema import Experiment, Study
 
+MOST_RUNS = 20_000  #: of a study: a sweep over two long lists asks for more than any machine could list
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -75,9 +77,13 @@ def recipe_of(plain: dict[str, Any]) -> Recipe:
 def variants_of(study: Study, path: Path) -> list[Variant]:
     """All variants of a study, in the file's order."""
     found: dict[str, Variant] = {}
+    runs = 0
     for name, experiment in study.experiments.items():
         where = f"{path}: experiments.{name}"
         for variant in _variants(study, name, experiment, where):
+            runs += len(variant.seeds)
+            if runs > MOST_RUNS:
+                raise InputError(f"{where}: with its runs, the study has more than {MOST_RUNS:,}; ask for fewer")
             if variant.path in found:
                 raise InputError(
                     f"{where}.sweep: two of its points are both named {variant.name}; numbers this near are one"
@@ -175,7 +181,7 @@ def _points(
     if method == "ptq":
         raise InputError(f"{where}: PTQ trains nothing; it is an evaluation of baseline at every eval_bits")
     if method not in methods.names():
-        raise InputError(f"{where}: unknown method {method!r}; {did_you_mean(method, methods.names())}")
+        raise InputError(f"{where}: unknown method {shortened(method)}; {did_you_mean(method, methods.names())}")
     kind = methods.find(method).Options
     known = {field.alias or name for name, field in kind.model_fields.items()}
     bits = options.pop("bits", None)
@@ -211,7 +217,7 @@ def refuse_unmatched(patterns: Sequence[str], layers: list[str], where: str) -> 
         raise InputError(f"{where}: the list is empty; known: {', '.join(layers[:SHOWN])}")
     for pattern in patterns:
         if not quantized_layers(layers, [pattern]):
-            raise InputError(f"{where}: {pattern!r} matches no layer; {did_you_mean(pattern, layers)}")
+            raise InputError(f"{where}: {shortened(pattern)} matches no layer; {did_you_mean(pattern, layers)}")
 
 
 # -- which of them a command is about ----------------------------------------------------------------------
@@ -252,7 +258,9 @@ def _named(
     known = dict.fromkeys([*study.experiments, *study.posttraining, *(v.path for v in variants)])
     for name in names:
         if name not in known:
-            raise InputError(f"{where[0]}: no such experiment, variant or entry {name!r}; {did_you_mean(name, known)}")
+            raise InputError(
+                f"{where[0]}: no such experiment, variant or entry {shortened(name)}; {did_you_mean(name, known)}"
+            )
     entries = [name for name in study.posttraining if not names or name in names]
     if names:
         chosen = [v for v in variants if v.experiment in names or v.path in names]
