@@ -6,16 +6,18 @@ the archive's folder is refused.
 
 from __future__ import annotations
 
+import http.client
 import io
 import lzma
+import struct
 import tarfile
 import time
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 
@@ -23,7 +25,14 @@ from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, replacing
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
-BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError)
+FORMATS = ("PNG", "JPEG", "BMP")  # of images, whatever their suffix: other readers of Pillow start programs
+BROKEN_ARCHIVE = (  # RuntimeError: an encrypted member, or a compression that is not known
+    tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, struct.error, OSError, RuntimeError,
+    ValueError, IndexError,
+)  # fmt: skip
+# What a source may hold, several times what any dataset here does; a small archive may stand for any number of bytes.
+MOST_FILES, MOST_BYTES = 1_000_000, 2**32
+LONGEST_HEADER = 2**16  # bytes of a tar header's extension, which is read whole before its file is known
 
 
 def entries(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -34,29 +43,48 @@ def entries(source: Path) -> Iterator[tuple[str, bytes]]:
         return
     try:
         read = _zip_entries if zipfile.is_zipfile(source) else _tar_entries
-        for name, content in read(source):
+        left = MOST_BYTES
+        for number, (name, file) in enumerate(read(source)):
             inside = PurePosixPath(name.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts:
                 raise InputError(f"{source}: member {name!r} lies outside the archive's folder; nothing was read")
+            content = file.read(left + 1)
+            left -= len(content)
+            if left < 0 or number >= MOST_FILES:
+                raise InputError(
+                    f"{source}: member {name!r}: more than {MOST_FILES:,} files or {MOST_BYTES:,} bytes with it"
+                )
             yield inside.as_posix(), content
     except BROKEN_ARCHIVE as error:
         raise InputError(f"{source}: not a whole zip or tar archive ({error})") from error
 
 
-def _zip_entries(source: Path) -> Iterator[tuple[str, bytes]]:
+def _zip_entries(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(source) as archive:
         for member in archive.infolist():
             if not member.is_dir():
-                yield member.filename, archive.read(member)
+                with archive.open(member) as file:
+                    yield member.filename, file
 
 
-def _tar_entries(source: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(source, "r|*") as archive:
+def _tar_entries(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(source, "r|*", tarinfo=_Member) as archive:
         for member in archive:
             if file := archive.extractfile(member) if member.isfile() else None:
-                yield member.name, file.read()
+                yield member.name, file
             elif not member.isdir():
                 raise InputError(f"{source}: member {member.name!r} is a link or a device; nothing was read")
+
+
+class _Member(tarfile.TarInfo):
+    """A header whose size is that of something."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (not member.isfile() and member.size > LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
 
 
 def image_folder(
@@ -95,12 +123,13 @@ def decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np.
 
     channels, height, width = image_shape
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.size != (width, height):  # before any pixel is decoded: a small file may stand for billions
+                found = "x".join(map(str, image.size))
+                raise InputError(f"{where}: image is {found}, expected {width}x{height}")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{where}: unreadable image ({error})") from error
-    if pixels.shape[:2] != (height, width):
-        raise InputError(f"{where}: image is {pixels.shape[1]}x{pixels.shape[0]}, expected {width}x{height}")
     return np.ascontiguousarray(pixels.reshape(height, width, channels).transpose(2, 0, 1))
 
 
@@ -124,7 +153,7 @@ def download(
                     if not found.startswith(digits):
                         raise InputError(f"{algorithm} is {found}, published is {digits}")
                 return target
-            except (urllib.error.URLError, OSError, InputError) as error:
+            except (OSError, ValueError, http.client.HTTPException, InputError) as error:  # whatever a server says
                 failures.append(f"{url} (try {attempt + 1}): {error}")
                 if attempt + 1 < tries:
                     time.sleep(2**attempt)

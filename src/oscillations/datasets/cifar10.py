@@ -60,7 +60,10 @@ def _binary(batches: dict[str, bytes], source: Path, kind: str) -> Images:
         content = batches.get(name, b"")
         if not content or len(content) % 3073:
             raise InputError(f"{source}: {name} is missing or truncated ({len(content)} bytes)")
-        arrays.append(np.frombuffer(content, np.uint8).reshape(-1, 3073))
+        rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+        if (label := rows[:, 0].max()) >= len(CLASSES):
+            raise InputError(f"{source}: {name}: no class has number {label}; 0 to {len(CLASSES) - 1}")
+        arrays.append(rows)
     train, test = np.concatenate(arrays[:-1]), arrays[-1]
     splits = {
         split: (np.ascontiguousarray(rows[:, 1:]).reshape(-1, *IMAGE_SHAPE), rows[:, 0].astype(np.int64))

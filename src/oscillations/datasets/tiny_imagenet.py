@@ -57,15 +57,16 @@ def read_layout(
             case [*_, "val", "images", file]:
                 images["test"]["", file] = decode(content, IMAGE_SHAPE, f"{source}: {name}")
             case [*_, "wnids.txt" | "val_annotations.txt"]:
-                texts[path.name] = content.decode()
+                texts[path.name] = content.decode(errors="replace")
     missing = {"wnids.txt", "val_annotations.txt"} - set(texts)
     if missing:
         raise InputError(f"{source}: {sorted(missing)[0]} is missing; this is not the layout of {ARCHIVE}")
     wnids = texts["wnids.txt"].split()
-    labelled = dict(line.split()[:2] for line in texts["val_annotations.txt"].splitlines())
+    rows = [line.split() for line in texts["val_annotations.txt"].splitlines()]
+    labelled = {row[0]: row[1] for row in rows if len(row) > 1}
     images["test"] = {(labelled.get(file, "no annotation"), file): image for (_, file), image in images["test"].items()}
-    if len(wnids) != classes:
-        raise InputError(f"{source}: wnids.txt has {len(wnids)} classes, Tiny-ImageNet has {classes}")
+    if (len(wnids), len(set(wnids))) != (classes, classes):
+        raise InputError(f"{source}: wnids.txt has {len(set(wnids))} classes, Tiny-ImageNet has {classes}")
     splits = {}
     for split, expected in (("train", train), ("test", test)):
         unknown = sorted(key for key in images[split] if key[0] not in wnids)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FOLDER = DATA / "weights"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: what torch's readers of old and new formats raise beside their own errors, of what is none of them
+WRONG_FORM = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store the state dict
 
 
@@ -212,12 +214,21 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (UnpicklingError, SafetensorError, EOFError, OSError, *WRONG_FORM) as error:
         raise InputError(f"{file}: not a state dict that can be read without running code ({error})") from error
     for candidate in (content, *(content.get(key) for key in WRAPPERS if isinstance(content, dict))):
-        if isinstance(candidate, dict) and all(isinstance(value, torch.Tensor) for value in candidate.values()):
+        if isinstance(candidate, dict) and all(map(_named_tensor, candidate.items())):
             return dict(candidate)
     raise InputError(f"{file}: holds no state dict (named tensors), also not under {' or '.join(WRAPPERS)}")
+
+
+def _named_tensor(item: tuple[Any, Any]) -> bool:
+    """Whether an entry is a name and a tensor with numbers of its own: no sparse one, none without memory."""
+    import torch
+
+    name, value = item
+    whole = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(name, str) and whole and not value.is_quantized
 
 
 def _check_fit(name: str, weights: dict[str, Tensor], source: str) -> None:
