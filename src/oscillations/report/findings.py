@@ -19,6 +19,7 @@ import pandas as pd
 from oscillations.core.bits import LATENT
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
+from oscillations.core.text import markdown
 from oscillations.report.estimates import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -53,7 +54,7 @@ class Finding:
 
     def markdown(self, study: str, folder: str = "") -> str:
         """As a bullet; ``folder``: of the study's results, seen from where it stands."""
-        return f"- {self.text} [→]({normpath(folder + on_forge(self.target, study))})"
+        return f"- {markdown(self.text)} [→]({normpath(folder + on_forge(self.target, study))})"
 
 
 def on_forge(target: str, study: str) -> str:
@@ -295,7 +296,10 @@ def write_findings(report: Report) -> None:
     table = pd.DataFrame([vars(one) for one in found], columns=["text", "target"])
     write_text(report.folder / "findings.csv", csv(table))
     bullets = "\n".join(one.markdown(study.study) for one in found) or NO_FINDING
-    write_text(report.folder / "findings.md", f"# What was found: {study.title}\n\n{study.note}\n\n{bullets}\n")
+    write_text(
+        report.folder / "findings.md",
+        f"# What was found: {markdown(study.title)}\n\n{markdown(study.note)}\n\n{bullets}\n",
+    )
 
 
 def update_readme(report: Report, readme: Path) -> None:

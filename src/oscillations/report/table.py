@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from oscillations.core.errors import InputError
 from oscillations.core.files import read_json, write_text
+from oscillations.core.text import markdown
 from oscillations.report.text import count
 
 SUFFIXES = ("csv", "md", "tex", "json")  # numbers; for forges, papers and pages
@@ -85,8 +87,11 @@ class Table:
     def read(cls, file: Path) -> Table:
         """From the JSON of :meth:`write`."""
         content = read_json(file)
-        rows = [Row(**row) for row in content.pop("rows")]
-        return cls(**content | {"rows": rows, "missing": [Missing(**one) for one in content["missing"]]})
+        try:
+            lists = {key: [kind(**one) for one in content[key]] for key, kind in (("rows", Row), ("missing", Missing))}
+            return cls(**content | lists)
+        except TypeError as error:
+            raise InputError(f"{file}: is damaged: no table ({error})") from None
 
     @property
     def not_run(self) -> str:
@@ -104,7 +109,8 @@ class Table:
 
     def markdown(self) -> str:
         """A heading, the notes and the table."""
-        paragraphs = [f"### {self.title}", *self.notes, self.not_run, self.grid(self.columns)]
+        texts = [f"### {self.title}", *self.notes, self.not_run]
+        paragraphs = [*map(markdown, texts), self.grid(self.columns)]
         return "\n\n".join(filter(None, paragraphs)) + "\n"
 
     def grid(self, columns: list[str]) -> str:
@@ -112,7 +118,10 @@ class Table:
         if not self.rows:
             return ""
         lines = [columns, ["---"] * len(columns), *self.lines(columns)]
-        rows = [" | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in line) for line in lines]
+        # a bar behind a backslash would end its cell all the same
+        rows = [
+            " | ".join(markdown(cell).replace(r"\|", "&#124;").replace("|", r"\|") for cell in line) for line in lines
+        ]
         return "\n".join(f"| {row} |" for row in rows)
 
     def latex(self) -> str:
@@ -121,13 +130,19 @@ class Table:
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
         lines += [rf"\begin{{tabular}}{{{'l' * len(self.columns)}}}", r"\toprule"]
         lines += [" & ".join(map(latex, self.columns)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(latex, line)) + r" \\" for line in self.lines(self.columns)]
+        rows = [" & ".join(map(latex, line)) + r" \\" for line in self.lines(self.columns)]
+        lines += ["{}" + row if row[0] in "[*" else row for row in rows]  # or it would be an option of the \\ above
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _cell(text: str) -> str:
+    """A cell of Markdown's; a bar behind a backslash would end it even with one of its own."""
+    return markdown(text).replace(r"\|", "&#124;").replace("|", r"\|")
 
 
 def latex(text: str) -> str:
     """The text with every sign that LaTeX would take for its own written out; ``**bold**`` and ``*italics*`` kept."""
-    plain = re.sub("[" + re.escape("".join(LATEX)) + "]", lambda sign: LATEX[sign[0]], text)
+    plain = re.sub("[" + re.escape("".join(LATEX)) + "]", lambda sign: LATEX[sign[0]], " ".join(text.split()))
     return re.sub(r"\*(\S(?:.*?\S)?)\*", r"\\emph{\1}", re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", plain))
 
 

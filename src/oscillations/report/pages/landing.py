@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from oscillations.core.files import read_json, write_text
+from oscillations.core.text import markdown
 from oscillations.report.findings import Finding
 from oscillations.report.pages import render
 from oscillations.study.paths import RESULTS
@@ -37,7 +38,7 @@ def _described(one: dict[str, Any]) -> str:
     name = one["study"]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in one["verdicts"].items())
     cells = f"; {one['cells'][0]} of {one['cells'][1]} published cells" if one["cells"] else ""
-    lines = [f"## [{one['title']}]({name}/README.md)", f"{one['note']}", f"*{one['progress']}{cells}.*"]
+    lines = [f"## [{markdown(one['title'])}]({name}/README.md)", markdown(one["note"]), f"*{one['progress']}{cells}.*"]
     lines += [f"Verdicts: {verdicts}." if verdicts else ""]
     lines += ["\n".join(Finding(**row).markdown(name, f"{name}/") for row in one["findings"])]
     return "\n\n".join(filter(None, lines))

@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from oscillations.core.files import write_json, write_text
+from oscillations.core.text import markdown
 from oscillations.records.environment import unlike
 from oscillations.report.captions import CAPTIONS, DPI, SCREEN, title
 from oscillations.report.estimates import LEVEL, MINIMUM_RUNS, NOT_JUDGED, NOT_RUN, PUBLISHED_RUNS
@@ -256,7 +257,11 @@ def _readme(
 ) -> str:  # fmt: skip
     """What a forge shows of the folder: findings, verdicts, the tables that have run, and the figures of runs."""
     study = report.study
-    parts = [f"# {study.title}", f"{study.note} {RELATION[study.published]} {_progress(report)}.", "## What was found"]
+    parts = [
+        f"# {markdown(study.title)}",
+        f"{markdown(study.note)} {RELATION[study.published]} {_progress(report)}.",
+        "## What was found",
+    ]
     bullets = [Finding(**row).markdown(study.study) for row in findings]
     parts.append("\n".join(bullets) or NO_FINDING)
     if claims:
@@ -279,7 +284,7 @@ def _readme(
             shown = [name for name in table.columns if not table.first or name in (table.columns[0], *table.first)]
             written = (report.folder / "tables" / f"{table.name}.md").exists()
             heading = f"[{table.title}](tables/{table.name}.md)" if written else table.title
-            parts += [f"### {heading}", table.grid(shown), table.not_run]
+            parts += [markdown(f"### {heading}"), table.grid(shown), markdown(table.not_run)]
     pictures = [figure for figure in figures if not figure["exact"]]
     parts += ["## Figures"] if pictures else []
     for figure in pictures:
