@@ -7,8 +7,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from oscillations.core.errors import InputError
 
 
 @contextmanager
@@ -42,8 +45,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+class FileObject(dict[str, Any]):
+    """An object of a JSON file: a key that it lacks is a fault of the file."""
+
+    def __init__(self, path: Path, content: dict[str, Any]):
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"{self.path}: is damaged: has no {key}")
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(Path(path).read_text())
+    """The object that a JSON file holds. Raises InputError if it holds none, or is asked for what it lacks."""
+    try:
+        found = json.loads(Path(path).read_text(), object_hook=partial(FileObject, path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is damaged: no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: is damaged: no JSON object")
+    return found
 
 
 def canonical_json(value: Any) -> str:

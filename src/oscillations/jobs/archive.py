@@ -17,13 +17,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pandas as pd
-
 from oscillations.core.errors import InputError
-from oscillations.core.files import file_hash, replacing
-from oscillations.datasets._sources import download
-from oscillations.records.identity import difference
-from oscillations.records.plans import Plan, current, plans, vouches_for
+from oscillations.core.files import file_hash, read_json, replacing
+from oscillations.core.text import markdown
+from oscillations.datasets._sources import BROKEN_ARCHIVE, download
+from oscillations.records.plans import Plan, current, plans, vouches_for, why_stale
+from oscillations.records.rows import read_csv
 from oscillations.study.paths import DOWNLOADS, dataset_files, figures, measurements_file, results, shipped, study_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
@@ -31,6 +30,7 @@ from oscillations.study.variants import Variant
 SUMS, CRATE, CITATION = "SHA256SUMS", "ro-crate-metadata.json", "CITATION.cff"
 LICENSE = "https://spdx.org/licenses/Apache-2.0"
 SHOWN = 10  # names of a list in a message
+LARGEST_TABLE = 2**28  # bytes of an unpacked table or record, of which a small archive may hold any number
 UNDATED = (1980, 1, 1, 0, 0, 0)  # the same content is the same archive, byte for byte
 
 
@@ -89,7 +89,7 @@ def card(study: Study, found: list[Plan]) -> str:
     """The model card of a variant: what it is, how it was made, what it can do, in Markdown."""
     recipe, record = found[0].variant.recipe, found[0].result
     lines = [
-        f"# {found[0].variant.path}", "", study.note, "",
+        f"# {found[0].variant.path}", "", markdown(study.note), "",
         f"Method `{recipe.method.name}`, model `{recipe.model.name}`, data `{recipe.data}`; "
         f"{'full precision' if recipe.bits == 32 else f'trained for {recipe.bits} bits'}. Licence: Apache-2.0.", "",
         "| seed | weights | sha256 | finished |", "| --- | --- | --- | --- |",
@@ -113,7 +113,7 @@ def _accuracies(study: Study, variant: Variant) -> list[str] | None:
     file = measurements_file(study.study)
     if not file.exists():
         return None
-    rows = pd.read_csv(file)
+    rows = read_csv(file)
     mine = rows[(rows.experiment == variant.experiment) & (rows.variant == variant.name)]
     mine = mine[(mine.split == "test") & (mine.bn == "keep")]
     for column, value in (("rule", "requantize"), ("selection", "best")):
@@ -161,7 +161,7 @@ class Source:
     def _opened(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except BROKEN_ARCHIVE as error:
             raise InputError(f"--from {self.path}: is no folder and no whole zip archive ({error})") from None
 
     def copy(self, name: Path, target: Path) -> bool:
@@ -172,7 +172,7 @@ class Source:
             return True
         except (KeyError, FileNotFoundError):
             return False
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except BROKEN_ARCHIVE as error:
             raise InputError(f"--from {self.path}: {name} is damaged ({error})") from None
 
     def _reader(self, name: Path) -> BinaryIO:
@@ -181,6 +181,8 @@ class Source:
         entry = self._archive.getinfo(name.as_posix())
         if name.suffix == ".safetensors" and entry.compress_type != zipfile.ZIP_STORED:
             raise InputError(f"--from {self.path}: {name} is compressed, which no archive of this project's is")
+        if name.suffix != ".safetensors" and entry.file_size > LARGEST_TABLE:
+            raise InputError(f"--from {self.path}: {name} has {entry.file_size:,} bytes, more than any table or record")
         return self._archive.open(entry)  # type: ignore[return-value]
 
 
@@ -237,7 +239,7 @@ def _place(archive: Source, plan: Plan) -> bool:
             )
         if not all(archive.copy(file, here(file)) for file in files):
             return False
-        if not plan.current and (other := difference(_read(record), plan.identity)):
+        if not plan.current and (other := why_stale(read_json(record), plan.identity)):
             raise InputError(f"{archive.path}: {run.name} is not this study's run ({other})")
         if not vouches_for(record, {name: here(file) for name, file in checkpoints.items()}):
             raise InputError(f"{archive.path}: the weights of {run.name} are not those that its record vouches for")
@@ -245,14 +247,6 @@ def _place(archive: Source, plan: Plan) -> bool:
             with replacing(file) as part:
                 shutil.copyfile(here(file), part)
     return True
-
-
-def _read(record: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(record.read_text())
-        return found
-    except ValueError as error:
-        raise InputError(f"{record.name}: is damaged ({error})") from None
 
 
 def _listed(names: list[str]) -> str:

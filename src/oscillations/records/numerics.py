@@ -86,7 +86,7 @@ def ledger() -> dict[str, dict[str, list[str]]]:
             for number, sources in numbers.items():
                 if int(number) < 1 or not all(isinstance(source, str) for source in sources):
                     raise ValueError(f"version {number}")
-    except (ValueError, AttributeError, TypeError) as error:
+    except (InputError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{LEDGER}: damaged ({error}); bring it back with git, then run certify") from None
     return found
 
@@ -115,7 +115,9 @@ def written(names: Iterable[str]) -> str:
 def made_by(text: str, names: Iterable[str]) -> bool:
     """Whether versions that :func:`written` gave, some time ago, are the present ones of these parts."""
     made = dict(entry.split("=") for entry in str(text).split() if "=" in entry)
-    found = {part: number if len(number) == LENGTH else int(number) for part, number in made.items()}
+    found = {
+        part: int(number) if len(number) < LENGTH and number.isdecimal() else number for part, number in made.items()
+    }
     return all(version_of(part, found.get(part, "unknown")) == version(part) for part in names)
 
 

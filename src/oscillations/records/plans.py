@@ -8,13 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from oscillations.core.config import parse
+from oscillations.core.errors import InputError
 from oscillations.core.files import file_hash, read_json
+from oscillations.records.contents import Record, Sidecar, Start
 from oscillations.records.identity import arithmetic, difference, meaning
 from oscillations.records.numerics import versions
 from oscillations.study import pretrained
 from oscillations.study.paths import RESULTS, Run, dataset_files, run_files
 from oscillations.study.variants import Variant, parents_first
 
+DAMAGED = "its record is damaged"
 #: what a record calls the validation accuracies and the oscillations of the epoch whose weights are kept
 MEASURED = {
     "best": ("validation_accuracy", "oscillations_at_best"),
@@ -69,7 +73,7 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
         plain = variant.recipe.plain()
         computed = versions(arithmetic(plain))
         recipe = meaning(plain)
-        about = read(dataset_files(variant.recipe.data)[0])
+        about = _sidecar(dataset_files(variant.recipe.data)[0], Sidecar, read)
         for run in variant.runs():
             start, record = start_of(variant, run, read), read(run.record)
             identity = {
@@ -81,26 +85,44 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
                 "start_sha256": start and start["sha256"],
             }
             parent = found.get(variant.parent(run.seed))
-            stale = record and _stale(record, identity)
+            stale = record and why_stale(record, identity)
             if record and parent and parent.stale:
                 stale = stale or f"started from {parent.run.name}, which is stale"
             found[run] = Plan(variant, run, identity, start, record, stale)
     return [found[run] for variant in variants for run in variant.runs()]
 
 
-def _stale(record: dict[str, Any], identity: dict[str, Any]) -> str | None:
+def why_stale(record: dict[str, Any], identity: dict[str, Any]) -> str | None:
+    """Why a record is not of the run with this identity, or not whole; None if it is both."""
     try:
-        return difference(record, identity)
-    except (AttributeError, KeyError, TypeError):
-        return "its record is damaged"
+        return difference(record, identity) or _fault(record)
+    except (InputError, AttributeError, KeyError, TypeError):
+        return _fault(record) or DAMAGED
+
+
+def _fault(record: dict[str, Any]) -> str | None:
+    """What a record lacks, or has that no run could have."""
+    try:
+        parse(Record, record, DAMAGED)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _read(file: Path) -> Any:
     """The content of a JSON file, None if there is none; of a damaged one nothing that any run could be."""
     try:
         return read_json(file) if file.exists() else None
-    except ValueError:
+    except InputError:
         return {"damaged": True}
+
+
+def _sidecar(file: Path, kind: type[Sidecar | Start], read: Callable[[Path], Any]) -> dict[str, Any] | None:
+    """What a sidecar says, None if there is none. Raises InputError, for nobody can know what a damaged one was."""
+    about: dict[str, Any] | None = read(file)
+    if about is not None:
+        parse(kind, about, f"{file}: is damaged; delete it and its data, and make them again")
+    return about
 
 
 def start_of(variant: Variant, run: Run, read: Callable[[Path], Any]) -> dict[str, Any] | None:
@@ -109,11 +131,11 @@ def start_of(variant: Variant, run: Run, read: Callable[[Path], Any]) -> dict[st
     ``read``: the content of a JSON file, None if there is none.
     """
     if checkpoint := variant.recipe.pretrained:
-        about = read(pretrained.files(checkpoint.name)[0])
+        about = _sidecar(pretrained.files(checkpoint.name)[0], Start, read)
         return about and {key: about[key] for key in ("name", "trained_on", "verified", "label", "sha256")}
     parent = variant.parent(run.seed)
     record = parent and read(parent.record)
-    if not parent or not record:
+    if not parent or not record or _fault(record):
         return None
     own = {"name": parent.name, "trained_on": record["data"]["name"], "verified": False, "label": parent.experiment}
     return own | {"sha256": record["checkpoint_sha256"]}
@@ -126,14 +148,14 @@ def current(found: Iterable[Plan]) -> list[Plan]:
 
 def is_result(record: Path, identity: dict[str, Any], checkpoints: Mapping[str, Path]) -> bool:
     """Whether files are a finished run with this identity, whole."""
-    return vouches_for(record, checkpoints) and difference(read_json(record), identity) is None
+    return vouches_for(record, checkpoints) and why_stale(_read(record), identity) is None
 
 
 def vouches_for(record: Path, checkpoints: Mapping[str, Path]) -> bool:
     """Whether checkpoints, by name, are there, and those that a record was written beside."""
     if not all(file.exists() for file in (record, *checkpoints.values())):
         return False
-    hashes = read_json(record)
+    hashes = _read(record)
     return all(file_hash(file) == hashes.get(f"{name}_sha256") for name, file in checkpoints.items())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from oscillations.core.bits import REQUANTIZE
+from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.records import numerics
 from oscillations.records.identity import arithmetic, posttraining_key, posttraining_parts
@@ -29,9 +31,22 @@ COUNTS = ("levels", "iterations", "activation_bits")  #: columns of whole number
 NAMING = ("run", "key", "selection", "label", "eval_bits", "bn", "place", "layer", "u")
 
 
+def read_csv(file: Path, columns: Collection[str] = (), **options: Any) -> pd.DataFrame:
+    """The table of a file; ``options`` of pandas. Raises InputError if it is none, or lacks one of the columns."""
+    try:
+        found = pd.read_csv(file, **options)
+    except ValueError as error:  # of pandas; no text, no rows, cells of another type
+        raise InputError(f"{file}: is damaged: no table ({error})".replace("\n", " ")) from None
+    if missing := [name for name in columns if name not in found]:
+        raise InputError(f"{file}: is damaged: has no column {missing[0]}")
+    return found
+
+
 def read_rows(files: Iterable[Path], columns: Sequence[str]) -> pd.DataFrame:
     """The rows of those files that are there, each once; a column that none has is empty."""
-    found = [pd.read_csv(file, dtype={"key": str}, float_precision="round_trip") for file in files if file.exists()]
+    named = [name for name in NAMING if name in columns and name not in IMPLIED]
+    there = [file for file in files if file.exists()]
+    found = [read_csv(file, named, dtype={"key": str}, float_precision="round_trip") for file in there]
     filled = [table.assign(**{name: IMPLIED[name] for name in {*IMPLIED} - {*table}}) for table in found if len(table)]
     whole = pd.concat(filled) if filled else pd.DataFrame(columns=list(columns))
     return whole.reindex(columns=list(columns)).drop_duplicates([name for name in NAMING if name in columns])

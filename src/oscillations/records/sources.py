@@ -18,6 +18,7 @@ from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from oscillations.core.errors import InputError
 from oscillations.core.files import canonical_json, read_json, sha256, write_json
 
 PACKAGE = "oscillations"
@@ -63,7 +64,7 @@ def _known() -> dict[str, str]:
     """The hashes that were worked out from the very same sources; what is added is written when the process ends."""
     file, tree = ROOT / REMEMBERED, _tree()
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+    with suppress(OSError, InputError, TypeError):  # none yet, or damaged
         found = read_json(file)
         if found["tree"] == tree and found["check"] == sha256(canonical_json(found["hashes"]).encode()):
             known = found["hashes"]

@@ -295,5 +295,5 @@ def _identity(file: Path) -> dict[str, Any]:
             "packages": {name: record["environment"]["packages"].get(name) for name in COMPUTING},
             "device": record["environment"]["device"],
         }
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, ModuleNotFoundError):
+    except (OSError, InputError, AttributeError, KeyError, TypeError, ValueError, ModuleNotFoundError):
         return {}

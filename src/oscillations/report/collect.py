@@ -22,6 +22,7 @@ from oscillations.study.paths import Run, evaluation_files, measurements_file, r
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
+LOGGED = ("history.csv", "layers.csv")  #: files of a run: its epochs, and its layers in each
 SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
@@ -161,7 +162,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     shapes: dict[tuple[str, ...], list[int]] = {}
     for place, texts in enumerate(logged):
         shapes.setdefault(tuple(text.partition("\n")[0] for text in texts), []).append(place)
-    frames = [_epochs(found, logged, places) for places in shapes.values()]  # runs that log the same are read at once
+    frames = [_checked_epochs(found, logged, places) for places in shapes.values()]  # those alike at once
     columns = dict.fromkeys(column for frame in frames for column in frame)  # as they first appear
     table = pd.concat(frames).sort_index(kind="stable")[list(columns)] if frames else pd.DataFrame(columns=OSCILLATIONS)
     write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -169,11 +170,23 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
 
 def _logged(plan: Plan) -> list[str]:
     """What a run has logged of its epochs, and of its layers. Raises InputError if that is not there."""
-    files = [plan.run.folder / name for name in ("history.csv", "layers.csv")]
+    files = [plan.run.folder / name for name in LOGGED]
     for file in files:
         if not file.exists():
             raise InputError(f"{file}: missing; bring it back, or delete run.json beside it and run again")
-    return [file.read_text() for file in files]
+    return [file.read_text(errors="replace") for file in files]
+
+
+def _checked_epochs(found: list[Plan], logged: list[list[str]], places: list[int]) -> pd.DataFrame:
+    """As :func:`_epochs`. Raises InputError if files are no history: it names the run, for no hash vouches for them."""
+    try:
+        return _epochs(found, logged, places)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for place in places if len(places) > 1 else []:
+            _checked_epochs(found, logged, [place])
+        said = f"{' and '.join(LOGGED)} are damaged ({type(error).__name__}: {error})".replace("\n", " ")
+        folder = found[places[0]].run.folder
+        raise InputError(f"{folder}: {said}; bring them back, or delete the folder and run again") from None
 
 
 def _stacked(logged: list[list[str]], places: list[int], which: int) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from oscillations.core.bits import LATENT, REQUANTIZE, SLICE
 from oscillations.core.errors import InputError
 from oscillations.engine.recipe import Recipe
 from oscillations.records.plans import Plan, plans
+from oscillations.records.rows import read_csv
 from oscillations.report.table import Table
 from oscillations.study.paths import PUBLISHED, Run, measurements_file, results
 from oscillations.study.reading import load
@@ -255,11 +256,11 @@ class Report:
 
 def read_published() -> pd.DataFrame:
     """The published cells; ``table`` is ``table1`` to ``table5``."""
-    published = pd.read_csv(PUBLISHED)
+    published = read_csv(PUBLISHED, ["table"])
     published["table"] = "table" + published["table"].str[1:]
     return published
 
 
 def read_table(file: Path, *texts: str) -> pd.DataFrame:
     """A table some of whose columns are texts, empty where there is none."""
-    return pd.read_csv(file, dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
+    return read_csv(file, dtype=dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))

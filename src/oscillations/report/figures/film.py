@@ -7,14 +7,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from oscillations.core.errors import InputError
 from oscillations.core.files import replacing
 from oscillations.engine.recipe import Recipe
 from oscillations.records.plans import current
+from oscillations.records.rows import read_csv
 from oscillations.report.figures.page import WIDTH
 from oscillations.report.figures.palette import BLACK, GREY
 from oscillations.report.figures.panels import method_color, model_name, name_of, options_of
@@ -58,7 +59,10 @@ def write_films(report: Report) -> None:
 
 
 def read(recipe: Recipe, run: paths.Run) -> Training:
-    table = pd.read_csv(run.folder / paths.WEIGHTS)
+    file = run.folder / paths.WEIGHTS
+    table = read_csv(file, ["epoch", "near_threshold"], dtype=float)
+    if table.empty:
+        raise InputError(f"{file}: is damaged: has no row, not even of the start")
     counts = table.drop(columns=["epoch", "near_threshold"])
     centres = counts.columns.to_numpy(float)
     width = centres[1] - centres[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
+from oscillations.records.rows import read_csv
 from oscillations.report.figures.page import WIDTH
 from oscillations.report.figures.palette import BLACK, BLUE, GREY, VERMILION
 from oscillations.report.results import Report
@@ -21,7 +21,7 @@ def toy_regression(report: Report) -> Figure | None:
     file = paths.toy_file(report.study.study)
     if not file.exists():
         return None
-    rows = pd.read_csv(file)
+    rows = read_csv(file, ["method", "seed", "level", "weights", "right"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.8), width_ratios=(2, 1))
     levels, seeds = sorted(rows.level.unique()), rows.seed.nunique()
     total = rows[(rows.method == "aoq") & (rows.seed == rows.seed.iloc[0])].weights.sum()

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from oscillations.core.bits import Grid, grid_of
+from oscillations.records.rows import read_csv
 from oscillations.report.figures.page import SMALL, plain
 from oscillations.report.figures.palette import BLACK, GREY
 from oscillations.report.figures.panels import columns_of_panels, method_color
@@ -55,7 +56,7 @@ def _histogram(layer: str, path: str, report: Report) -> pd.Series:
         return pd.Series(dtype=float)
     tests = report.results.tests
     runs = [paths.Run.of(run).name for run in tests[tests.path == path].run]
-    bins = pd.read_csv(file)
+    bins = read_csv(file, ["run", "layer", "u", "count"])
     counts = bins[(bins.layer == layer) & bins.run.isin(runs)].groupby("u")["count"].sum()
     return counts / counts.sum()
 

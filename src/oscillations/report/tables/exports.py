@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from oscillations.core.bits import LATENT
+from oscillations.records.rows import read_csv
 from oscillations.report.results import Report
 from oscillations.report.table import Row, Table
 from oscillations.report.text import bits_label, plus_minus
@@ -34,7 +35,7 @@ def exported(report: Report) -> pd.DataFrame:
     """One row per variant, kind of file and width, over the runs whose checkpoint is the one that was exported."""
     current = {plan.run.name: plan.result["checkpoint_sha256"] for plan in report.plans if plan.current}
     files = [exports_file(report.study.study, name) for name in report.study.exports]
-    tables = [pd.read_csv(file) for file in files if file.exists()]
+    tables = [read_csv(file, ["run", "file", "bits", "checkpoint_sha256"]) for file in files if file.exists()]
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
     rows = pd.concat(tables).drop_duplicates(["run", "file", "bits"])
