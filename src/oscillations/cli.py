@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; a user's mistake is one message and exit code 2."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         if getattr(options, "device", None) == "cuda":
             refuse_missing_cuda()
         return options.run(options) or 0

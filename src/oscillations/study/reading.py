@@ -30,6 +30,13 @@ class _Loader(yaml.SafeLoader):
             raise InputError(f"{self.name}: its aliases stand for more than {LARGEST} values")
         return super().construct_document(node)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, TypeError) as error:  # of PyYAML, for a tag that its text belies
+            problem = f"{shortened(node.value)} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
     """The number of values of a node; ``known``: those of nodes, each counted once, however often it is meant."""
