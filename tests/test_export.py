@@ -105,6 +105,19 @@ def test_onnx_weights_are_integers(tmp_path, bits, opset, kind):
         assert name not in stored
 
 
+@pytest.mark.parametrize("method", ["lsq", "statsq", "aoq"])
+def test_a_grid_or_scale_of_one_width_goes_into_no_file_of_latent_weights(tmp_path, method):
+    network, fresh, images = trained("mlp5", {"name": method, "bits": 3})
+    with pytest.raises(InputError, match="which no file of latent weights holds"):
+        for_any_width(network, "requantize")
+    expected = {
+        bits: logits(network, images, bits, "slice") for bits in range(2, 8)
+    }  # of the latent weights at any width
+    file = tmp_path / "model.safetensors"
+    found = write(for_any_width(network, "slice"), fresh, file, "safetensors", images, expected)
+    assert all(torch.equal(found[bits], expected[bits]) for bits in expected)
+
+
 @pytest.mark.parametrize("rule", ["requantize", "slice"])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_one_file_serves_every_width(tmp_path, rule, per_channel):

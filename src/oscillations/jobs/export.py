@@ -25,7 +25,7 @@ from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.network import Network
 from oscillations.jobs.networks import trained
 from oscillations.nn import export, onnx_file
-from oscillations.nn.export import SUFFIXES, for_any_width, of_network
+from oscillations.nn.export import SUFFIXES, for_any_width, of_network, of_one_rule
 from oscillations.nn.latent import check_bits
 from oscillations.records.environment import processor
 from oscillations.records.plans import Plan, current, plans
@@ -174,7 +174,8 @@ def _measured(source: Source, widths: list[int], folder: Path) -> Iterator[dict[
             "accuracy": of_torch, "accuracy_onnx": of_onnx, "difference": source.difference,
             "latency_ms": _latency(session, source.images[: source.plan.variant.recipe.training.batch_size]),
         }  # fmt: skip
-    for rule, kind in ((REQUANTIZE, "latent"), (SLICE, "codes")):
+    kinds = {REQUANTIZE: "latent"} if of_one_rule(source.network) else {}
+    for rule, kind in (kinds | {SLICE: "codes"}).items():
         source.write(packed, "safetensors", None, rule)
         for bits in (bits for bits in widths if bits in any_widths(rule)):
             found = _accuracy(source, export.load(packed, bits=bits))

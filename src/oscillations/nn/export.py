@@ -117,10 +117,24 @@ def _must_be(network: Network, bits: int, rule: str, weights: dict[str, Quantize
             raise InputError(f"export: the weights of {name} are not codes times one scale for each tensor or channel")
 
 
+def of_one_rule(network: Network) -> bool:
+    """Whether a network is Eq. 1-2 of its latent weights at every width: it has no grid or scale of its own."""
+    own = network.quantizer
+    return own is None or (own.grid_name, own.scale.kind) == ("sym_odd", "max")
+
+
 def for_any_width(network: Network, rule: str) -> QuantizedModel:
-    """One file for all widths: the latent weights (``requantize``), or codes at 8 bits to slice (``slice``)."""
+    """One file for all widths: the latent weights (``requantize``), or codes at 8 bits to slice (``slice``).
+
+    Raises InputError if such a file would not be the network at some width.
+    """
     if network.own_bits:
         raise InputError("export: first_last_bits keeps layers at one width; export each width by itself")
+    if rule == REQUANTIZE and not of_one_rule(network):
+        raise InputError(
+            "export: at its own width the network has a grid or scales of its own, which no file of latent weights holds; "
+            "export each width by itself, or slices: --rule slice"
+        )
     latent = of_network(network, LATENT)
     quantizer = network.quantizer
     how = ("half_even", False) if quantizer is None else (quantizer.tie, quantizer.scale.per_channel)
