@@ -132,8 +132,8 @@ def for_any_width(network: Network, rule: str) -> QuantizedModel:
         raise InputError("export: first_last_bits keeps layers at one width; export each width by itself")
     if rule == REQUANTIZE and not of_one_rule(network):
         raise InputError(
-            "export: at its own width the network has a grid or scales of its own, which no file of latent weights holds; "
-            "export each width by itself, or slices: --rule slice"
+            "export: at its own width the network has a grid or scales of its own, which no file of latent weights "
+            "holds; export each width by itself, or slices: --rule slice"
         )
     latent = of_network(network, LATENT)
     quantizer = network.quantizer
