@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -32,9 +33,10 @@ from oscillations.datasets import _sources as sources
 from oscillations.datasets import cifar10, tiny_imagenet
 from oscillations.jobs import archive
 from oscillations.records.identity import meaning
-from oscillations.records.plans import plans, why_stale
+from oscillations.records.plans import made_in_another_study, plans, vouches_for, why_stale
 from oscillations.records.rows import read_csv
 from oscillations.report.pages import render
+from oscillations.report.results import Results
 from oscillations.report.table import Row, Table
 from oscillations.study import pretrained, reading
 from oscillations.study.schema import Study
@@ -506,15 +508,21 @@ def test_a_damaged_sidecar_names_its_key(here, capsys, change, key):
     assert said.startswith("error: data/digits.json: is damaged") and f": {key}" in said and said.count("\n") == 1
 
 
-def test_a_damaged_record_of_another_study_stops_nothing(here):
-    """Whatever lies under the name of a run is looked at when the same run is wanted."""
+@pytest.mark.parametrize("content", [PICKLE, b"[]", b"null", b"{}"], ids=range(4))
+def test_a_damaged_record_stops_nothing(here, content):
+    """Whatever lies under the name of a run, in this study or in another, is not it."""
     Path("tiny.yaml").write_text(TINY)
     variants = reading.load(Path("tiny.yaml"))[1]
     run = variants[0].run(0)
-    for content in (PICKLE, b"[]", b"null"):
-        run.record.parent.mkdir(parents=True, exist_ok=True)
-        run.record.write_bytes(content)
-        assert plans(variants)[0].stale.startswith("its record is damaged")
+    other = replace(run, study="other")
+    for one in (run, other):
+        for file in (one.record, one.checkpoint):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    plan = plans(variants)[0]
+    assert plan.stale.startswith("its record is damaged")
+    assert not vouches_for(run.record, {"checkpoint": run.checkpoint})
+    assert made_in_another_study(run, plan.identity, ["checkpoint"]) is None
 
 
 TABLES = {
@@ -532,6 +540,15 @@ def test_a_file_that_is_no_table_names_itself(tmp_path, case):
     (tmp_path / "history.csv").write_bytes(content)
     error = refused(read_csv, tmp_path / "history.csv", ["epoch"])
     assert error.startswith(f"{tmp_path / 'history.csv'}: is damaged: {said}")
+
+
+@pytest.mark.parametrize("name", ["measurements", "oscillations", "posttraining", "reconstruction"])
+@pytest.mark.parametrize("content", [PICKLE, b"", b"\0" * 100, b"a,b\n1,2\n"], ids=range(4))
+def test_a_collected_table_that_is_none_names_itself(here, name, content):
+    file = Path(f"results/tiny/{name}.csv")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert refused(Results.read, "tiny").startswith(f"{file}: is damaged: ")
 
 
 # -- texts on pages, in Markdown and in LaTeX --------------------------------------------------------------

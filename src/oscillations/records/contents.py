@@ -95,7 +95,7 @@ class Record(Contents):
     arithmetic: dict[str, int | str]
     seed: Count
     data: Data
-    data_sha256: str
+    data_sha256: str | None
     start: Start | None = None
     start_sha256: str | None
     checkpoint_sha256: str

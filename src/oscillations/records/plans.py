@@ -85,8 +85,8 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
                 "start_sha256": start and start["sha256"],
             }
             parent = found.get(variant.parent(run.seed))
-            stale = record and why_stale(record, identity)
-            if record and parent and parent.stale:
+            stale = None if record is None else why_stale(record, identity)
+            if record is not None and parent and parent.stale:
                 stale = stale or f"started from {parent.run.name}, which is stale"
             found[run] = Plan(variant, run, identity, start, record, stale)
     return [found[run] for variant in variants for run in variant.runs()]

@@ -37,6 +37,12 @@ POSTTRAINING = [
     "per_channel", "grid", "levels", "calibration", "bn", "seed", "accuracy", "calibration_loss", "iterations",
     "seconds", "oscillation", "largest_loss", "status", "run", "activation_bits",
 ]  # fmt: skip
+IDENTIFYING = {  #: columns that say what a row of a collected table belongs to
+    "measurements": ["run", "experiment", "variant", "seed", "split"],
+    "oscillations": ["experiment", "variant", "seed", "epoch"],
+    "made_after": ["run", "experiment", "variant", "seed", "label"],
+    "losses": ["run", "label", "place"],
+}
 RECONSTRUCTION = ["run", "label", "eval_bits", "place", "unit", "group", "loss"]
 
 
@@ -63,7 +69,11 @@ class Results:
         files = {"measurements": measurements_file(study)} | {
             table: results(study) / f"{name}.csv" for table, name in COLLECTED.items()
         }
-        return cls(study, **{table: read_table(file, "start") for table, file in files.items() if file.exists()})
+        found = {table: read_table(file, "start") for table, file in files.items() if file.exists()}
+        for table, rows in found.items():
+            if missing := [name for name in IDENTIFYING[table] if name not in rows]:
+                raise InputError(f"{files[table]}: is damaged: has no column {missing[0]}")
+        return cls(study, **found)
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
