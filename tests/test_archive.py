@@ -115,6 +115,31 @@ def test_records_come_along_where_there_are_none(trained, stranger, capsys):
     assert main(["evaluate", "--study", "tiny", "--experiment", "mlp5-scratch"]) == 0
 
 
+@pytest.mark.parametrize("name", ["run.json", "history.csv"])
+def test_a_damaged_file_beside_the_weights_comes_back(trained, stranger, capsys, name):
+    fetched(trained / "tiny.zip")
+    file = Path(f"results/tiny/runs/{RUN}/{name}")
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"1", b"2", 1))
+    assert main(["collect", "--study", "tiny"]) == 2
+    capsys.readouterr()
+    fetched(trained / "tiny.zip")
+    assert "1 runs placed, 2 were there" in capsys.readouterr().out
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"), [("run.json", b'"best_epoch": ', b'"best_epoch": 1'), ("history.csv", b"\n1,", b"\n2,")]
+)
+def test_a_damaged_record_or_table_of_an_archive_is_refused(trained, stranger, capsys, file, old, new):
+    shutil.rmtree("results")
+    damaged = f"results/tiny/runs/{RUN}/{file}"
+    repacked(trained, "bad.zip", lambda name, content: content.replace(old, new, 1) if name == damaged else content)
+    fetched("bad.zip", code=2)
+    assert f"the record of {RUN}, or a table beside it, is damaged" in capsys.readouterr().err
+    assert not WEIGHTS.exists() and not Path(damaged).exists()
+
+
 def repacked(trained, target, change):
     """The archive with members changed: name -> content, or None to leave it out."""
     with zipfile.ZipFile(trained / "tiny.zip") as old, zipfile.ZipFile(target, "w") as new:

@@ -1,10 +1,12 @@
 """Datasets: conversion, sources, and everything that can be wrong with an archive."""
 
+import errno
 import hashlib
 import http.server
 import io
 import tarfile
 import threading
+import urllib.request
 import zipfile
 
 import numpy as np
@@ -186,7 +188,7 @@ def test_a_missing_source_is_refused(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def server(tmp_path):
     """A file server on this machine; ``/flaky`` fails twice before it gives the file."""
-    content, failures = b"archive" * 1000, {"/flaky": 2}
+    content, failures, ended = b"archive" * 1000, {"/flaky": 2}, threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -195,6 +197,18 @@ def server(tmp_path):
                 self.send_error(503)
             elif self.path == "/gone":
                 self.send_error(404)
+            elif self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to/"))
+                self.end_headers()
+            elif self.path in ("/half", "/stalled"):  # of what is announced
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[:3000])
+                self.wfile.flush()
+                if self.path == "/stalled":
+                    ended.wait(60)
             else:
                 body = content[:100] if self.path == "/truncated" else content
                 self.send_response(200)
@@ -208,6 +222,7 @@ def server(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}", content
+        ended.set()
         running.shutdown()
 
 
@@ -229,6 +244,59 @@ def test_a_wrong_checksum_leaves_nothing_behind(server, tmp_path):
     with pytest.raises(InputError, match=r"md5 is .*, published is 0000"):
         sources.download([f"{address}/whole"], tmp_path / "file", "0000")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("digits", ["", hashlib.md5(b"archive" * 1000).hexdigest()])
+def test_half_a_file_is_none_even_without_a_published_hash(server, tmp_path, digits):
+    address, content = server
+    with pytest.raises(InputError, match=r"/half \(try 3\): ended after 3,000 of 7,000 bytes"):
+        sources.download([f"{address}/half"], tmp_path / "file", digits)
+    assert not any(tmp_path.iterdir())
+    assert sources.download([f"{address}/half", f"{address}/whole"], tmp_path / "file", digits).read_bytes() == content
+
+
+def test_a_server_that_stalls_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "SILENCE", 0.5)
+    address, content = server
+    target = sources.download([f"{address}/stalled", f"{address}/whole"], tmp_path / "file", "")
+    assert target.read_bytes() == content
+    with pytest.raises(InputError, match=r"/stalled \(try 3\): .*timed out"):
+        sources.download([f"{address}/stalled"], tmp_path / "other", "")
+
+
+@pytest.mark.parametrize("new", ["file:///etc/hostname", "ftp://127.0.0.1/file", "data:text/plain,archive"])
+def test_a_redirect_to_another_scheme_is_not_followed(server, tmp_path, new):
+    with pytest.raises(InputError, match=r"which is not followed|is not allowed"):
+        sources.download([f"{server[0]}/to/{new}"], tmp_path / "file", "")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_redirect_stays_with_https_but_may_lead_there(server, tmp_path):
+    address, content = server
+    target = sources.download([f"{address}/to/{address}/whole"], tmp_path / "file", "")
+    assert target.read_bytes() == content
+    handler = sources.SafeRedirects()
+
+    def followed(old, new):
+        return handler.redirect_request(urllib.request.Request(old), None, 302, "Found", {}, new).full_url
+
+    assert followed("http://a/x", "https://b/x") == followed("https://a/x", "https://b/x") == "https://b/x"
+    for new in ("http://b/x", "HTTP://b/x", "ftp://b/x", "file:///x"):
+        with pytest.raises(InputError, match="redirects from https to"):
+            followed("https://a/x", new)
+
+
+def test_a_full_disk_is_not_the_mirrors_fault(server, tmp_path, monkeypatch):
+    asked = []
+
+    def full(url, part):
+        asked.append(url)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "_fetch", full)
+    with pytest.raises(InputError, match=r"file: no room left to write it"):
+        sources.download([f"{server[0]}/whole", f"{server[0]}/flaky"], tmp_path / "file", "")
+    assert len(asked) == 1
 
 
 def test_a_whole_download_is_kept(server, tmp_path):

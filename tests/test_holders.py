@@ -1,5 +1,6 @@
 """Who holds a run: processes that wait, die, stand still, or are started again by SLURM."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -268,6 +269,13 @@ def test_a_workflow_at_work_is_named(folder):
     assert workflows.at_work() == {"tiny": other}
 
 
+def test_a_clock_that_jumps_ends_no_workflow_that_can_be_seen(folder):
+    other = replace(Holder.present(), pid=os.getppid(), started=holders._started(os.getppid()))
+    for silent_for in (100_000, -100_000):
+        card(other, silent_for)
+        assert workflows.at_work() == {"tiny": other}
+
+
 @pytest.mark.parametrize(("silent_for", "lives"), [(60, True), (200, False)])
 @pytest.mark.parametrize("other", [ELSEWHERE, replace(Holder.present(), pid=4711, boot="before")], ids=["host", "boot"])
 def test_a_workflow_that_cannot_be_seen_lives_for_as_long_as_it_gives_signs(folder, other, silent_for, lives):
@@ -294,3 +302,15 @@ def test_a_process_does_not_see_itself(folder):
     workflows.enter("tiny")
     assert len(list(workflows.CARDS.glob("*.json"))) == 1
     assert workflows.at_work() == {}
+
+
+def test_a_holder_for_which_there_is_no_room_leaves_nothing_to_wait_for(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(holders.json, "dumps", full)
+        with pytest.raises(InputError, match=r"holder\.1: no room left"), held([tmp_path / "run"]):
+            pass
+    with held([tmp_path / "run"]) as holds:
+        assert holds[0].number == 1

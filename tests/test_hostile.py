@@ -30,8 +30,9 @@ from oscillations.cli import main
 from oscillations.core.errors import InputError
 from oscillations.core.files import read_json
 from oscillations.datasets import _sources as sources
-from oscillations.datasets import cifar10, tiny_imagenet
+from oscillations.datasets import cifar10, digits, tiny_imagenet
 from oscillations.jobs import archive
+from oscillations.records.damage import damage
 from oscillations.records.identity import meaning
 from oscillations.records.plans import made_in_another_study, plans, vouches_for, why_stale
 from oscillations.records.rows import read_csv
@@ -484,8 +485,8 @@ def test_a_record_that_is_none_is_no_result(content):
 
 
 SIDECAR = {
-    "name": "digits", "sha256": "0", "source": "scikit-learn", "classes": ["0", "1"], "image_shape": [1, 8, 8], "mean": [0.3],
-    "std": [0.4], "train": 1400, "test": 397,
+    "name": "digits", "sha256": "0", "source": "scikit-learn", "classes": [*digits.CLASSES], "image_shape": [1, 8, 8],
+    "mean": [*digits.MEAN], "std": [*digits.STD], "train": 1400, "test": 397,
 }  # fmt: skip
 
 
@@ -522,7 +523,33 @@ def test_a_damaged_record_stops_nothing(here, content):
     plan = plans(variants)[0]
     assert plan.stale.startswith("its record is damaged")
     assert not vouches_for(run.record, {"checkpoint": run.checkpoint})
-    assert made_in_another_study(run, plan.identity, ["checkpoint"]) is None
+    assert made_in_another_study(plan) is None
+
+
+def test_more_epochs_than_memory_holds_are_not_counted(tmp_path):
+    for name in ("history.csv", "layers.csv"):
+        (tmp_path / name).write_text("epoch,train_loss,val_loss,monitored\n1,1,1,1\n")
+    record = recorded()[0] | {"epochs_run": 2**62}
+    assert "epochs are not 1 to" in damage(tmp_path, record, ["history.csv", "layers.csv"], ["best"])
+
+
+@pytest.mark.parametrize("depth", [*range(100, 1000, 50)])
+def test_a_sealed_record_may_be_of_any_depth(tmp_path, depth):
+    file = tmp_path / "run.json"
+    file.write_text('{"record_sha256": "0", "a": ' + "[" * depth + "]" * depth + "}")
+    assert refused(read_json, file).startswith(f"{file}: is damaged")
+
+
+def test_a_damaged_record_of_another_study_stops_nothing(here):
+    """Whatever lies under the name of a run is looked at when the same run is wanted."""
+    Path("tiny.yaml").write_text(TINY)
+    variants = reading.load(Path("tiny.yaml"))[1]
+    run = variants[0].run(0)
+    for content in (PICKLE, b"[]", b"null"):
+        run.record.parent.mkdir(parents=True, exist_ok=True)
+        run.record.write_bytes(content)
+        plan = plans(variants)[0]
+        assert not plan.current and plan.damage == f"{run.record}: is damaged"
 
 
 TABLES = {

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, Project
 
 from oscillations import posttraining
-from oscillations.core.files import canonical_json, sha256
+from oscillations.core.files import canonical_json, sealed, sha256
 from oscillations.jobs import certify
 from oscillations.records import identity, numerics, sources
 from oscillations.records.rows import current_rows
@@ -80,7 +80,7 @@ def make_with_another_torch(project):
     file = project.folder / RUN
     record, times = json.loads(file.read_text()), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
     record["environment"]["packages"]["torch"] = "2.6.0"
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(sealed(record)))
     os.utime(file, ns=times)
 
 

@@ -1,13 +1,24 @@
-"""kill -9 at exact moments, SIGTERM, and damaged or foreign resume files."""
+"""kill -9 at exact moments, SIGTERM, a full disk, and damaged or foreign resume files."""
 
+import errno
 import json
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Project
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from oscillations.cli import main
+from oscillations.core import files
+from oscillations.core.files import SEAL, NoRoom, replacing
+from oscillations.jobs import train as jobs
 
 pytestmark = pytest.mark.slow
 
@@ -22,13 +33,15 @@ AFTER_FIRST_SEED = [("step", 75), ("evaluation", 18), ("checkpoint", 2)]
 
 
 def contents(project):
-    """Weights and records of the variant, timing fields aside."""
+    """Weights and records of the variant, but for times and the hash of a record, which is of its times, too."""
     found = {}
     for path in sorted([*project.folder.glob("results/**/*"), *project.folder.glob("checkpoints/**/*")]):
         if path.is_file():
             content = path.read_bytes()
             if path.name == "run.json":
-                content = json.dumps({k: v for k, v in json.loads(content).items() if k != "timing"}).encode()
+                record = {key: value for key, value in json.loads(content).items() if key not in ("timing", SEAL)}
+                del record["environment"]["git"]  # of the source: the project's, or this checkout's
+                content = json.dumps(record).encode()
             found[str(path.relative_to(project.folder))] = content
     return found
 
@@ -113,3 +126,139 @@ def test_a_checkpoint_of_another_run_is_refused(undisturbed, prepared):
     output = prepared.cli("evaluate", "--study", "params/tiny.yaml", "--experiment", "mlp5-scratch", ok=False)
     assert "seed0.safetensors: missing, or not the checkpoint that" in output
     assert "error: " in output
+
+
+ROOM = "no room left to write it; make room and give the same command again"
+EVALUATE = ["evaluate", "--study", "params/tiny.yaml", "--experiment", "mlp5-scratch"]
+COLLECT = ["collect", "--study", "params/tiny.yaml"]
+
+
+def fills(function, count, error, place=0):
+    """``function``, which has room for less than its COUNT-th file, argument number ``place``, and for none after it."""
+    calls = 0
+
+    def patched(*arguments):
+        nonlocal calls
+        calls += 1
+        result = function(*arguments)
+        if calls >= count:
+            file = Path(arguments[place])
+            with file.open("r+b") as half:
+                half.truncate(file.stat().st_size // 2)
+            raise error
+        return result
+
+    return patched
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+QUOTA = OSError(errno.EDQUOT, "Disk quota exceeded")
+IN_RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+NO_ROOM = [
+    (Path, "write_bytes", 1, FULL, 0), (Path, "write_bytes", 20, QUOTA, 0), (Path, "write_bytes", 50, FULL, 0),
+    (jobs, "save_file", 1, IN_RUST, 1), (jobs, "save_file", 2, IN_RUST, 1), (shutil, "copyfile", 1, FULL, 1),
+    (shutil, "copyfile", 7, QUOTA, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name", "count", "error", "place"), NO_ROOM)
+def test_a_full_disk_loses_nothing_that_was_saved(
+    prepared, undisturbed, monkeypatch, capsys, module, name, count, error, place
+):
+    monkeypatch.chdir(prepared.folder)
+    with monkeypatch.context() as full:
+        full.setattr(module, name, fills(getattr(module, name), count, error, place))
+        assert main(TRAIN) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said and said.startswith("error: ") and ROOM in said
+    assert not list(prepared.folder.glob("*/**/.*.part"))
+    assert main(TRAIN) == 0
+    again = capsys.readouterr().out
+    if name == "write_bytes" and count == 1:
+        assert f"{VARIANT}/seed0: starting" in again
+    elif name == "copyfile":
+        assert ": epoch" not in again, "finished seeds must not be trained again"
+    else:
+        assert "resuming in epoch" in again
+    assert contents(prepared) == contents(undisturbed)
+
+
+def test_a_full_disk_is_said_by_every_other_step(prepared, monkeypatch, capsys):
+    monkeypatch.chdir(prepared.folder)
+    assert main(TRAIN) == 0
+    for command in (EVALUATE, COLLECT):
+        with monkeypatch.context() as full:
+            full.setattr(Path, "write_bytes", fills(Path.write_bytes, 1, FULL))
+            assert main(command) == 2
+        assert ROOM in capsys.readouterr().err
+        assert main(command) == 0
+
+
+def test_a_log_without_room_ends_in_order(prepared, monkeypatch):
+    """What cannot even be printed is no traceback, and no success."""
+
+    class Full:
+        def write(self, _text):
+            raise FULL
+
+        def flush(self):
+            pass
+
+        def fileno(self):
+            raise FULL
+
+    monkeypatch.chdir(prepared.folder)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Full())
+    assert main(TRAIN) == 2
+
+
+@pytest.fixture
+def small(prepared, monkeypatch):
+    """Mounts a small file system on a folder of the project; calling it again gives it more room."""
+    mounted = []
+
+    def mount(folder, kilobytes):
+        path = prepared.folder / folder
+        again = ["-o", f"remount,size={kilobytes}k"] if path in mounted else []
+        path.mkdir(exist_ok=True)
+        options = again or ["-t", "tmpfs", "-o", f"size={kilobytes}k", "none"]
+        done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"needs to mount a tmpfs, as root: {done.stderr.strip()}")
+        mounted.append(path)
+
+    if not shutil.which("mount"):
+        pytest.skip("needs the program mount")
+    monkeypatch.chdir(prepared.folder)
+    yield mount
+    for path in set(mounted):
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kilobytes"),
+    [("work", 4), ("work", 16), ("work", 96), ("work", 128), ("results", 4), ("results", 16), ("checkpoints", 4),
+     ("checkpoints", 12)],
+)  # fmt: skip
+def test_a_small_file_system_that_gets_larger(prepared, undisturbed, small, capsys, folder, kilobytes):
+    small(folder, kilobytes)
+    assert main(TRAIN) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said and said.startswith(f"error: {folder}/") and ROOM in said
+    small(folder, 50_000)
+    assert main(TRAIN) == 0
+    assert contents(prepared) == contents(undisturbed)
+
+
+def test_safetensors_has_words_of_its_own_for_a_full_disk(prepared, small):
+    small("work", 8)
+    with pytest.raises(NoRoom, match=r"^work/x: no room"), replacing(Path("work/x")) as part:
+        save_file({"x": torch.zeros(10_000)}, part)
+    assert not list(Path("work").iterdir())
+
+
+def test_what_is_no_full_disk_is_not_called_one(tmp_path):
+    with pytest.raises(PermissionError), replacing(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    assert not files.no_room(SafetensorError("invalid header (os error 2)"))

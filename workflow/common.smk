@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -15,23 +16,32 @@ from oscillations.core.errors import InputError
 from oscillations.jobs import launch, workflows
 from oscillations.records import cost, identity, numerics, sources
 from oscillations.records import provenance
-from oscillations.records.plans import current, plans
+from oscillations.records.plans import plans
 from oscillations.study import drawing, paths, pretrained
 from oscillations.study.reading import load
 from oscillations.study.variants import select
 
 gc.disable()  # what planning makes stays: to look for garbage in it takes a sixth of its time
+
+
+@contextmanager
+def refusing():
+    """What a user can mend is one message."""
+    try:
+        yield
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
 STUDY_FILE = f"params/{config.get('study', 'quick')}.yaml"  # a param of every rule: the same wherever the clone lies
-try:
+with refusing():
     GPUS = launch.prepare(config)
     STUDY, VARIANTS = load(paths.shipped(STUDY_FILE))
     SELECTION = select(STUDY, VARIANTS, config.get("only"), config.get("seeds"))
-except InputError as error:
-    raise WorkflowError(str(error))
+    PLANS = plans(VARIANTS)
 
 # Tables show every current run of the study, whatever this command is narrowed to.
-PLANS = plans(VARIANTS)
-CURRENT = [plan.run for plan in current(PLANS)]
+CURRENT = [plan.run for plan in PLANS if plan.current]  # whether they are whole is for the jobs to see
 STALE = {plan.stale for plan in PLANS}
 PLANS_OF = {}
 for plan in PLANS:
@@ -68,14 +78,16 @@ def posttrained(entry):
         return False
     from oscillations.records import rows  # costs pandas
 
-    return any(len(made) for _, (made, _) in rows.posttrained(STUDY, entry, current(PLANS)))
+    finished = [plan for plan in PLANS if plan.current]
+    return any(len(made) for _, (made, _) in rows.posttrained(STUDY, entry, finished))
 
 
-SHOWN_ENTRIES = [
-    entry
-    for entry in STUDY.posttraining
-    if posttraining_runs(entry) and (entry in SELECTION.entries or posttrained(entry))
-]
+with refusing():
+    SHOWN_ENTRIES = [
+        entry
+        for entry in STUDY.posttraining
+        if posttraining_runs(entry) and (entry in SELECTION.entries or posttrained(entry))
+    ]
 SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.posttraining_files(STUDY.study, entry)]
 
 
@@ -88,7 +100,8 @@ if workflow.is_main_process:
     if STUDY.study in at_work:
         print(AT_WORK.format(STUDY.study, at_work[STUDY.study]), file=sys.stderr)
     else:
-        provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
+        with refusing():
+            provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
 
 
 onstart:

@@ -6,11 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oscillations.core.errors import InputError, Interrupted, did_you_mean
-from oscillations.study.paths import DATA, measurements_file, shipped, toy_file
+from oscillations.core.files import NoRoom, no_room
+from oscillations.study.paths import (
+    DATA,
+    evaluation_files,
+    measurements_file,
+    posttraining_files,
+    posttraining_work,
+    shipped,
+    toy_file,
+)
 from oscillations.study.paths import study_file as file_of
 from oscillations.study.reading import load
 from oscillations.study.variants import select
@@ -20,23 +30,30 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; a user's mistake is one message and exit code 2."""
+    """Run one subcommand; a user's mistake, or a full disk, is one message and exit code 2."""
     try:
         options = parser().parse_args(arguments)
         if getattr(options, "device", None) == "cuda":
             refuse_missing_cuda()
         return options.run(options) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except BrokenPipeError:  # the reader (head, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a name too long, a folder in a file's place, a disk that is read only
+    except OSError as error:  # a name too long, a folder in a file's place, a disk that is read only, or full
+        if no_room(error):
+            return refuse(NoRoom(error.filename or "a temporary file, or what is printed"))
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return refuse(InputError(f"{error.filename}: {error.strerror}"))
+
+
+def refuse(error: InputError) -> int:
+    """Say why nothing comes of it, also to a log that has no room for it."""
+    with suppress(OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,11 +216,14 @@ def evaluate(options: argparse.Namespace) -> None:
     """Test accuracy of an experiment's checkpoints at every evaluation bit, and weight histograms."""
     from oscillations.jobs import evaluate as module
     from oscillations.jobs.launch import as_job
+    from oscillations.records.rows import EVALUATIONS, HISTOGRAMS, leave_out_damaged
 
     study, variants = load(options.study)
     if options.experiment not in study.experiments:
         raise InputError(f"--experiment {options.experiment}: {did_you_mean(options.experiment, study.experiments)}")
     with as_job(study.study, "evaluate", options.experiment):
+        for file, columns in zip(evaluation_files(study.study, options.experiment), (EVALUATIONS, HISTOGRAMS)):
+            leave_out_damaged(file, columns)
         module.evaluate(
             study.study, options.experiment, variants, options.device, study.draws_weights, study.cross_bit
         )  # fmt: skip
@@ -213,11 +233,15 @@ def posttrain(options: argparse.Namespace) -> None:
     """Quantize the trained runs of one entry of the study's posttraining, and measure them."""
     from oscillations.jobs import posttrain as module
     from oscillations.jobs.launch import as_job
+    from oscillations.records.rows import leave_out_damaged
 
     study, variants = load(options.study)
     if options.name not in study.posttraining:
         raise InputError(f"--name {options.name}: no such entry; {did_you_mean(options.name, study.posttraining)}")
     with as_job(study.study, "posttrain", options.name):
+        for file, columns in zip(posttraining_files(study.study, options.name), module.COLUMNS):
+            leave_out_damaged(file, columns)
+            leave_out_damaged(posttraining_work(study.study, options.name) / file.name, columns)
         module.posttrain(study, variants, options.name, options.device)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from oscillations.core import registry
 from oscillations.core.errors import InputError
-from oscillations.core.files import file_hash, read_json, replacing, write_json
+from oscillations.core.files import Damaged, FileObject, file_hash, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,5 +81,40 @@ def read(name: str, folder: Path) -> tuple[dict, dict]:
         )
     about = read_json(sidecar)
     if file_hash(tensor_file) != about["sha256"]:
-        raise InputError(f"{tensor_file}: content differs from the hash in {sidecar}; delete both and fetch again")
+        raise InputError(f"{tensor_file}: content differs from the hash in {sidecar}; {again(name)}")
     return about, load_file(tensor_file)
+
+
+def described(name: str, folder: Path) -> FileObject | None:
+    """The sidecar of a dataset, None if there is none. Raises Damaged if it is not what :func:`write` writes.
+
+    Its hash of the tensors is compared with them where they are read.
+    """
+    sidecar = folder / f"{name}.json"
+    if not sidecar.exists():
+        return None
+    dataset = find(name)
+    told = {"name": name, "image_shape": [*dataset.IMAGE_SHAPE], "mean": [*dataset.MEAN], "std": [*dataset.STD]}
+    try:
+        found: FileObject = read_json(sidecar)
+    except Damaged as error:
+        raise Damaged(f"{error}; {again(name)}") from None
+    other = [key for key, value in told.items() if found.get(key) != value]
+    classes = found.get("classes")
+    if not isinstance(classes, list) or len(classes) != len(dataset.CLASSES):
+        other.append("classes")
+    if other or "sha256" not in found:
+        raise Damaged(f"{sidecar}: is damaged: {', '.join(other or ['sha256'])}; {again(name)}")
+    return found
+
+
+def refuse_other_tensors(name: str, folder: Path) -> None:
+    """Raise Damaged if the tensors of a dataset are here, and not those that its sidecar is about."""
+    sidecar, tensor_file = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if tensor_file.exists() and file_hash(tensor_file) != read_json(sidecar)["sha256"]:
+        raise Damaged(f"{tensor_file}: content differs from the hash in {sidecar}; {again(name)}")
+
+
+def again(name: str) -> str:
+    """What makes damaged data and its sidecar again."""
+    return f"make both again with: python -m oscillations fetch --data {name}"

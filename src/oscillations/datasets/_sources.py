@@ -12,19 +12,21 @@ import lzma
 import struct
 import tarfile
 import time
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from oscillations.core.errors import InputError
-from oscillations.core.files import file_hash, replacing
+from oscillations.core.files import NoRoom, file_hash, replacing
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
+SILENCE = 60.0  #: seconds without a byte after which a server is given up
 FORMATS = ("PNG", "JPEG", "BMP")  # of images, whatever their suffix: other readers of Pillow start programs
 BROKEN_ARCHIVE = (  # RuntimeError: an encrypted member, or a compression that is not known
     tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, struct.error, OSError, RuntimeError,
@@ -139,7 +141,7 @@ def download(
     """Fetch ``target`` from the first mirror that gives it whole; a file that is there already is checked.
 
     ``digits``: the first hex digits of its published hash; none, if none is published. ``key``: the option that
-    takes a local copy.
+    takes a local copy. Raises NoRoom at once on a full disk: no other mirror helps.
     """
     if target.exists() and file_hash(target, algorithm).startswith(digits):
         return target
@@ -153,6 +155,8 @@ def download(
                     if not found.startswith(digits):
                         raise InputError(f"{algorithm} is {found}, published is {digits}")
                 return target
+            except NoRoom:
+                raise
             except (OSError, ValueError, http.client.HTTPException, InputError) as error:  # whatever a server says
                 failures.append(f"{url} (try {attempt + 1}): {error}")
                 if attempt + 1 < tries:
@@ -162,12 +166,25 @@ def download(
     )
 
 
+class SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows an address only to http or https, and never from https to anything else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = (urllib.parse.urlsplit(url).scheme.lower() for url in (req.full_url, newurl))
+        if new not in (("https",) if old == "https" else ("http", "https")):
+            raise InputError(f"redirects from {old} to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _fetch(url: str, part: Path) -> None:
     from tqdm import tqdm
 
-    with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
+    opener = urllib.request.build_opener(SafeRedirects)
+    with opener.open(url, timeout=SILENCE) as response, part.open("wb") as out:
         total = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
             while block := response.read(1 << 20):
                 out.write(block)
                 bar.update(len(block))
+        if total and out.tell() != total:
+            raise InputError(f"ended after {out.tell():,} of {total:,} bytes")

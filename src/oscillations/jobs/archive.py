@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from oscillations.core.errors import InputError
-from oscillations.core.files import file_hash, read_json, replacing
+from oscillations.core.files import Damaged, as_sealed, file_hash, no_room, read_unsealed, replacing
 from oscillations.core.text import markdown
 from oscillations.datasets._sources import BROKEN_ARCHIVE, download
+from oscillations.records.damage import damage
 from oscillations.records.plans import Plan, current, plans, vouches_for, why_stale
 from oscillations.records.rows import read_csv
 from oscillations.study.paths import DOWNLOADS, dataset_files, figures, measurements_file, results, shipped, study_file
@@ -173,6 +174,8 @@ class Source:
         except (KeyError, FileNotFoundError):
             return False
         except BROKEN_ARCHIVE as error:
+            if no_room(error):
+                raise
             raise InputError(f"--from {self.path}: {name} is damaged ({error})") from None
 
     def _reader(self, name: Path) -> BinaryIO:
@@ -209,7 +212,7 @@ def fetch_weights(variants: list[Variant], chosen: Iterable[Variant], source: st
     placed, there, missing = 0, 0, []
     with opened(source) as archive:
         for plan in [plan for plan in plans(variants) if plan.variant.path in paths]:
-            if plan.current and vouches_for(plan.run.record, _checkpoints(plan)):
+            if _whole(plan) and vouches_for(plan.run.record, _checkpoints(plan)):
                 there += 1
             elif _place(archive, plan):
                 placed += 1
@@ -222,15 +225,20 @@ def fetch_weights(variants: list[Variant], chosen: Iterable[Variant], source: st
         raise InputError(f"--from {shown}: holds nothing of what was asked for: {_listed(missing)}")
 
 
+def _whole(plan: Plan) -> bool:
+    """Whether a run's record is in place, and neither it nor a table beside it is damaged."""
+    return plan.current and not plan.damage
+
+
 def _place(archive: Source, plan: Plan) -> bool:
-    """Copy what a run lacks: checkpoints that its record vouches for, and without a record all of its files."""
+    """Copy what a run lacks: checkpoints that its record vouches for, and without a whole record all of its files."""
     run, checkpoints = plan.run, _checkpoints(plan)
     with tempfile.TemporaryDirectory(dir=DOWNLOADS if DOWNLOADS.exists() else None) as folder:
 
         def here(file: Path) -> Path:
             return Path(folder, file.name)
 
-        if plan.current:
+        if _whole(plan):
             record, files = run.record, list(checkpoints.values())
         else:
             record, files = (
@@ -239,14 +247,27 @@ def _place(archive: Source, plan: Plan) -> bool:
             )
         if not all(archive.copy(file, here(file)) for file in files):
             return False
-        if not plan.current and (other := why_stale(read_json(record), plan.identity)):
-            raise InputError(f"{archive.path}: {run.name} is not this study's run ({other})")
+        if not _whole(plan):
+            _check(archive.path, plan, Path(folder))
         if not vouches_for(record, {name: here(file) for name, file in checkpoints.items()}):
             raise InputError(f"{archive.path}: the weights of {run.name} are not those that its record vouches for")
         for file in files:  # the record last: it vouches for the rest
             with replacing(file) as part:
                 shutil.copyfile(here(file), part)
     return True
+
+
+def _check(archive: Path, plan: Plan, folder: Path) -> None:
+    """Raise InputError if a record out of an archive is not the run's, or it or a table beside it is damaged."""
+    name = plan.run.name
+    try:
+        record = read_unsealed(folder / plan.run.record.name)
+    except Damaged:
+        raise InputError(f"{archive}: the record of {name} is damaged") from None
+    if other := why_stale(record, plan.identity):
+        raise InputError(f"{archive}: {name} is not this study's run ({other})")
+    if not as_sealed(record) or damage(folder, record, plan.tables, plan.kept):
+        raise InputError(f"{archive}: the record of {name}, or a table beside it, is damaged")
 
 
 def _listed(names: list[str]) -> str:

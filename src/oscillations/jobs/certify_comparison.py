@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oscillations.core.files import read_json
+from oscillations.records.damage import MEASURED
 from oscillations.records.identity import arithmetic, posttraining_parts
-from oscillations.records.plans import MEASURED
+from oscillations.records.rows import CHECK
 from oscillations.study.paths import Run, evaluation_files, posttraining_files, run_files, toy_file
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant, parents_first
 
-UNCOMPARED = ("key", "arithmetic", "seconds")  #: columns that say what a row belongs to, or how long it took
+UNCOMPARED = ("key", "arithmetic", "seconds", CHECK)  #: columns that say what a row belongs to, or how long it took
 
 
 @dataclass(frozen=True)

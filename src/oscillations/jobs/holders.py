@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from threading import Event, Thread
 
 from oscillations.core.errors import InputError
-from oscillations.core.files import write_json
+from oscillations.core.files import NoRoom, no_room, write_json
 
 BEAT = 20.0  #: seconds between a holder's signs of life
 EXPIRES = 300.0  #: seconds without one after which it is taken for dead; file systems may show a change a minute late
@@ -64,9 +65,11 @@ class Holder:
             return True
         if self.slurm_step and self.slurm_step == other.slurm_step and self.host != other.host:
             return True  # such a step is at one place at a time: its job was started anew
-        if self.host != other.host or not self.boot or self.boot != other.boot:
-            return False  # what cannot be seen from here
-        return _started(self.pid) != self.started
+        return self.seen_from(other) and _started(self.pid) != self.started
+
+    def seen_from(self, other: Holder) -> bool:
+        """Whether process ``other`` can see whether this one lives."""
+        return self.host == other.host and bool(self.boot) and self.boot == other.boot
 
     @property
     def left_over(self) -> bool:
@@ -125,7 +128,10 @@ class Hold:
                 _file(self.folder, number).unlink(missing_ok=True)
             remove_empty(self.folder)
         else:
-            write_json(self.file, asdict(self._holder) | {"ended": _now()})
+            try:
+                write_json(self.file, asdict(self._holder) | {"ended": _now()})
+            except NoRoom:  # without a word of its end there must be nobody to wait for
+                self.file.unlink(missing_ok=True)
 
 
 def name_workflow() -> None:
@@ -178,14 +184,25 @@ def _acquired(folder: Path, waiting: Callable[[], None], watch: Watch) -> Hold:
             hold = Hold(folder, number + 1, present)
             with suppress(FileNotFoundError):  # another has removed the folder
                 _make(folder)
-                with suppress(FileExistsError), hold.file.open("x") as handle:  # else another was faster
-                    json.dump(asdict(present), handle)
+                with suppress(FileExistsError), hold.file.open("xb", buffering=0) as handle:  # else another was faster
+                    _write(handle, present)
                     return hold
         elif said != holder:
             print(f"{folder}: waiting for {holder}", flush=True)
             said = holder
         waiting()
         time.sleep(POLL)
+
+
+def _write(handle: FileIO, holder: Holder) -> None:
+    """Into the file of a holder; without room for it there is none, or the next one would wait for nobody."""
+    try:
+        handle.write(json.dumps(asdict(holder)).encode())
+    except OSError as error:
+        Path(handle.name).unlink()
+        if no_room(error):
+            raise NoRoom(handle.name) from error
+        raise
 
 
 @contextmanager

@@ -66,6 +66,6 @@ def load_checkpoint(run: Run, checkpoint: str = "checkpoint") -> dict[str, torch
     if not vouches_for(run.record, files):
         raise InputError(
             f"{files[checkpoint]}: missing, or not the checkpoint that {run.record} vouches for; "
-            "bring it back with dvc checkout (or dvc pull), or delete the record and train again"
+            f"bring it back with dvc checkout (or dvc pull), or make it again with:\n  {run.command}"
         )
     return load_file(files[checkpoint])

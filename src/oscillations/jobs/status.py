@@ -29,7 +29,7 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
     active = {
         run: read_json(run.work / "progress.json") for run in waiting - finished_in_work if _progress(run).exists()
     }
-    running = {run for run, state in active.items() if time.time() - state["written"] < FRESH}
+    running = {run for run, state in active.items() if abs(time.time() - state["written"]) < FRESH}
     print(f"study {study.study}: {len(done) + len(finished_in_work)} done, {len(running)} running, "
           f"{len(waiting) - len(finished_in_work) - len(running)} left, {len(stale)} stale")  # fmt: skip
     for experiment in study.experiments:

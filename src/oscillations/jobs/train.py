@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from oscillations import datasets
 from oscillations.core.errors import InputError, Interrupted
-from oscillations.core.files import file_hash, replacing, sha256, write_json, write_text
+from oscillations.core.files import file_hash, replacing, sealed, sha256, write_json, write_text
 from oscillations.engine.batches import ImageSet, image_sets, images_per_class, split_indices
 from oscillations.engine.determinism import set_up_torch
 from oscillations.engine.quantizer import WeightQuantizer
@@ -33,14 +33,13 @@ from oscillations.jobs import resume
 from oscillations.jobs.holders import Hold, held, remove_empty
 from oscillations.jobs.networks import new_network
 from oscillations.jobs.turns import in_turns
+from oscillations.records.damage import COUNTED, MEASURED, TABLES
 from oscillations.records.environment import environment
 from oscillations.records.identity import difference
-from oscillations.records.plans import MEASURED, Plan, is_result, made_in_another_study, plans, vouches_for
+from oscillations.records.plans import Plan, is_result, made_in_another_study, plans, vouches_for
 from oscillations.study import pretrained
 from oscillations.study.paths import CHECKPOINTS, DATA, WEIGHTS, Run, run_files
 from oscillations.study.variants import Variant
-
-COUNTED = ("iteration_", "epoch_", "frequency_")  #: how the columns of an epoch begin that count oscillations
 
 
 class StopSignal:
@@ -98,9 +97,9 @@ def _check_start(plan: Plan) -> None:
 
 
 def _kept(plan: Plan) -> bool:
-    """Whether a run is in place, record and weights."""
+    """Whether a run is in place, record, tables and weights."""
     run = plan.run
-    kept = plan.current and vouches_for(run.record, run.checkpoints(plan.kept.values()))
+    kept = plan.current and not plan.damage and vouches_for(run.record, run.checkpoints(plan.kept.values()))
     if kept:
         print(f"{run.name}: kept", flush=True)
     return kept
@@ -109,10 +108,10 @@ def _kept(plan: Plan) -> bool:
 def _finished_elsewhere(plan: Plan) -> bool:
     """Whether a run need not be trained: its work folder holds it, or another study, from which it is copied there."""
     run, recipe = plan.run, plan.variant.recipe
-    if is_result(run.work / "run.json", plan.identity, _work_checkpoints(run, recipe)):
+    if is_result(run.work / "run.json", plan, _work_checkpoints(run, recipe)):
         print(f"{run.name}: finished before, not in place yet", flush=True)
         return True
-    twin = made_in_another_study(run, plan.identity, plan.kept.values())
+    twin = made_in_another_study(plan)
     if twin:
         print(f"{run.name}: the same run as in study {twin.study}", flush=True)
         _copy(_places(twin, recipe), _work_files(run, recipe))
@@ -218,7 +217,8 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
         measured[accuracies] = {key[8:]: value for key, value in row.items() if key.startswith("val_acc_")}
         measured[oscillations] = {key: value for key, value in row.items() if key.startswith(COUNTED)}
         measured[f"{name}_sha256"] = file_hash(file)
-    for name, text in epoch_tables(trainer).items():
+    tables = epoch_tables(trainer)
+    for name, text in tables.items():
         write_text(run.work / name, text)
     record = plan.identity | {
         "recipe": recipe.plain(),
@@ -231,11 +231,12 @@ def _write_run(trainer: Trainer, plan: Plan, about: dict[str, Any], timing: dict
         "steps_per_epoch": trainer.steps_per_epoch,
         "monitored": rows["best"].get("monitored"),
         **measured,
+        TABLES: {name: sha256(text.encode()) for name, text in tables.items()},
         "quantizer": trainer.quantizer and _about_quantizer(trainer.quantizer),
         "environment": environment(trainer.loss_sum.device, recipe),
         "timing": timing | {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
     }
-    write_json(run.work / "run.json", record)
+    write_json(run.work / "run.json", sealed(record))
 
 
 def _about_split(trainer: Trainer, about: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

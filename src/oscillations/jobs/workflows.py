@@ -46,8 +46,9 @@ def at_work() -> dict[str, Holder]:
                 about = json.loads(card.read_text())
                 study, holder = about["study"], Holder(**about["holder"])
             except (ValueError, TypeError, KeyError):  # damaged: nobody's
-                silence = EXPIRES
-            if silence >= EXPIRES or holder.over(present):
+                study, holder, silence = "", Holder(), EXPIRES
+            unseen = not holder.seen_from(present)  # else a clock that jumps, or a pause, is no sign of death
+            if (silence >= EXPIRES and unseen) or holder.over(present):
                 card.unlink()
             else:
                 found[study] = holder

@@ -10,8 +10,10 @@ from __future__ import annotations
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from oscillations.core.files import read_json, write_json
+from oscillations.core.errors import InputError
+from oscillations.core.files import Damaged, read_json, write_json
 from oscillations.study.paths import checkpoints, figures, provenance_file, results
 
 METADATA = Path(".snakemake/metadata")
@@ -34,13 +36,26 @@ def _output(record: Path) -> str:
     return urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """What is recorded in a file; nothing where there is none. Raises InputError if it is damaged."""
+    try:
+        found = read_json(file) if file.exists() else {}
+        if isinstance(found, dict) and all(isinstance(record, dict) for record in found.values()):
+            return found
+        raise Damaged(f"{file}: is damaged")
+    except Damaged as error:
+        raise InputError(
+            f"{error}; bring it back from git or DVC, or delete it where the study was made: it is written anew"
+        ) from None
+
+
 def save(study: str) -> None:
     """Copy the records of the study's outputs into its results.
 
     What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
     """
     file = provenance_file(study)
-    found = read_json(file) if file.exists() else {}
+    found = _read(file)
     for record in METADATA.rglob("*"):
         if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
             found[output] = read_json(record)
@@ -54,12 +69,10 @@ def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
     ``stale``: the files of each run whose recipe has changed. Snakemake asks whether it has only if every file has a
     record: one that the change adds (the weights at the end of training, say) gets that of a file beside it.
     """
-    file = provenance_file(study)
-    if file.exists():
-        for output, record in read_json(file).items():
-            target = _record_path(output)
-            if not target.exists():  # a record that is there may be newer
-                write_json(target, record)
+    for output, record in _read(provenance_file(study)).items():
+        target = _record_path(output)
+        if not target.exists():  # a record that is there may be newer
+            write_json(target, record)
     for outputs in stale:
         records = [_record_path(output.as_posix()) for output in outputs]
         known = next((record for record in records if record.exists()), None)

@@ -14,8 +14,9 @@ from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.core.errors import InputError
 from oscillations.core.files import write_text
 from oscillations.engine.recipe import Recipe
+from oscillations.records.damage import MEASURED
 from oscillations.records.identity import evaluation_key, evaluation_parts
-from oscillations.records.plans import MEASURED, Plan, current, plans
+from oscillations.records.plans import Plan, current, plans
 from oscillations.records.rows import EVALUATIONS, current_rows, posttrained, read_rows, without_implied, write_rows
 from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION, lookup
 from oscillations.study.paths import Run, evaluation_files, measurements_file, results
@@ -29,11 +30,12 @@ SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 def collect(study: Study, variants: list[Variant]) -> None:
     """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
     found = plans(variants)
+    finished = current(found)
     _refuse([plan for plan in found if plan.stale])
     evaluations: dict[str, Callable[[str], pd.DataFrame]] = {}
     unevaluated: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
-    for plan in current(found):
+    for plan in finished:
         variant, run, record = plan.variant, plan.run, plan.result
         if run.experiment not in evaluations:
             file, _ = evaluation_files(study.study, run.experiment)
@@ -63,7 +65,7 @@ def collect(study: Study, variants: list[Variant]) -> None:
     table = without_implied(pd.DataFrame(rows, columns=MEASUREMENTS).astype({"activation_bits": "Int64"}))
     write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
-        collect_posttraining(study, current(found))
+        collect_posttraining(study, finished)
 
 
 def _refuse(stale: list[Plan]) -> None:

@@ -165,3 +165,8 @@ class Run:
     def work(self) -> Path:
         """Undeclared folder of an unfinished variant: Snakemake never deletes it."""
         return Path("work", self.study, self.name)
+
+    @property
+    def command(self) -> str:
+        """What makes it, or what is missing or damaged of it."""
+        return f"python -m oscillations train --study {self.study} --only {self.path} --seeds {self.seed}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from oscillations import models
 from oscillations.core.errors import InputError, did_you_mean, shortened
-from oscillations.core.files import file_hash, read_json, replacing, write_json
+from oscillations.core.files import Damaged, FileObject, file_hash, read_json, replacing, write_json
 from oscillations.datasets._sources import download
 from oscillations.engine.layers import load_weights
 from oscillations.study.paths import DATA, DOWNLOADS
@@ -241,14 +241,42 @@ def _check_fit(name: str, weights: dict[str, Tensor], source: str) -> None:
         raise InputError(f"{name}, {source}: {error}") from error
 
 
+def described(name: str) -> FileObject | None:
+    """The sidecar of a checkpoint, None if there is none. Raises Damaged if it is not what :func:`write` writes.
+
+    Its hash of the tensors is compared with them where they are read.
+    """
+    sidecar = files(name)[0]
+    if not sidecar.exists():
+        return None
+    try:
+        found: FileObject = read_json(sidecar)
+        known, source = KNOWN.get(name), found["source"]
+        if found["verified"]:
+            whole = known is not None and (found["trained_on"], found["label"]) == (known.trained_on, known.label)
+        else:
+            whole = found["label"] in (f"{source}, not verified", f"{name}, not verified")
+        damaged = not whole or found["name"] != name or not {"sha256", "trained_on"} <= {*found}
+    except (InputError, ValueError, KeyError, TypeError):
+        damaged = True
+    if damaged:
+        raise Damaged(f"{sidecar}: is damaged; {again(name)}")
+    return found
+
+
+def again(name: str) -> str:
+    """What makes a damaged checkpoint and its sidecar again."""
+    return f"make both again with: python -m oscillations weights --name {name}"
+
+
 def read_about(name: str) -> dict[str, Any]:
     """The sidecar of a checkpoint."""
-    sidecar, tensor_file = files(name)
-    if not (sidecar.exists() and tensor_file.exists()):
+    about, tensor_file = described(name), files(name)[1]
+    if about is None or not tensor_file.exists():
         raise InputError(
             f"{tensor_file}: no such weights yet; make them with: python -m oscillations weights --name {name}"
         )
-    return read_json(sidecar)
+    return about
 
 
 def read(name: str) -> dict[str, Tensor]:
@@ -257,5 +285,5 @@ def read(name: str) -> dict[str, Tensor]:
 
     about, (sidecar, tensor_file) = read_about(name), files(name)
     if file_hash(tensor_file) != about["sha256"]:
-        raise InputError(f"{tensor_file}: content differs from the hash in {sidecar}; delete both and make them again")
+        raise InputError(f"{tensor_file}: content differs from the hash in {sidecar}; {again(name)}")
     return load_file(tensor_file)
