@@ -521,7 +521,7 @@ def test_a_damaged_record_stops_nothing(here, content):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     plan = plans(variants)[0]
-    assert not plan.current and "is damaged" in (plan.damage or plan.stale)
+    assert not plan.current and "is damaged" in f"{plan.damage} {plan.stale}"
     assert not vouches_for(run.record, {"checkpoint": run.checkpoint})
     assert made_in_another_study(plan) is None
 
