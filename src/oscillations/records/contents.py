@@ -106,7 +106,7 @@ class Record(Contents):
     epochs_run: Count
     steps_per_epoch: Positive
     monitored: float | None
-    validation_accuracy: Accuracies
+    validation_accuracy: Accuracies = {}  # none of a run that keeps the last weights alone
     validation_accuracy_at_end: Accuracies = {}
     quantizer: Quantizer | None = None
     environment: Environment
