@@ -41,7 +41,8 @@ with refusing():
     PLANS = plans(VARIANTS)
 
 # Tables show every current run of the study, whatever this command is narrowed to.
-CURRENT = [plan.run for plan in PLANS if plan.current]  # whether they are whole is for the jobs to see
+FINISHED = [plan for plan in PLANS if plan.current]  # whether they are whole is for the jobs to see
+CURRENT = [plan.run for plan in FINISHED]
 STALE = {plan.stale for plan in PLANS}
 PLANS_OF = {}
 for plan in PLANS:
@@ -78,8 +79,7 @@ def posttrained(entry):
         return False
     from oscillations.records import rows  # costs pandas
 
-    finished = [plan for plan in PLANS if plan.current]
-    return any(len(made) for _, (made, _) in rows.posttrained(STUDY, entry, finished))
+    return any(len(made) for _, (made, _) in rows.posttrained(STUDY, entry, FINISHED))
 
 
 with refusing():

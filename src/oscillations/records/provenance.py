@@ -40,7 +40,7 @@ def _read(file: Path) -> dict[str, Any]:
     """What is recorded in a file; nothing where there is none. Raises InputError if it is damaged."""
     try:
         found = read_json(file) if file.exists() else {}
-        if isinstance(found, dict) and all(isinstance(record, dict) for record in found.values()):
+        if all(isinstance(record, dict) for record in found.values()):
             return found
         raise Damaged(f"{file}: is damaged")
     except Damaged as error:

@@ -135,11 +135,6 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
-def _cell(text: str) -> str:
-    """A cell of Markdown's; a bar behind a backslash would end it even with one of its own."""
-    return markdown(text).replace(r"\|", "&#124;").replace("|", r"\|")
-
-
 def latex(text: str) -> str:
     """The text with every sign that LaTeX would take for its own written out; ``**bold**`` and ``*italics*`` kept."""
     plain = re.sub("[" + re.escape("".join(LATEX)) + "]", lambda sign: LATEX[sign[0]], " ".join(text.split()))
