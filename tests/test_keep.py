@@ -13,7 +13,7 @@ from test_training import METHODS, run, trainer
 
 from oscillations.core.files import file_hash
 from oscillations.records import identity
-from oscillations.records.rows import EVALUATIONS, read_rows
+from oscillations.records.rows import CHECK, EVALUATIONS, read_rows
 from oscillations.report.results import MEASUREMENTS, Results, standing
 from oscillations.study.variants import recipe_of
 
@@ -302,7 +302,7 @@ def test_fine_tunes_and_post_training_methods_start_from_the_best(project):
         project.cli("train", "--study", study, "--only", "mlp5-scratch/baseline")
         project.cli("train", "--study", study, "--only", "mlp5-finetune")
         project.cli("posttrain", "--study", study, "--name", "after")
-        rows = pd.read_csv(project.folder / f"results/{study}/posttraining/after.csv").drop(columns="seconds")
+        rows = pd.read_csv(project.folder / f"results/{study}/posttraining/after.csv").drop(columns=["seconds", CHECK])
         fine_tuned = [file.read_bytes() for file in project.folder.glob(f"checkpoints/{study}/mlp5-finetune/*/*")]
         made[study] = rows.to_csv(), sorted(fine_tuned)
     assert made["tiny"] == made["plain"]

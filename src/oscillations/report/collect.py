@@ -163,7 +163,8 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     logged = [_logged(plan) for plan in found]
     shapes: dict[tuple[str, ...], list[int]] = {}
     for place, texts in enumerate(logged):
-        shapes.setdefault(tuple(text.partition("\n")[0] for text in texts), []).append(place)
+        if len(texts[0].splitlines()) > 1:  # a run that diverges in its first epoch logs none
+            shapes.setdefault(tuple(text.partition("\n")[0] for text in texts), []).append(place)
     frames = [_checked_epochs(found, logged, places) for places in shapes.values()]  # those alike at once
     columns = dict.fromkeys(column for frame in frames for column in frame)  # as they first appear
     table = pd.concat(frames).sort_index(kind="stable")[list(columns)] if frames else pd.DataFrame(columns=OSCILLATIONS)
