@@ -1,21 +1,25 @@
-"""One run and many at once on a GPU: python benchmarks/device.py [--runs 1 4 7]
+"""One run and many at once on a GPU: python benchmarks/device.py [--runs 1 2 4 8]
 
 Milliseconds per optimizer step of ResNet-18 and MLP5 at batch 128, counters on, in every precision: ours with so many
-runs taking turns on streams of their own (time per run and step), the obvious autograd form, and the bare floor
-(forward and backward pass of the network with one fused Adam step). Writes benchmarks/results/device.csv;
-``--device cpu`` tries the benchmark itself.
+runs taking turns on streams of their own (time per run and step), the same replayed as a CUDA graph (the clock of the
+schedules and counters stands still in it, so it measures what a graph could save, and trains nothing), the obvious
+autograd form, and the bare network (forward and backward pass with one fused Adam step). Beside each the floor: the
+step's arithmetic at the speed of this device's matrix products, or the optimizer's traffic at the speed of its copies,
+whichever is more. Writes benchmarks/results/device.csv; ``--device cpu`` tries the benchmark itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 
 import torch
 import torch.nn.functional as F
 from common import METHODS, RECIPE, alternate, make_trainer, report, stand_in
 from naive import NaiveTrainer
 from steps import repeat
+from torch.utils.flop_counter import FlopCounterMode
 
 from oscillations import models
 from oscillations.engine.batches import image_sets
@@ -24,6 +28,7 @@ from oscillations.jobs.turns import in_turns
 from oscillations.study.variants import recipe_of
 
 COMPARED = ("fp", "qat flow", "osciquant official_code")
+TRAFFIC = 8  #: float32 numbers that a step moves per weight: weight, gradient, Adam's averages, each read and written
 
 
 def together(trainers, batch_size: int, steps: int, device: torch.device):
@@ -37,6 +42,59 @@ def together(trainers, batch_size: int, steps: int, device: torch.device):
             yield
 
     return lambda: in_turns([task(trainer) for trainer in trainers], len(trainers), device)
+
+
+def replayed(trainers, batch_size: int, steps: int, device: torch.device):
+    """As :func:`together`, each step one CUDA graph, of the same batch. Raises RuntimeError if it cannot be one."""
+
+    def captured(trainer):
+        batch = trainer.sets["train"].batch(slice(0, batch_size))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up, and memory is at hand
+            for _ in range(3):
+                trainer.step(*batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            trainer.step(*batch)
+        return graph
+
+    def task(graph):
+        for _ in range(steps):
+            graph.replay()
+            yield
+
+    graphs = [captured(trainer) for trainer in trainers]
+    return lambda: in_turns([task(graph) for graph in graphs], len(graphs), device)
+
+
+def fastest(run, device: torch.device) -> float:
+    """Seconds of the fastest of ten."""
+    times = []
+    for _ in range(11):
+        start = time.perf_counter()
+        complete(run, device)()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def speeds(precision: str, device: torch.device) -> tuple[float, float]:
+    """Operations per second of large matrix products in the precision, and bytes per second of a large copy."""
+    size, numbers = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
+    a, b = (torch.rand(size, size, device=device) for _ in range(2))
+    products = in_precision(torch.mm, precision, device)
+    source, target = (torch.zeros(numbers, device=device) for _ in range(2))
+    operations = 2 * size**3 / fastest(lambda: products(a, b), device)
+    return operations, 2 * 4 * numbers / fastest(lambda: target.copy_(source), device)
+
+
+def floor(network, x, y, operations: float, bandwidth: float) -> float:
+    """Seconds below which no step of the network on a batch can be."""
+    with FlopCounterMode(display=False) as counted:
+        F.cross_entropy(network(x), y).backward()
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return max(counted.get_total_flops() / operations, 4 * TRAFFIC * weights / bandwidth)
 
 
 def bare(network, x, y):
@@ -84,6 +142,14 @@ def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int
         candidates[len(candidates)] = complete(run, device)
         abouts.append({"method": method, "form": form, "runs": count})
 
+    def add_graph(method: str, trainers: list) -> None:
+        try:
+            run = replayed(trainers, batch_size, steps, device)
+        except RuntimeError as error:
+            print(f"{method}, {len(trainers)} runs: no CUDA graph: {error}")
+        else:
+            add(method, "ours, as a graph", len(trainers), run)
+
     def network():
         return models.build(model, (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
 
@@ -92,22 +158,26 @@ def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int
         for count in runs:
             trainers = [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
             add(method, "ours", count, together(trainers, batch_size, steps, device))
+            if device.type == "cuda":
+                add_graph(method, [make_trainer(recipe, seed, about, sets, device) for seed in range(count)])
         naive = NaiveTrainer(network(), METHODS[method][0]["method"])
         add(method, "naive", 1, repeat(in_precision(naive.step, precision, device), sets["train"], batch_size, steps))
-    step = in_precision(bare(network(), *sets["train"].batch(slice(0, batch_size))), precision, device)
+    batch = sets["train"].batch(slice(0, batch_size))
+    step = in_precision(bare(network(), *batch), precision, device)
     add("fp", "bare", 1, lambda: [step() for _ in range(steps)])
+    least = floor(network(), *batch, *speeds(precision, device))
     times = alternate(candidates, rounds)
-    return [
-        {"model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision}
-        | about
-        | {"ms_per_run_and_step": round(1e3 * statistics.median(times[i]) / steps / about["runs"], 3), "rounds": rounds}
-        for i, about in enumerate(abouts)
-    ]
+    rows = []
+    for i, what in enumerate(abouts):
+        row = {"model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision} | what
+        row["ms_per_run_and_step"] = round(1e3 * statistics.median(times[i]) / steps / what["runs"], 3)
+        rows.append(row | {"floor_ms": round(1e3 * least, 4), "rounds": rounds})
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 4, 7])
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--models", nargs="+", default=["mlp5", "resnet18"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "tf32", "bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import compileall
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -174,13 +178,26 @@ def job_counts(output: str) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
+@cache
+def compiled_source() -> Path:
+    """A copy of the source with its bytecode and the hashes of its parts, so that no scratch project makes them anew."""
+    folder = Path(tempfile.mkdtemp(prefix="oscillations-source-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    compileall.compile_dir(folder / "src", quiet=1)
+    hashes = "from oscillations.records import numerics; numerics.versions(numerics.parts())"
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    subprocess.run([sys.executable, "-c", hashes], env=environment, check=True)
+    return folder / "src"
+
+
 class Project:
     """A scratch copy of the project: rules, sources, published numbers and one tiny study."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name in ("src", "workflow"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(compiled_source(), folder / "src")
+        shutil.copytree(ROOT / "workflow", folder / "workflow")
         shutil.copy(ROOT / "Snakefile", folder)
         (folder / "profiles").symlink_to("workflow/profiles")
         (folder / "params").mkdir()
@@ -261,3 +278,14 @@ def finished(finished_project, tmp_path):
     """A private copy of the finished project."""
     shutil.copytree(finished_project.folder, tmp_path / "copy")
     return Project.at(tmp_path / "copy")
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Its programs, that do nothing: the executor only asks whether they exist."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo"):
+        (programs / name).write_text("#!/bin/sh\nexit 0\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")

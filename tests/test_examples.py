@@ -68,11 +68,3 @@ def test_the_readmes_code_runs(tmp_path):
     )
     run(f"{before}\n{code}", tmp_path)
     assert (tmp_path / "model.onnx").exists()
-
-
-def test_commands_of_the_documentation_are_those_there_are():
-    from oscillations.cli import parser
-
-    for line in "\n".join(blocks("docs/own-loop.md", "sh")).splitlines():
-        if line.startswith("python -m oscillations"):
-            parser().parse_args(line.split("#")[0].split()[3:])

@@ -1,5 +1,6 @@
 """What only a CUDA device can show: ``pytest -m gpu``."""
 
+import device
 import pytest
 import torch
 from conftest import image_sets, make_trainer
@@ -54,6 +55,13 @@ def test_runs_at_once_equal_single_runs(recipe, blobs, method):
     for seed, alone in single.items():
         for a, b in zip(alone.model.parameters(), together[seed].model.parameters()):
             assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_step_can_be_a_graph(recipe, blobs, method):
+    """What benchmarks/device.py measures: nothing in a step asks the host, but the clocks that stand still."""
+    device.replayed([trainer(recipe, blobs, method=method)], 32, 3, torch.device("cuda"))()
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

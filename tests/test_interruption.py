@@ -109,6 +109,18 @@ def test_a_signal_saves_and_leaves(prepared, undisturbed, number):
     assert contents(prepared) == contents(undisturbed)
 
 
+def test_time_that_is_up_costs_a_run_nothing(prepared, undisturbed):
+    """GNU timeout, however far it lets the training come."""
+    command = [sys.executable, "-m", "oscillations", *TRAIN]
+    for seconds in range(2, 60, 2):
+        process = prepared.start("timeout", str(seconds), *command)
+        output, _ = process.communicate()
+        if process.returncode != 124:  # what timeout says of a command that it has ended
+            break
+    assert process.returncode == 0, output
+    assert contents(prepared) == contents(undisturbed)
+
+
 def test_a_damaged_resume_file_starts_again_and_says_so(prepared, undisturbed):
     kill(prepared, "step", 30)
     file = prepared.folder / "work/tiny" / VARIANT / "seed0/resume"

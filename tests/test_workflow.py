@@ -1,7 +1,6 @@
 """The real rules on a tiny study in a scratch directory: what is planned, what is kept, what travels."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -19,6 +18,8 @@ pytestmark = pytest.mark.slow
 
 REPORT = {"collect", "oscillations", "tables", "figures", "films", "claims", "findings", "site", "all"}
 FOLLOWS = REPORT | {"evaluate"}
+MEASURED = "results/tiny/measurements.csv"
+SLURM = ("--workflow-profile", "workflow/profiles/slurm", "-n")
 
 
 def trains(planned):
@@ -157,10 +158,10 @@ def test_a_methods_hyperparameter_reruns_only_its_runs(finished):
     assert planned["evaluate"] == 1
     runs = finished.folder / "results/tiny/runs/mlp5-scratch"
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/run.json")}
-    finished.snakemake("all")
+    finished.snakemake("runs")
     changed = {path.parts[-3] for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
     assert changed == {"osciquant-ternary", "osciquant-3bit"}
-    assert finished.planned() == {}
+    assert not trains(finished.planned())
 
 
 def test_parq_is_qat_with_rho_0_and_full_precision_with_rho_1(project):
@@ -174,8 +175,8 @@ def test_parq_is_qat_with_rho_0_and_full_precision_with_rho_1(project):
     project.edit("params/tiny.yaml", "qat: {bits: 3}", "qat: {bits: 3, scale_grad: detach}")
     project.edit("params/tiny.yaml", "patience: 5}", "patience: 5, keep: last}")
     twins = {"parq-0/parq-3bit": "mlp5-scratch/qat-3bit", "parq-1/parq-3bit": "mlp5-scratch/baseline"}
-    project.snakemake("all", config=f"only={','.join([*twins, *twins.values()])}")
-    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv").query("split == 'test'")
+    project.snakemake(MEASURED, config=f"only={','.join([*twins, *twins.values()])}")
+    measured = pd.read_csv(project.folder / MEASURED).query("split == 'test'")
     measured["path"] = measured.experiment + "/" + measured.variant
     for parq, twin in twins.items():
         for seed in (0, 1):
@@ -212,8 +213,8 @@ def test_a_new_method_plans_only_its_jobs(finished):
     planned = finished.planned()
     assert trains(planned) == {"train_mlp5_scratch": 1}
     assert planned["evaluate"] == 1
-    finished.snakemake("all")
-    assert "halved" in set(pd.read_csv(finished.folder / "results/tiny/measurements.csv").method)
+    finished.snakemake(MEASURED)
+    assert "halved" in set(pd.read_csv(finished.folder / MEASURED).method)
 
 
 def test_more_seeds_keep_those_that_are_there(finished):
@@ -221,23 +222,23 @@ def test_more_seeds_keep_those_that_are_there(finished):
     before = record.read_bytes()
     finished.edit("params/tiny.yaml", "seeds: [0, 1]", "seeds: [0, 1, 2]")
     assert sum(trains(finished.planned()).values()) == 6
-    finished.snakemake("all")
+    finished.snakemake("runs")
     assert record.read_bytes() == before
     log = (finished.folder / "logs/tiny/train/mlp5-scratch/baseline.log").read_text()
     assert "mlp5-scratch/baseline/seed0: kept" in log
 
 
 def test_two_narrowed_commands_stand_together(project):
-    project.snakemake("all", config="only=mlp5-lambda seeds=0")
-    project.snakemake("all", config="only=mlp5-scratch/qat-3bit seeds=0,1")
-    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv")
+    project.snakemake(MEASURED, config="only=mlp5-lambda seeds=0")
+    project.snakemake(MEASURED, config="only=mlp5-scratch/qat-3bit seeds=0,1")
+    measured = pd.read_csv(project.folder / MEASURED)
     assert set(measured.variant) == {"osciquant-3bit-lambda0", "osciquant-3bit-lambda2", "qat-3bit"}
     for config in (
         "only=mlp5-lambda seeds=0",
         "only=mlp5-scratch/qat-3bit seeds=0,1",
         "only=mlp5-scratch/qat-3bit seeds=1",
     ):
-        assert project.planned(config=config) == {}, config
+        assert project.planned(MEASURED, config=config) == {}, config
 
 
 def test_a_run_that_another_study_has_made_is_copied(finished):
@@ -272,7 +273,7 @@ def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
     output = finished.cli("collect", "--study", "params/tiny.yaml")
     assert "runs/mlp5-scratch/osciquant-3bit, seeds [0, 1]: made with another recipe (method.lambda)" in output
     assert "snakemake all --config study=tiny only=mlp5-scratch/osciquant-3bit" in output
-    measured = pd.read_csv(finished.folder / "results/tiny/measurements.csv")
+    measured = pd.read_csv(finished.folder / MEASURED)
     assert "osciquant" not in set(measured[measured.experiment == "mlp5-scratch"].method)
 
 
@@ -293,7 +294,7 @@ def test_a_diverged_run_is_shown_and_not_averaged(project):
     project.edit("src/oscillations/engine/recipe.py", "Field(gt=0, le=1000)", "Field(gt=0)")  # no study may say so
     project.edit("params/tiny.yaml", "lr: 2.0e-3", "lr: 1.0e+30")
     project.snakemake("all", config="only=mlp5-scratch/baseline")
-    measured = pd.read_csv(project.folder / "results/tiny/measurements.csv")
+    measured = pd.read_csv(project.folder / MEASURED)
     assert set(measured.status) == {"diverged"}
     assert measured.accuracy.isna().all()
     assert "diverged" in (project.folder / "results/tiny/tables/table1.md").read_text()
@@ -366,10 +367,10 @@ def test_a_killed_training_loses_nothing_under_snakemake(project, finished_proje
     script = ROOT / "tests/kill_at.py"
     killed = f"python {script} step 75 train"
     project.edit("workflow/train.smk", "python -m oscillations train", killed)
-    project.snakemake("all", config=f"only={run}", ok=False)
+    project.snakemake("runs", config=f"only={run}", ok=False)
     assert (project.folder / f"work/tiny/{run}/seed0/run.json").exists()
     project.edit("workflow/train.smk", killed, "python -m oscillations train")
-    project.snakemake("all", config=f"only={run}")
+    project.snakemake("runs", config=f"only={run}")
     log = (project.folder / f"logs/tiny/train/{run}.log").read_text()
     assert f"{run}/seed0: finished before, not in place yet" in log
     for seed in (0, 1):
@@ -377,26 +378,14 @@ def test_a_killed_training_loses_nothing_under_snakemake(project, finished_proje
         assert (project.folder / weights).read_bytes() == (finished_project.folder / weights).read_bytes()
 
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """Without SLURM: the executor only asks whether its programs exist."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo"):
-        (programs / name).write_text("#!/bin/sh\nexit 0\n")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    return ["--workflow-profile", "workflow/profiles/slurm", "-n"]
-
-
 def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
-    output = project.run("snakemake", *slurm, "all", "--config", "study=tiny", "device=cuda")
+    output = project.run("snakemake", *SLURM, "all", "--config", "study=tiny", "device=cuda")
     assert trains(job_counts(output)) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
     assert "gpu=1" in output
 
 
 def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, slurm):
-    output = project.run("snakemake", *slurm, "runs", "--group-components", "train=3", "--config", "study=tiny")
+    output = project.run("snakemake", *SLURM, "runs", "--group-components", "train=3", "--config", "study=tiny")
     groups = re.findall(r"Group job (\S+) \(", output)
     assert sorted(groups) == ["train_mlp5_lambda", "train_mlp5_scratch", "train_mlp5_scratch"]  # 2; 3 and 1
 

@@ -1,0 +1,33 @@
+"""That benchmarks run: what they measure is the machine's."""
+
+import csv
+import sys
+
+import common
+import device
+import pytest
+import torch
+
+
+@pytest.mark.slow
+def test_what_a_gpu_will_be_measured_by_runs_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    small = "--device cpu --models mlp5 --precision fp32 --runs 1 2 --rounds 1 --steps 2 --batch-size 8"
+    monkeypatch.setattr(sys, "argv", ["device.py", *small.split()])
+    device.main()
+    with (tmp_path / "device.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    forms = [(row["method"], row["form"], row["runs"]) for row in rows]
+    assert forms == [
+        *((method, *form) for method in device.COMPARED for form in (("ours", "1"), ("ours", "2"), ("naive", "1"))),
+        ("fp", "bare", "1"),
+    ]
+    assert len({row["floor_ms"] for row in rows}) == 1
+    assert all(float(row["ms_per_run_and_step"]) > 0 and float(row["floor_ms"]) > 0 for row in rows)
+
+
+def test_the_floor_of_a_step_is_its_arithmetic_or_its_traffic():
+    """A linear layer's 6 operations a weight and image, but for the input's gradient; 8 float32 numbers a weight."""
+    layer, x, y = torch.nn.Linear(20, 5, bias=False), torch.rand(4, 20), torch.zeros(4, dtype=torch.int64)
+    assert device.floor(layer, x, y, operations=1.0, bandwidth=float("inf")) == 4 * 100 * 4
+    assert device.floor(layer, x, y, operations=float("inf"), bandwidth=1.0) == 100 * 8 * 4
