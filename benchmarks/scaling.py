@@ -20,7 +20,7 @@ from common import RESULTS, report
 from safetensors.torch import load_file, save_file
 
 from oscillations.core.bits import REQUANTIZE
-from oscillations.core.files import file_hash, read_json, write_json
+from oscillations.core.files import file_hash, read_json, sealed, write_json
 from oscillations.records.identity import evaluation_key, evaluation_parts
 from oscillations.records.numerics import written
 from oscillations.records.plans import plans
@@ -111,7 +111,7 @@ def fill() -> int:
             run.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             save_file(weights, run.checkpoint, {"run": run.name})  # so that its hash is its own
             own["checkpoint_sha256"] = file_hash(run.checkpoint)
-            write_json(run.record, own)
+            write_json(run.record, sealed(own))
         key, parts = evaluation_key(own, REQUANTIZE, "checkpoint"), written(evaluation_parts(recipe))
         tables[0].append(known[0].assign(run=run.name, key=key, arithmetic=parts))
         tables[1].append(known[1].assign(run=run.name))
