@@ -127,7 +127,7 @@ def report(file: str, rows: list[dict], key: tuple[str, ...] = ()) -> None:
     RESULTS.mkdir(exist_ok=True)
     if key and (RESULTS / file).exists():
         with (RESULTS / file).open(newline="") as stored:
-            new = {tuple(row[name] for name in key) for row in rows}
+            new = {tuple(str(row[name]) for name in key) for row in rows}
             rows = [row for row in csv.DictReader(stored) if tuple(row[name] for name in key) not in new] + rows
     with (RESULTS / file).open("w", newline="") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")

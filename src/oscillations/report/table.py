@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +68,7 @@ class Table:
     first: list[str] = field(default_factory=list)
     linked: str = ""
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """Those in which any row says something."""
         return [name for name in (self.rows[0].cells if self.rows else ()) if any(row.cells[name] for row in self.rows)]

@@ -71,14 +71,15 @@ def _checkpoints(plan: Plan) -> list[tuple[Path, str]]:
 
 def _charts(mine: pd.DataFrame, bits: int) -> list[Any]:
     """Loss, accuracy at every width and oscillations over a variant's epochs; a line for every seed."""
-    runs = [run.sort_values("epoch") for _, run in mine.groupby("seed")]
+    mine = mine.sort_values(["seed", "epoch"])
+    epochs, seeds = mine.epoch.tolist(), mine.seed.tolist()
+    runs = {seed: slice(seeds.index(seed), seeds.index(seed) + seeds.count(seed)) for seed in dict.fromkeys(seeds)}
 
     def curves(column: str, color: int, label: str = "") -> list[Curve]:
         if column not in mine or mine[column].isna().all():
             return []
-        return [
-            Curve(list(run.epoch), list(run[column].astype(float)), color, label, int(run.seed.iloc[0])) for run in runs
-        ]
+        values = mine[column].astype(float).tolist()
+        return [Curve(epochs[of_it], values[of_it], color, label, int(seed)) for seed, of_it in runs.items()]
 
     widths = [bits for bits in WIDTHS if f"val_acc_{bits}" in mine]
     accuracy = [curve for width in widths for curve in curves(f"val_acc_{width}", COLORS[width], bits_label(width))]

@@ -41,6 +41,10 @@ COLUMNS = [
     "worst", "worst_std", *SLICES,
     *OSCILLATIONS, "calibration_loss", "kept_epoch", "early", "steps", "step_cost", "seconds", "runs",
 ]  # fmt: skip
+USED = [
+    "path", "seed", "run", "eval_bits", "bn", "accuracy", "calibration", "grid", "levels", "per_channel", "kept_epoch",
+    *OSCILLATIONS,
+]  # fmt: skip  # columns of what was measured, so that no others are copied for every variant
 RANKING = ["family", "grid", "levels", "per_channel", "activation_bits"]  # only rows that share all of these are ranked
 EARLY = "‡"
 AT_END = "§"
@@ -145,7 +149,7 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     study, results, speeds = report.study, report.results, cost.read_speeds()
     tests, ends, slices, end_slices, epochs = (
-        lookup(table)
+        lookup(table.filter(USED))
         for table in (results.evaluations, results.ends, results.slices, results.end_slices, results.epochs)
     )
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
@@ -184,12 +188,12 @@ def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
         kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
         others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
-            row |= _mean(f"at_{bits}", others[others.eval_bits == bits].accuracy)
-        row |= _mean("worst", _worst(pd.concat([others, kept[kept.eval_bits == spec.bits]])))
+            row |= _mean(f"at_{bits}", others.accuracy[others.eval_bits == bits])
+        row |= _mean("worst", _worst(others, kept[kept.eval_bits == spec.bits]))
         sliced = (end_slices if at_end else slices)(variant.path)
         sliced = sliced[(sliced.bn == "keep") & sliced.accuracy.notna()]
         whole = others[others.eval_bits == SLICED]  # of which slices are taken
-        row |= _mean("worst_slice", _worst(pd.concat([sliced, whole]) if len(sliced) else sliced))
+        row |= _mean("worst_slice", _worst(sliced, whole) if len(sliced) else _worst(sliced))
         logged = epochs(variant.path)
         logged = logged[logged.seed.isin(row["by_seed"].index)]
         of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
@@ -237,15 +241,16 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                 row |= _mean(f"at_{LATENT}", parents.accuracy)
                 for bits in other_widths(study, spec):
                     if bits != LATENT:
-                        row |= _mean(f"at_{bits}", mine[(mine.eval_bits == bits) & (mine.bn == "keep")].accuracy)
+                        row |= _mean(f"at_{bits}", mine.accuracy[(mine.eval_bits == bits) & (mine.bn == "keep")])
                 kept = own[(own.bn == "keep") & own.accuracy.notna()]
                 row |= {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
                 yield row | {"calibration_loss": kept.calibration_loss.mean()}
 
 
-def _worst(kept: pd.DataFrame) -> pd.Series:
+def _worst(*kept: pd.DataFrame) -> pd.Series:
     """By seed, the lowest accuracy at :data:`SERVED`: what one network for all these widths must offer."""
-    at = kept[kept.eval_bits.isin(SERVED)].pivot(index="seed", columns="eval_bits", values="accuracy")
+    found = pd.concat([one[["seed", "eval_bits", "accuracy"]] for one in kept])
+    at = found[found.eval_bits.isin(SERVED)].pivot(index="seed", columns="eval_bits", values="accuracy")
     return at.reindex(columns=SERVED).min(axis=1, skipna=False)
 
 

@@ -49,8 +49,8 @@ def summarise(evaluations: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     ``evaluations``: as in :class:`Results`. A diverged run never enters a mean; it is counted in ``diverged``.
     """
     keys = ["experiment", "variant", "path", *CELL, "lr", "start"]
-    rows = []
-    for key, group in evaluations[evaluations.bn == bn].groupby(keys, dropna=False, sort=False):
+    rows, used = [], evaluations.loc[evaluations.bn == bn, [*keys, "accuracy", "best_epoch", "run"]]
+    for key, group in used.groupby(keys, dropna=False, sort=False):
         done = group[group.accuracy.notna()]
         rows.append(
             dict(zip(keys, key))
