@@ -35,6 +35,9 @@ import psutil
 from common import report
 from pipeline import scratch_project
 
+from oscillations.core.files import SEAL
+from oscillations.records.rows import CHECK
+
 STUDY = """\
 study: faults
 title: A study to be killed
@@ -85,7 +88,7 @@ stages:
 """
 COMMANDS = {"dvc": ["dvc", "repro"], "snakemake": ["snakemake", "--cores", "2", "all", "--config", "study=faults"]}
 MADE = ("results", "figures", "checkpoints", "data")
-TIMES = {"timing", "seconds"}  #: keys of records and columns of tables that hold times
+TIMES = {"timing", "seconds", SEAL, CHECK}  #: keys of records and columns of tables that hold times, or their hashes
 STORIES = ("making.html", "provenance.json", "runs/*/*.html")  #: files that tell how a study was made
 LONGEST = 0.35  #: of an undisturbed run's time, until a kill
 
@@ -123,15 +126,15 @@ def kill(process: psutil.Popen) -> str:
     return "+".join(sorted(steps - {"scheduler"})) or "scheduler"
 
 
-def finished(folder: Path) -> set[str]:
+def finished(folder: Path, study: str = "faults") -> set[str]:
     """Runs whose record is there, in place or in the work folder."""
-    records = [*folder.glob("work/faults/**/run.json"), *folder.glob("results/faults/runs/**/run.json")]
+    records = [*folder.glob(f"work/{study}/**/run.json"), *folder.glob(f"results/{study}/runs/**/run.json")]
     return {"/".join(record.parts[-4:-1]) for record in records}
 
 
-def trained_since(folder: Path, moment: float) -> set[str]:
+def trained_since(folder: Path, moment: float, study: str = "faults") -> set[str]:
     """Runs of which a log says since a moment that an epoch was trained."""
-    logs = [file for file in folder.glob("logs/faults/train/**/*.log") if file.stat().st_mtime >= moment]
+    logs = [file for file in folder.glob(f"logs/{study}/train/**/*.log") if file.stat().st_mtime >= moment]
     lines = [line for log in logs for line in log.read_text().splitlines()]
     return {line.partition(": epoch ")[0] for line in lines if ": epoch " in line}
 

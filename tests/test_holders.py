@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -234,12 +236,23 @@ def test_what_a_killed_workflow_left_is_known(monkeypatch):
     assert not Holder.present().left_over
 
 
+def named(host):
+    """What starts a command on this machine under another name of its, where that may be done."""
+    under = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*under, "true"], capture_output=True).returncode:
+        pytest.skip("no process here may give the machine another name")
+    return under
+
+
 @pytest.mark.slow
-def test_two_trainings_of_one_variant_make_it_once(tmp_path):
+@pytest.mark.parametrize("hosts", [None, ("n7", "n8")], ids=["one host", "two host names"])
+def test_two_trainings_of_one_variant_make_it_once(tmp_path, hosts):
+    """Under two names neither sees the other's process: the second waits for signs of life, and for the end."""
     project = Project(tmp_path / "project")
     project.cli("fetch", "--data", "digits")
     command = [sys.executable, "-m", "oscillations", "train", "--study", "params/tiny.yaml"]
-    both = [project.start(*command, "--only", "mlp5-scratch/qat-3bit") for _ in "ab"]
+    places = [named(host) for host in hosts] if hosts else [[], []]
+    both = [project.start(*place, *command, "--only", "mlp5-scratch/qat-3bit") for place in places]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(text.count(": starting") for text in said) == [0, 2]  # two seeds, by one of them

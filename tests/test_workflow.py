@@ -1,12 +1,15 @@
 """The real rules on a tiny study in a scratch directory: what is planned, what is kept, what travels."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import time
 import zipfile
 
+import faults
 import pandas as pd
 import psutil
 import pytest
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.slow
 REPORT = {"collect", "oscillations", "tables", "figures", "films", "claims", "findings", "site", "all"}
 FOLLOWS = REPORT | {"evaluate"}
 MEASURED = "results/tiny/measurements.csv"
+OF_A_RUN = r"/tiny/(runs/)?[^/]+/[^/]+/seed\d"
 SLURM = ("--workflow-profile", "workflow/profiles/slurm", "-n")
 
 
@@ -388,6 +392,42 @@ def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, 
     output = project.run("snakemake", *SLURM, "runs", "--group-components", "train=3", "--config", "study=tiny")
     groups = re.findall(r"Group job (\S+) \(", output)
     assert sorted(groups) == ["train_mlp5_lambda", "train_mlp5_scratch", "train_mlp5_scratch"]  # 2; 3 and 1
+
+
+def test_a_workflow_ended_again_and_again_makes_what_an_undisturbed_one_does(project, finished_project):
+    """In every way in which one is ended; benchmarks/faults.py does it a thousand times, at random moments."""
+
+    def interrupt_group(snakemake):  # Ctrl-C in a terminal
+        os.killpg(snakemake.pid, signal.SIGINT)
+
+    def interrupt_scheduler(snakemake):
+        snakemake.send_signal(signal.SIGINT)
+
+    def terminate_scheduler(snakemake):
+        snakemake.send_signal(signal.SIGTERM)
+
+    def kill_job(snakemake):  # as for its memory
+        jobs = [child for child in snakemake.children(recursive=True) if "train" in child.cmdline()]
+        (jobs or [snakemake])[0].kill()
+
+    command = ["snakemake", "--cores", "2", "runs", "--config", "study=tiny"]
+    for end in (interrupt_group, interrupt_scheduler, terminate_scheduler, kill_job, faults.kill):
+        known = faults.finished(project.folder, "tiny")
+        moment = time.time()
+        snakemake = faults.start(command, project.folder)
+        deadline = time.monotonic() + 120
+        while not faults.trained_since(project.folder, moment, "tiny") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        end(snakemake)
+        assert snakemake.wait(120) != 0, end
+        assert not known & faults.trained_since(project.folder, moment, "tiny"), end
+    project.snakemake(MEASURED)
+    made, undisturbed = (
+        {name: content for name, content in faults.contents(folder).items() if re.search(OF_A_RUN, name)}
+        for folder in (project.folder, finished_project.folder)
+    )
+    assert len(made) == 6 * 2 * 5 and faults.differing(made, undisturbed) == []
+    assert faults.left_over(project.folder) == []
 
 
 @pytest.fixture
