@@ -9,6 +9,7 @@ random moments) by what was running; the row ``all`` has what they led to:
 * ``differing``: files that are not the undisturbed run's, byte for byte; what says how it was made (times, how often it
   was interrupted) is left out: fields of records, columns of tables, the pages about runs and Snakemake's records;
 * ``trained_again``: runs of which an epoch was trained after they had been finished;
+* ``unrecorded``: files of which no record of Snakemake's travels with the results, so that a clone makes them again;
 * ``left``: files left in work/, half-written ones anywhere, locks.
 
 Ends with code 1 if any of these is not zero, and keeps that life's folder.
@@ -156,8 +157,8 @@ def plain(file: Path) -> bytes:
     return content
 
 
-def undisturbed(folder: Path) -> tuple[dict[str, bytes], float]:
-    """What each command makes if nothing happens, the same; and the seconds that the slower one takes."""
+def undisturbed(folder: Path) -> tuple[dict[str, bytes], set[str], float]:
+    """What each command makes if nothing happens, the same; what of it is recorded; the seconds of the slower one."""
     made, seconds = [], []
     for name, command in COMMANDS.items():
         project(folder / name)
@@ -168,7 +169,12 @@ def undisturbed(folder: Path) -> tuple[dict[str, bytes], float]:
         made.append(contents(folder / name))
     if wrong := differing(*made):
         sys.exit(f"two undisturbed runs differ: {wrong}")
-    return made[0], max(seconds)
+    return made[0], recorded(folder / name), max(seconds)
+
+
+def recorded(folder: Path) -> set[str]:
+    """Outputs whose record of Snakemake's travels with the results."""
+    return set(json.loads((folder / "results/faults/provenance.json").read_text()))
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
@@ -209,13 +215,16 @@ def main() -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     os.environ.pop("PYTHONPATH", None)
     folder, moments = Path(tempfile.mkdtemp()), random.Random(options.campaign)
-    reference, seconds = undisturbed(folder / "undisturbed")
-    lives, killed, found = 0, Counter(), {"differing": 0, "trained_again": 0, "left": 0}
+    reference, records, seconds = undisturbed(folder / "undisturbed")
+    lives, killed, found = 0, Counter(), {"differing": 0, "trained_again": 0, "unrecorded": 0, "left": 0}
     while killed.total() < options.kills and not any(found.values()):
         place = folder / f"life{lives}"
         command = list(COMMANDS.values())[lives % 2]
         more, again = life(place, command, LONGEST * seconds, moments)
-        wrong = {"differing": differing(contents(place), reference), "trained_again": again, "left": left_over(place)}
+        wrong = {
+            "differing": differing(contents(place), reference), "trained_again": again,
+            "unrecorded": records - recorded(place), "left": left_over(place),
+        }  # fmt: skip
         killed, lives = killed + more, lives + 1
         found = {key: found[key] + len(files) for key, files in wrong.items()}
         print(f"life {lives}: {more.total()} kills, {wrong if any(wrong.values()) else 'nothing wrong'}", flush=True)

@@ -282,6 +282,7 @@ def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
 
 
 def test_a_command_about_something_else_neither_makes_stale_post_training_nor_promises_its_figure(finished):
+    finished.draw_nothing()
     entry = "{of: [mlp5-scratch/baseline], bits: [3], methods: {adaround: {iterations: 5, images: 64}}}"
     finished.edit("params/tiny.yaml", "rate_searches:", f"posttraining:\n  after: {entry}\nrate_searches:")
     finished.snakemake("all")
@@ -297,6 +298,7 @@ def test_a_command_about_something_else_neither_makes_stale_post_training_nor_pr
 def test_a_diverged_run_is_shown_and_not_averaged(project):
     project.edit("src/oscillations/engine/recipe.py", "Field(gt=0, le=1000)", "Field(gt=0)")  # no study may say so
     project.edit("params/tiny.yaml", "lr: 2.0e-3", "lr: 1.0e+30")
+    project.draw_nothing()
     project.snakemake("all", config="only=mlp5-scratch/baseline")
     measured = pd.read_csv(project.folder / MEASURED)
     assert set(measured.status) == {"diverged"}

@@ -101,6 +101,7 @@ if workflow.is_main_process:
         print(AT_WORK.format(STUDY.study, at_work[STUDY.study]), file=sys.stderr)
     else:
         with refusing():
+            provenance.save_unsaved(STUDY.study)
             provenance.restore(STUDY.study, [plan.files for plan in PLANS if plan.stale])
 
 
@@ -113,9 +114,6 @@ onstart:
 
 onsuccess:
     provenance.save(STUDY.study)
-    from oscillations.report.pages.landing import write_landing  # over all studies: no rule of one study makes it
-
-    write_landing()
     page = Path("results", STUDY.study, "index.html")
     if page.exists():
         print(f"results: {page}", file=sys.stderr)

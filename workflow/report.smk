@@ -203,7 +203,10 @@ rule findings:
 
 
 rule site:
-    """The page that shows all of it, how it was made, the same for forges, and a page for every variant."""
+    """The page that shows all of it, how it was made, the same for forges, and a page for every variant.
+
+    And over all studies results/index.html and README.md, which no study can call its own.
+    """
     input:
         rules.tables.output,
         rules.figures.output,
@@ -221,7 +224,7 @@ rule site:
     benchmark:
         f"logs/{STUDY.study}/report/site.tsv"
     params:
-        code=sources.code("report.pages.study"),
+        code=sources.code("report.pages.study", "report.pages.landing"),
         choices=REPORT_PARAMS,
         study=STUDY_FILE,
     shell:

@@ -344,10 +344,11 @@ def findings(options: argparse.Namespace) -> None:
 
 
 def site(options: argparse.Namespace) -> None:
-    """Write what people browse: index.html and README.md of the study's results, and a page for every variant."""
+    """Write what people browse: index.html and README.md of the study's results, a page for every variant, landing."""
     from oscillations.report.pages.study import write_site
 
     write_site(_report(options))
+    landing(options)
 
 
 def landing(options: argparse.Namespace) -> None:
@@ -367,8 +368,8 @@ def _report(options: argparse.Namespace) -> Report:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Everything people read: collect, oscillations, tables, figures, films, claims, findings, site, landing."""
-    for step in (collect, oscillations, tables, figures, films, claims, findings, site, landing):
+    """Everything people read: collect, oscillations, tables, figures, films, claims, findings, site."""
+    for step in (collect, oscillations, tables, figures, films, claims, findings, site):
         step(options)
 
 

@@ -17,6 +17,7 @@ from oscillations.core.files import Damaged, read_json, write_json
 from oscillations.study.paths import checkpoints, figures, provenance_file, results
 
 METADATA = Path(".snakemake/metadata")
+STARTED = Path(".snakemake/incomplete")  #: Snakemake's folder of what is being made: changes when a job starts or ends
 LONGEST = 254  # characters of a file name before Snakemake splits it over folders whose names begin with @
 
 
@@ -61,6 +62,14 @@ def save(study: str) -> None:
             found[output] = read_json(record)
     if found:
         write_json(file, found)
+
+
+def save_unsaved(study: str) -> None:
+    """Save what a workflow killed at its very end has not: the next one may have nothing to do, and so no end."""
+    file = provenance_file(study)
+    ended = STARTED.stat().st_mtime if STARTED.exists() else 0
+    if results(study).exists() and ended > (file.stat().st_mtime if file.exists() else 0):
+        save(study)
 
 
 def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:

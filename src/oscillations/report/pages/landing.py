@@ -1,6 +1,6 @@
 """``results/index.html`` and ``results/README.md``: every study that has results, and what it found.
 
-They are over all studies, so no study's rule makes them: whatever workflow has ended writes them anew.
+They are over all studies, so no study's rule has them as outputs: each writes them anew after its own page.
 """
 
 from __future__ import annotations
