@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -187,8 +188,8 @@ def selections(measurements: pd.DataFrame) -> pd.Series:
     return measurements.reindex(columns=["selection"]).selection.astype(object).fillna("best")
 
 
-def lookup(table: pd.DataFrame, column: str = "path") -> Callable[[str], pd.DataFrame]:
-    """What gives the rows with a value in a column, in their order; of thousands of values each is found at once."""
+def lookup(table: pd.DataFrame, column: str | list[str] = "path") -> Callable[[Any], pd.DataFrame]:
+    """What gives the rows with a value in a column (or values in several), in their order, however many there are."""
     places = table.groupby(column, sort=False).indices
     return lambda value: table.iloc[places.get(value, [])]
 

@@ -30,7 +30,7 @@ from oscillations.report.estimates import (
     verdicts,
     welch,
 )
-from oscillations.report.results import Report
+from oscillations.report.results import Report, lookup
 from oscillations.report.text import MODEL_NAMES, bits_label
 from oscillations.study.report_schema import SweepPanels, figure_number
 
@@ -298,6 +298,9 @@ class Evidence:
         self.study, self._published = report.study, report.published
         evaluations = report.results.evaluations
         self.tests, self.epochs = evaluations[evaluations.bn == "keep"], report.results.epochs
+        self._cells = lookup(self.tests, ["experiment", "method", "train_bits", "eval_bits"])
+        outside = self._published[self._published["lambda"].isna()]  # of sweeps
+        self._published_cells = lookup(outside, ["model", "setting", "method", "train_bits", "eval_bits"])
 
     def both_near_chance(self, *samples: Sample) -> str:
         """Why a comparison says nothing: all its means, or if it has not run the published, are near chance."""
@@ -337,24 +340,18 @@ class Evidence:
         return self._sample("best_epoch", group, method, train_bits, train_bits)
 
     def _sample(self, column: str, group: Group, method: str, train_bits: int, eval_bits: int) -> Sample:
-        t = self.tests
-        rows = t[
-            (t.experiment == group.experiment) & (t.method == method)
-            & (t.train_bits == train_bits) & (t.eval_bits == eval_bits)
-        ]  # fmt: skip
+        rows = self._cells((group.experiment, method, train_bits, eval_bits))
         fitted = (group.model, group.setting, method, eval_bits) in self.study.fitted
         published = self.published(group.model, group.setting, method, train_bits, eval_bits, column)
+        if rows.empty:
+            return replace(Sample.none(), fitted=fitted, published=published)
         return Sample.of(rows, column, fitted, published)
 
     def published(
         self, model: str, setting: str, method: str, train_bits: int, eval_bits: int, column: str = "accuracy"
     ) -> Published | None:
         """What tables 1 to 3 say: a mean accuracy with its spread, or a mean ``best_epoch`` without one."""
-        p = self._published
-        rows = p[
-            (p.model == model) & (p.setting == setting) & (p.method == method)
-            & (p.train_bits == train_bits) & (p.eval_bits == eval_bits) & p["lambda"].isna()
-        ]  # fmt: skip
+        rows = self._published_cells((model, setting, method, train_bits, eval_bits))
         values = (rows["mean"] if column == "accuracy" else rows.epochs).dropna()
         if values.empty:
             return None
