@@ -195,7 +195,7 @@ def server(tmp_path):
             if failures.get(self.path, 0):
                 failures[self.path] -= 1
                 self.send_error(503)
-            elif self.path == "/gone":
+            elif self.path.startswith("/gone"):
                 self.send_error(404)
             elif self.path.startswith("/to/"):
                 self.send_response(302)
@@ -284,6 +284,13 @@ def test_a_redirect_stays_with_https_but_may_lead_there(server, tmp_path):
     for new in ("http://b/x", "HTTP://b/x", "ftp://b/x", "file:///x"):
         with pytest.raises(InputError, match="redirects from https to"):
             followed("https://a/x", new)
+
+
+@pytest.mark.parametrize("path", ["/gone?X-Signature=secret#x", "/to/ftp://b/file?X-Signature=secret"])
+def test_a_signature_in_an_address_stays_out_of_messages(server, tmp_path, capsys, path):
+    with pytest.raises(InputError) as error:
+        sources.download([f"{server[0]}{path}"], tmp_path / "file", "")
+    assert "secret" not in f"{error.value}{capsys.readouterr()}"
 
 
 def test_a_full_disk_is_not_the_mirrors_fault(server, tmp_path, monkeypatch):

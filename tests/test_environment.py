@@ -59,6 +59,12 @@ def test_the_lock_holds_all_direct_dependencies():
     assert {re.split(r"[>=<\[]", name)[0].lower() for name in direct} - {project["name"]} <= locked
 
 
+def test_one_version_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^## (\S+): ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
+
+
 def test_ci_runs_the_readmes_test_command():
     commands = re.findall(r"^python3 -m venv .* pytest$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 1

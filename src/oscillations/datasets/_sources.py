@@ -158,7 +158,7 @@ def download(
             except NoRoom:
                 raise
             except (OSError, ValueError, http.client.HTTPException, InputError) as error:  # whatever a server says
-                failures.append(f"{url} (try {attempt + 1}): {error}")
+                failures.append(f"{unsigned(url)} (try {attempt + 1}): {error}")
                 if attempt + 1 < tries:
                     time.sleep(2**attempt)
     raise InputError(
@@ -172,8 +172,13 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = (urllib.parse.urlsplit(url).scheme.lower() for url in (req.full_url, newurl))
         if new not in (("https",) if old == "https" else ("http", "https")):
-            raise InputError(f"redirects from {old} to {newurl}, which is not followed")
+            raise InputError(f"redirects from {old} to {unsigned(newurl)}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def unsigned(url: str) -> str:
+    """An address as it may stand in a log: without what follows its path, which can hold a signature."""
+    return urllib.parse.urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -182,7 +187,7 @@ def _fetch(url: str, part: Path) -> None:
     opener = urllib.request.build_opener(SafeRedirects)
     with opener.open(url, timeout=SILENCE) as response, part.open("wb") as out:
         total = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1]) as bar:
+        with tqdm(total=total, unit="B", unit_scale=True, desc=unsigned(url).rsplit("/", 1)[-1]) as bar:
             while block := response.read(1 << 20):
                 out.write(block)
                 bar.update(len(block))
