@@ -1,11 +1,12 @@
-"""One run and many at once on a GPU: python benchmarks/device.py [--runs 1 2 4 8]
+"""One run and many at once on a GPU: python benchmarks/device.py [--runs 1 2 4 8] [--graphs]
 
 Milliseconds per optimizer step of ResNet-18 and MLP5 at batch 128, counters on, in every precision: ours with so many
-runs taking turns on streams of their own (time per run and step), the same replayed as a CUDA graph (the clock of the
-schedules and counters stands still in it, so it measures what a graph could save, and trains nothing), the obvious
-autograd form, and the bare network (forward and backward pass with one fused Adam step). Beside each the floor: the
-step's arithmetic at the speed of this device's matrix products, or the optimizer's traffic at the speed of its copies,
-whichever is more. Writes benchmarks/results/device.csv; ``--device cpu`` tries the benchmark itself.
+runs taking turns on streams of their own (time per run and step), the obvious autograd form, and the bare network
+(forward and backward pass with one fused Adam step). ``--graphs``: a step on a batch that lies ready, launched as ever
+and replayed as a CUDA graph (in which the clock of schedules and counters stands still: it measures what a graph would
+save, and trains nothing). ``floor_ms``: the step's multiplications at the speed of this device's large matrix
+products, or the optimizer's traffic at the speed of its large copies, whichever is more. Writes
+benchmarks/results/device.csv, row by row; ``--device cpu`` tries the benchmark itself.
 """
 
 from __future__ import annotations
@@ -27,25 +28,26 @@ from oscillations.engine.determinism import set_up_torch
 from oscillations.jobs.turns import in_turns
 from oscillations.study.variants import recipe_of
 
+KEY = ("model", "batch_size", "device", "precision", "method", "form", "runs")  # of a row
 COMPARED = ("fp", "qat flow", "osciquant official_code")
 TRAFFIC = 8  #: float32 numbers that a step moves per weight: weight, gradient, Adam's averages, each read and written
 
 
-def together(trainers, batch_size: int, steps: int, device: torch.device):
-    """All trainers take ``steps`` steps in turn, as the runs of a training job do."""
+def together(trainers, batch_size: int, steps: int, device: torch.device, ready: bool = False):
+    """All trainers take ``steps`` steps in turn, as the runs of a job do; ``ready``: on a batch that lies there."""
 
     def task(trainer):
         train = trainer.sets["train"]
-        order = train.order(0, 0)
+        order, batch = train.order(0, 0), train.batch(slice(0, batch_size))
         for i in range(steps):
-            trainer.step(*train.batch(order[i * batch_size : (i + 1) * batch_size]))
+            trainer.step(*batch if ready else train.batch(order[i * batch_size : (i + 1) * batch_size]))
             yield
 
     return lambda: in_turns([task(trainer) for trainer in trainers], len(trainers), device)
 
 
 def replayed(trainers, batch_size: int, steps: int, device: torch.device):
-    """As :func:`together`, each step one CUDA graph, of the same batch. Raises RuntimeError if it cannot be one."""
+    """As :func:`together` on a ready batch, each step one CUDA graph. Raises RuntimeError if it cannot be one."""
 
     def captured(trainer):
         batch = trainer.sets["train"].batch(slice(0, batch_size))
@@ -82,15 +84,15 @@ def fastest(run, device: torch.device) -> float:
 def speeds(precision: str, device: torch.device) -> tuple[float, float]:
     """Operations per second of large matrix products in the precision, and bytes per second of a large copy."""
     size, numbers = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
-    a, b = (torch.rand(size, size, device=device) for _ in range(2))
-    products = in_precision(torch.mm, precision, device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
     source, target = (torch.zeros(numbers, device=device) for _ in range(2))
-    operations = 2 * size**3 / fastest(lambda: products(a, b), device)
+    operations = 2 * size**3 / fastest(lambda: a @ b, device)
     return operations, 2 * 4 * numbers / fastest(lambda: target.copy_(source), device)
 
 
 def floor(network, x, y, operations: float, bandwidth: float) -> float:
-    """Seconds below which no step of the network on a batch can be."""
+    """Seconds of a step's multiplications at a speed of operations, or of the optimizer's traffic at a bandwidth."""
     with FlopCounterMode(display=False) as counted:
         F.cross_entropy(network(x), y).backward()
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -130,49 +132,48 @@ def complete(run, device: torch.device):
     return completed
 
 
-def measure(model: dict, precision: str, runs: list[int], kind: str, rounds: int, steps: int, batch_size: int) -> list:
+def measure(
+    model: dict, precision: str, runs: list[int], kind: str, rounds: int, steps: int, batch_size: int, graphs: bool
+):
+    """Rows of every method, one after another, so that few runs lie in the device's memory at once."""
     training = RECIPE["training"] | {"precision": precision, "batch_size": batch_size}
     base = RECIPE | {"training": training, "model": model, "quant_layers": ["*"]}
     device = set_up_torch(1, precision, kind)
     about, tensors = stand_in(10_000 + steps * batch_size)
     sets = image_sets(about, tensors, recipe_of(base | {"method": {"name": "baseline"}}), device)
-    candidates, abouts = {}, []
-
-    def add(method: str, form: str, count: int, run) -> None:
-        candidates[len(candidates)] = complete(run, device)
-        abouts.append({"method": method, "form": form, "runs": count})
-
-    def add_graph(method: str, trainers: list) -> None:
-        try:
-            run = replayed(trainers, batch_size, steps, device)
-        except RuntimeError as error:
-            print(f"{method}, {len(trainers)} runs: no CUDA graph: {error}")
-        else:
-            add(method, "ours, as a graph", len(trainers), run)
+    batch = sets["train"].batch(slice(0, batch_size))
 
     def network():
         return models.build(model, (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
 
+    least = floor(network(), *batch, *speeds(precision, device))
     for method in COMPARED:
         recipe = recipe_of(base | {"method": METHODS[method][1]})
+
+        def trainers(count, recipe=recipe):
+            return [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
+
+        candidates = {}
         for count in runs:
-            trainers = [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
-            add(method, "ours", count, together(trainers, batch_size, steps, device))
-            if device.type == "cuda":
-                add_graph(method, [make_trainer(recipe, seed, about, sets, device) for seed in range(count)])
-        naive = NaiveTrainer(network(), METHODS[method][0]["method"])
-        add(method, "naive", 1, repeat(in_precision(naive.step, precision, device), sets["train"], batch_size, steps))
-    batch = sets["train"].batch(slice(0, batch_size))
-    step = in_precision(bare(network(), *batch), precision, device)
-    add("fp", "bare", 1, lambda: [step() for _ in range(steps)])
-    least = floor(network(), *batch, *speeds(precision, device))
-    times = alternate(candidates, rounds)
-    rows = []
-    for i, what in enumerate(abouts):
-        row = {"model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision} | what
-        row["ms_per_run_and_step"] = round(1e3 * statistics.median(times[i]) / steps / what["runs"], 3)
-        rows.append(row | {"floor_ms": round(1e3 * least, 4), "rounds": rounds})
-    return rows
+            if graphs:
+                candidates["ours, one batch", count] = together(trainers(count), batch_size, steps, device, ready=True)
+                candidates["ours, one batch, as a graph", count] = replayed(trainers(count), batch_size, steps, device)
+            else:
+                candidates["ours", count] = together(trainers(count), batch_size, steps, device)
+        if not graphs:
+            naive = in_precision(NaiveTrainer(network(), METHODS[method][0]["method"]).step, precision, device)
+            candidates["naive", 1] = repeat(naive, sets["train"], batch_size, steps)
+        if not graphs and method == "fp":
+            step = in_precision(bare(network(), *batch), precision, device)
+            candidates["bare", 1] = lambda step=step: [step() for _ in range(steps)]
+        times = alternate({key: complete(run, device) for key, run in candidates.items()}, rounds)
+        for form, count in candidates:
+            yield {
+                "model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision,
+                "method": method, "form": form, "runs": count,
+                "ms_per_run_and_step": round(1e3 * statistics.median(times[form, count]) / steps / count, 3),
+                "floor_ms": round(1e3 * least, 4), "rounds": rounds,
+            }  # fmt: skip
 
 
 def main():
@@ -181,19 +182,16 @@ def main():
     parser.add_argument("--models", nargs="+", default=["mlp5", "resnet18"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "tf32", "bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--graphs", action="store_true", help="measure CUDA graphs, and nothing else")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=128)
     options = parser.parse_args()
-    rows = [
-        row
-        for model in options.models
-        for precision in options.precision
-        for row in measure(
-            {"name": model}, precision, options.runs, options.device, options.rounds, options.steps, options.batch_size
-        )
-    ]
-    report("device.csv", rows)
+    sizes = (options.rounds, options.steps, options.batch_size)
+    for model in options.models:
+        for precision in options.precision:
+            for row in measure({"name": model}, precision, options.runs, options.device, *sizes, options.graphs):
+                report("device.csv", [row], key=KEY)  # at once: the device may be lent for minutes
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ random moments) by what was running; the row ``all`` has what they led to:
   was interrupted) is left out: fields of records, columns of tables, the pages about runs and Snakemake's records;
 * ``trained_again``: runs of which an epoch was trained after they had been finished;
 * ``unrecorded``: files of which no record of Snakemake's travels with the results, so that a clone makes them again;
+* ``rwlock``: how often DVC was killed while it wrote ``.dvc/tmp/rwlock``, which has to be deleted then: DVC's own;
 * ``left``: files left in work/, half-written ones anywhere, locks.
 
-Ends with code 1 if any of these is not zero, and keeps that life's folder.
+Ends with code 1 if any but DVC's is not zero, and keeps that life's folder.
 """
 
 from __future__ import annotations
@@ -187,10 +188,14 @@ def left_over(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
 
 
-def life(folder: Path, command: list[str], longest: float, moments: random.Random) -> tuple[Counter, set[str]]:
-    """Give the command until it ends by itself: what was running at each kill, and the runs that were trained again."""
+def life(folder: Path, command: list[str], longest: float, moments: random.Random) -> tuple[Counter, set[str], int]:
+    """Give the command until it ends by itself: what was running at each kill, and the runs that were trained again.
+
+    And how often DVC was killed while it wrote its own lock, which it then cannot read.
+    """
     killed: Counter[str] = Counter()
     again: set[str] = set()
+    locks, lock = 0, folder / ".dvc/tmp/rwlock"
     project(folder)
     while True:
         before, moment = finished(folder), time.time()
@@ -201,10 +206,13 @@ def life(folder: Path, command: list[str], longest: float, moments: random.Rando
             code = None
             killed[kill(process)] += 1
         again |= before & trained_since(folder, moment)
-        if code:
+        if code and lock.exists() and not lock.read_bytes():
+            lock.unlink()
+            locks += 1
+        elif code:
             sys.exit(f"it fails with code {code} after {killed.total()} kills: {folder / 'output.log'}")
         if code == 0:
-            return killed, again
+            return killed, again, locks
 
 
 def main() -> int:
@@ -216,23 +224,24 @@ def main() -> int:
     os.environ.pop("PYTHONPATH", None)
     folder, moments = Path(tempfile.mkdtemp()), random.Random(options.campaign)
     reference, records, seconds = undisturbed(folder / "undisturbed")
-    lives, killed, found = 0, Counter(), {"differing": 0, "trained_again": 0, "unrecorded": 0, "left": 0}
+    lives, rwlock, killed, found = 0, 0, Counter(), {"differing": 0, "trained_again": 0, "unrecorded": 0, "left": 0}
     while killed.total() < options.kills and not any(found.values()):
         place = folder / f"life{lives}"
         command = list(COMMANDS.values())[lives % 2]
-        more, again = life(place, command, LONGEST * seconds, moments)
+        more, again, locks = life(place, command, LONGEST * seconds, moments)
         wrong = {
             "differing": differing(contents(place), reference), "trained_again": again,
             "unrecorded": records - recorded(place), "left": left_over(place),
         }  # fmt: skip
-        killed, lives = killed + more, lives + 1
+        killed, lives, rwlock = killed + more, lives + 1, rwlock + locks
         found = {key: found[key] + len(files) for key, files in wrong.items()}
         print(f"life {lives}: {more.total()} kills, {wrong if any(wrong.values()) else 'nothing wrong'}", flush=True)
         if not any(wrong.values()):
             shutil.rmtree(place)
         rows = [{"campaign": options.campaign, "running": name, "kills": n} for name, n in sorted(killed.items())]
-        whole = {"campaign": options.campaign, "running": "all", "kills": killed.total(), "lives": lives} | found
-        none = dict.fromkeys(("lives", *found), "")
+        counts = {"lives": lives, "rwlock": rwlock, **found}
+        whole = {"campaign": options.campaign, "running": "all", "kills": killed.total()} | counts
+        none = dict.fromkeys(counts, "")
         report("faults.csv", [row | none for row in rows] + [whole], key=("campaign", "running"))
     return int(any(found.values()))
 

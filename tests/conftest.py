@@ -216,14 +216,14 @@ class Project:
         project.folder = folder
         return project
 
-    def start(self, *command: str) -> subprocess.Popen:
+    def start(self, *command: str, **options) -> subprocess.Popen:
+        """``options``: of the process, instead of a pipe for all that it says."""
         environment = os.environ | {"PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for name in list(environment):
             if name.startswith(("OSCILLATIONS_", "SNAKEMAKE_")):
                 del environment[name]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+        return subprocess.Popen(command, cwd=self.folder, env=environment, **options)
 
     def run(self, *command: str, ok: bool = True) -> str:
         process = self.start(*command)

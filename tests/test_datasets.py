@@ -286,10 +286,14 @@ def test_a_redirect_stays_with_https_but_may_lead_there(server, tmp_path):
             followed("https://a/x", new)
 
 
-@pytest.mark.parametrize("path", ["/gone?X-Signature=secret#x", "/to/ftp://b/file?X-Signature=secret"])
-def test_a_signature_in_an_address_stays_out_of_messages(server, tmp_path, capsys, path):
+@pytest.mark.parametrize(
+    "address",
+    ["{}/gone?X-Signature=secret#x", "{}/to/ftp://b/file?X-Signature=secret", "http://me:secret@127.0.0.1:1/x",
+     "http://[x?secret", "{}/a b?secret"],
+)  # fmt: skip
+def test_a_secret_in_an_address_stays_out_of_messages(server, tmp_path, capsys, address):
     with pytest.raises(InputError) as error:
-        sources.download([f"{server[0]}{path}"], tmp_path / "file", "")
+        sources.download([address.format(server[0])], tmp_path / "file", "")
     assert "secret" not in f"{error.value}{capsys.readouterr()}"
 
 

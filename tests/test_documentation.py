@@ -30,7 +30,6 @@ PROGRAMS = (
     "apptainer",
     "sbatch",
     "cd",
-    "timeout",
 )
 #: how the commands begin that are neither planned nor parsed here -> what runs them, or why nothing does
 ELSEWHERE = {
@@ -45,7 +44,6 @@ ELSEWHERE = {
     "docker ": "needs an engine; test_environment.py holds the two containers to the same files, test.yml builds one",
     "apptainer ": "needs an engine, as docker",
     "sbatch ": "needs a cluster: test_cluster.py, by pytest -m cluster",
-    "timeout ": "test_interruption.py runs a training against the clock",
     "snakemake --software-deployment-method": "needs an engine, as docker",
     "snakemake --report": "test_workflow.py makes the report of a finished study",
     "snakemake --generate-unit-tests": "test_workflow.py: names that Python takes",
@@ -63,11 +61,12 @@ def commands():
         text = (ROOT / document).read_text()
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         text = re.sub(r"^( *)```.*?^\1```", "", text, flags=re.MULTILINE | re.DOTALL)
-        blocks += re.findall(r"(?:^ {4}\S.*\n)+", text, re.MULTILINE)
+        blocks += re.findall(r"(?:^ {4,}\S.*\n)+", text, re.MULTILINE)
         lines = [line for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
         lines += [span for span in re.findall(r"(?<!`)`([^`\n]+)`", text) if " " in span]
         for line in lines:
             command = re.sub(r"\s+# .*", "", line).strip()
+            command = re.sub(r"^(timeout \S+|[A-Z_]+=\S+) ", "", command)
             if command.split()[0] in PROGRAMS:
                 found[command] = document
     return found
@@ -101,6 +100,7 @@ def test_a_command_of_ours_is_one_and_names_what_there_is(command, monkeypatch):
     study, variants = load(study_file(str(options.study)))
     chosen = select(study, variants, getattr(options, "only", None), getattr(options, "seeds", None) or None)
     assert chosen.variants
+    assert getattr(options, "experiment", None) in {None, *study.experiments}
     if run := getattr(options, "exported_run", None):
         assert run in {one.name for variant in variants for one in variant.runs()}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import io
 import lzma
+import re
 import struct
 import tarfile
 import time
@@ -158,7 +159,8 @@ def download(
             except NoRoom:
                 raise
             except (OSError, ValueError, http.client.HTTPException, InputError) as error:  # whatever a server says
-                failures.append(f"{unsigned(url)} (try {attempt + 1}): {error}")
+                said = "no address" if isinstance(error, http.client.InvalidURL) else error  # which would be quoted
+                failures.append(f"{unsigned(url)} (try {attempt + 1}): {said}")
                 if attempt + 1 < tries:
                     time.sleep(2**attempt)
     raise InputError(
@@ -177,8 +179,9 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def unsigned(url: str) -> str:
-    """An address as it may stand in a log: without what follows its path, which can hold a signature."""
-    return urllib.parse.urlsplit(url)._replace(query="", fragment="").geturl()
+    """An address as it may stand in a log: without a name and password before it and a signature after it."""
+    plain = re.split("[?#]", url, maxsplit=1)[0]
+    return re.sub("//[^/]*@", "//", plain)
 
 
 def _fetch(url: str, part: Path) -> None:

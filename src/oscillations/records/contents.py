@@ -1,4 +1,4 @@
-"""What JSON files that came from elsewhere must hold: the record of a run, the sidecars of its data and first weights.
+"""What JSON files must hold: the record of a run, the sidecars of its data and first weights, a study's summary.
 
 Only what something relies on; whatever else they hold may be of any form.
 """
@@ -111,3 +111,24 @@ class Record(Contents):
     quantizer: Quantizer | None = None
     environment: Environment
     timing: Timing
+
+
+class Sentence(Contents):
+    """A finding, and where its numbers stand."""
+
+    text: str
+    target: str
+
+
+class Summary(Contents):
+    """Of a study, for the page over all: ``summary.json``."""
+
+    study: str
+    title: str
+    note: str
+    published: Literal["paper", "other-data", "miniature", "none"]
+    data: str
+    progress: str
+    cells: Annotated[list[Count], Field(min_length=2, max_length=2)] | None  # published ones: that have run, all
+    verdicts: dict[str, Count]
+    findings: list[Sentence]

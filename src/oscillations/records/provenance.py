@@ -7,9 +7,12 @@ carries the results, carries them too.
 
 from __future__ import annotations
 
+import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from oscillations.core.errors import InputError
@@ -17,7 +20,6 @@ from oscillations.core.files import Damaged, read_json, write_json
 from oscillations.study.paths import checkpoints, figures, provenance_file, results
 
 METADATA = Path(".snakemake/metadata")
-STARTED = Path(".snakemake/incomplete")  #: Snakemake's folder of what is being made: changes when a job starts or ends
 LONGEST = 254  # characters of a file name before Snakemake splits it over folders whose names begin with @
 
 
@@ -50,26 +52,34 @@ def _read(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def save(study: str) -> None:
-    """Copy the records of the study's outputs into its results.
+def save(study: str, since: float = -1.0) -> None:
+    """Copy the records of the study's outputs into its results, those that were written since a moment.
 
     What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
     """
     file = provenance_file(study)
-    found = _read(file)
-    for record in METADATA.rglob("*"):
-        if record.is_file() and (output := _output(record)).startswith(_folders(study)) and Path(output).exists():
-            found[output] = read_json(record)
-    if found:
+    known = _read(file)
+    found = known | dict(_recorded(study, since))
+    if found != known:
         write_json(file, found)
+
+
+def _recorded(study: str, since: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A study's outputs that are here and their records, of those that were written since a moment and are whole."""
+    for file in METADATA.rglob("*"):
+        with suppress(FileNotFoundError, ValueError, Damaged):  # another process is at work here, or was killed
+            about = file.stat()
+            new = S_ISREG(about.st_mode) and about.st_mtime > since
+            if new and (output := _output(file)).startswith(_folders(study)) and Path(output).exists():
+                yield output, read_json(file)
 
 
 def save_unsaved(study: str) -> None:
     """Save what a workflow killed at its very end has not: the next one may have nothing to do, and so no end."""
     file = provenance_file(study)
-    ended = STARTED.stat().st_mtime if STARTED.exists() else 0
-    if results(study).exists() and ended > (file.stat().st_mtime if file.exists() else 0):
-        save(study)
+    if results(study).exists():
+        with suppress(OSError):  # a folder that is not this user's, or another process that does the same
+            save(study, file.stat().st_mtime if file.exists() else -1.0)
 
 
 def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
@@ -78,10 +88,12 @@ def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
     ``stale``: the files of each run whose recipe has changed. Snakemake asks whether it has only if every file has a
     record: one that the change adds (the weights at the end of training, say) gets that of a file beside it.
     """
-    for output, record in _read(provenance_file(study)).items():
+    file = provenance_file(study)
+    for output, record in _read(file).items():
         target = _record_path(output)
         if not target.exists():  # a record that is there may be newer
             write_json(target, record)
+            os.utime(target, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # no newer than what it is from
     for outputs in stale:
         records = [_record_path(output.as_posix()) for output in outputs]
         known = next((record for record in records if record.exists()), None)

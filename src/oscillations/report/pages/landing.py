@@ -5,10 +5,17 @@ They are over all studies, so no study's rule has them as outputs: each writes t
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-from oscillations.core.files import read_json, write_text
+from pydantic import ValidationError
+
+from oscillations.core.files import Damaged, read_json, write_text
 from oscillations.core.text import markdown
+from oscillations.records.contents import Summary
 from oscillations.report.findings import Finding
 from oscillations.report.pages import render
 from oscillations.study.paths import RESULTS
@@ -23,11 +30,23 @@ TITLE = "Oscillations and quantization: results"
 
 
 def write_landing() -> None:
-    """From the summary that each study's page has left."""
-    found = [read_json(file) for file in RESULTS.glob("*/summary.json")]
-    studies = sorted(found, key=lambda one: (list(RELATION).index(one["published"]), one["study"]))
-    render("landing.html", RESULTS / "index.html", heading=TITLE, studies=studies)
-    write_text(RESULTS / "README.md", "\n\n".join([f"# {TITLE}", *map(_described, studies), MORE]) + "\n")
+    """From the summary that each study's page has left; one that is damaged is named and left out."""
+    folder = os.open(RESULTS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # two studies' last jobs may be here at once
+        studies = sorted(_summaries(), key=lambda one: (list(RELATION).index(one["published"]), one["study"]))
+        render("landing.html", RESULTS / "index.html", heading=TITLE, studies=studies)
+        write_text(RESULTS / "README.md", "\n\n".join([f"# {TITLE}", *map(_described, studies), MORE]) + "\n")
+    finally:
+        os.close(folder)
+
+
+def _summaries() -> Iterator[dict[str, Any]]:
+    for file in RESULTS.glob("*/summary.json"):
+        try:
+            yield Summary.model_validate(read_json(file)).model_dump()
+        except (Damaged, ValidationError) as error:
+            print(f"{file}: left out: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
 MORE = "[index.html](index.html) is the same as a page that opens from disk."
