@@ -84,6 +84,16 @@ def test_the_landing_page_is_over_all_studies(project):
         assert page.read_text() == (ROOT / page).read_text()
 
 
+def test_a_damaged_summary_is_named_and_left_out_of_the_landing_page(project, capsys):
+    Path("results/damaged").mkdir()
+    for summary in ("{", "[]", '{"study": "a"}', '{"study": "a", "published": "elsewhere"}'):
+        Path("results/damaged/summary.json").write_text(summary)
+        assert main(["landing"]) == 0
+        assert "results/damaged/summary.json: left out: " in capsys.readouterr().err
+        for page in LANDING:
+            assert page.read_text() == (ROOT / page).read_text()
+
+
 def compared():
     """(start of the comparison's text, two sides as method, trained bits and evaluated bits, bound, both-sided margin)."""
     name = {32: "FP32", 2: "ternary", 3: "3-bit", 4: "4-bit", 8: "8-bit"}
