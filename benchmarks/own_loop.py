@@ -1,4 +1,4 @@
-"""What oscillations.nn adds to a step of a plain torch loop: python benchmarks/own_loop.py [--rounds N]
+"""What oscillations.nn adds to a step of a plain torch loop: python benchmarks/own_loop.py [--models NAME ...]
 
 One thread, batches of 128 at CIFAR-10's shape, torch's fused Adam. All loops of a model take turns, in fresh processes,
 since where their memory lies changes a step by a tenth; medians over the processes. ``share``: of the step that the
@@ -21,8 +21,12 @@ from common import alternate, report
 from oscillations import models
 from oscillations.nn import OscillationMonitor, OsciQuantRegularizer, fake_quantize
 
-MODELS = {"mlp5": ({"name": "mlp5"}, 10), "resnet18, width 8": ({"name": "resnet18", "width": 8}, 1)}
 LOOPS = ["fp", "fp + monitor", "regularizer", "regularizer + monitor", "qat", "qat + monitor", "lsq"]
+MODELS = {  #: options of each, steps at a time, and the loops that are measured
+    "mlp5": ({"name": "mlp5"}, 10, LOOPS),
+    "resnet18, width 8": ({"name": "resnet18", "width": 8}, 1, LOOPS),
+    "resnet18": ({"name": "resnet18"}, 1, LOOPS[:2]),
+}
 IMPORT = "import time, torch; start = time.perf_counter(); import oscillations.nn; print(time.perf_counter() - start)"
 
 
@@ -52,15 +56,15 @@ def loop(spec: dict, parts: str, steps: int):
 def measure(name: str, rounds: int) -> dict[str, float]:
     """Median milliseconds of processor time per step of every loop, in this process."""
     torch.set_num_threads(1)
-    spec, steps = MODELS[name]
-    times = alternate({parts: loop(spec, parts, steps) for parts in LOOPS}, rounds, clock=time.process_time)
+    spec, steps, loops = MODELS[name]
+    times = alternate({parts: loop(spec, parts, steps) for parts in loops}, rounds, clock=time.process_time)
     return {parts: 1e3 * statistics.median(values) / steps for parts, values in times.items()}
 
 
 def rows(name: str, found: list[dict[str, float]]) -> list[dict]:
     """A row per loop: medians over the processes."""
     made = []
-    for parts in LOOPS:
+    for parts in MODELS[name][2]:
         base = parts.removesuffix(" + monitor") if parts.endswith("monitor") else "fp"
         shares = [one[parts] / one[base] - 1 for one in found]
         made.append(
@@ -86,13 +90,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--processes", type=int, default=7)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--one", choices=MODELS, help="measure a model in this process and print it")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.rounds)))
         return
     made = []
-    for name in MODELS:
+    for name in options.models:
         again = [sys.executable, __file__, "--one", name, "--rounds", str(options.rounds)]
         made += rows(
             name,
@@ -103,7 +108,7 @@ def main():
         )
     seconds = round(1e3 * imported(), 1)
     made.append(dict.fromkeys(made[0], "") | {"loop": "import", "step_ms": seconds})
-    report("own_loop.csv", made)
+    report("own_loop.csv", made, key=("model", "loop"))
 
 
 if __name__ == "__main__":
