@@ -92,7 +92,7 @@ COMMANDS = {"dvc": ["dvc", "repro"], "snakemake": ["snakemake", "--cores", "2", 
 MADE = ("results", "figures", "checkpoints", "data")
 TIMES = {"timing", "seconds", SEAL, CHECK}  #: keys of records and columns of tables that hold times, or their hashes
 STORIES = ("making.html", "provenance.json", "runs/*/*.html")  #: files that tell how a study was made
-LONGEST = 0.2  #: of an undisturbed run's time, until a kill
+LONGEST = 0.35  #: of an undisturbed run's time, until a kill; with 0.2 a job is hardly ever finished
 
 
 def project(folder: Path) -> None:
