@@ -89,11 +89,12 @@ def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
     record: one that the change adds (the weights at the end of training, say) gets that of a file beside it.
     """
     file = provenance_file(study)
+    written = file.stat().st_mtime_ns if file.exists() else 0
     for output, record in _read(file).items():
         target = _record_path(output)
         if not target.exists():  # a record that is there may be newer
             write_json(target, record)
-            os.utime(target, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))  # no newer than what it is from
+            os.utime(target, ns=(written, written))  # no newer than what it is from
     for outputs in stale:
         records = [_record_path(output.as_posix()) for output in outputs]
         known = next((record for record in records if record.exists()), None)
