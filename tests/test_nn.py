@@ -15,8 +15,8 @@ from oscillations import models
 from oscillations.core.errors import InputError
 from oscillations.engine.quantizer import WeightQuantizer, quantize
 from oscillations.nn import OscillationMonitor, OsciQuantRegularizer, at_bits, fake_quantize
+from oscillations.nn import monitor as monitoring
 from oscillations.nn.fake_quantize import FORWARD_METHODS, fake_quantizers
-from oscillations.nn.monitor import grouped
 
 MODEL = {"name": "mlp5", "width": 12}
 STEPS = 30
@@ -151,8 +151,16 @@ def test_fake_quantized_layers_train_as_the_engines_do(double, name, options):
         assert torch.allclose(model.get_submodule(key).weight, its, rtol=1e-7, atol=1e-9)
 
 
+@pytest.fixture(params=["whole layers", "pieces"])
+def portions(request, monkeypatch):
+    """Layers that the monitor takes whole and together, or in pieces and apart."""
+    if request.param == "pieces":
+        monkeypatch.setattr(monitoring, "IN_CACHE", 50)
+        monkeypatch.setattr(monitoring, "AT_ONCE", 1)
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_the_monitor_counts_as_the_engine_does(double, per_channel):
+def test_the_monitor_counts_as_the_engine_does(double, portions, per_channel):
     trainer, batches = engine("osciquant", bits=3, per_channel=per_channel, **{"lambda": 3.0})
     monitor = OscillationMonitor(trainer.model, 3, per_channel=per_channel)
     for x, y in batches:
@@ -168,7 +176,7 @@ def test_the_monitor_counts_as_the_engine_does(double, per_channel):
     assert set(table.steps) == {STEPS}
 
 
-def test_the_monitor_counts_learned_scales_on_their_own_grid(double):
+def test_the_monitor_counts_learned_scales_on_their_own_grid(double, portions):
     trainer, batches = engine("lsq", bits=3)
     model = fake_quantize(network(), 3, method="lsq")
     monitor = OscillationMonitor(model)
@@ -195,12 +203,16 @@ def test_the_monitors_state_is_six_bytes_a_weight():
         value.numel() * value.element_size() for key, value in monitor.state_dict().items() if value.numel() > 10
     )
     assert state / 200_000 == pytest.approx(6, rel=0.01)
-    beside = monitor._codes.numel() + 4 * monitor._steps.numel()
-    assert beside == 5 * 10_000  # one layer's codes and steps
+    assert monitor._codes.numel() == 200_000  # a byte beside it, for as many as are counted at once
 
 
-def test_groups_are_no_larger_than_the_largest_tensor():
-    assert grouped({"a": 5, "b": 10, "c": 4, "d": 6, "e": 1}) == [{"a": 5}, {"b": 10}, {"c": 4, "d": 6}, {"e": 1}]
+def test_groups_are_no_larger_than_the_largest_tensor_or_what_is_counted_at_once(monkeypatch):
+    sizes = {"a": 5, "b": 10, "c": 4, "d": 6, "e": 1}
+    assert monitoring.grouped(sizes) == [sizes]
+    monkeypatch.setattr(monitoring, "AT_ONCE", 8)
+    assert monitoring.grouped(sizes) == [{"a": 5}, {"b": 10}, {"c": 4, "d": 6}, {"e": 1}]
+    monkeypatch.setattr(monitoring, "AT_ONCE", 15)
+    assert monitoring.grouped(sizes) == [{"a": 5, "b": 10}, {"c": 4, "d": 6, "e": 1}]
 
 
 def test_a_monitor_goes_on_where_it_was_saved():
@@ -423,6 +435,15 @@ def test_neither_counts_nor_regularizes_held_weights():
             with pytest.raises(InputError, match="inside at_bits"):
                 use()
     regularizer(), monitor.step()
+
+
+def test_a_layer_that_is_gone_is_named():
+    model = network()
+    regularizer, monitor = OsciQuantRegularizer(model, 3), OscillationMonitor(model, 3)
+    del model.fc2
+    for use in (regularizer, monitor.step):
+        with pytest.raises(InputError, match="fc2.weight is another parameter"):
+            use()
 
 
 def test_widths_may_be_nested():

@@ -75,9 +75,9 @@ class FakeQuantizer(WeightParametrization):
         """The scale that spaces the levels."""
         return self.thresholds(weight)
 
-    def codes(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """Integer codes of the weights, as floats; ``out`` has their shape."""
-        u = torch.div(weight.detach(), self.thresholds(weight), out=out)
+    def codes(self, weight: Tensor, scale: Tensor | float | None = None, out: Tensor | None = None) -> Tensor:
+        """Integer codes of the weights, as floats; ``scale``: the thresholds', if known; ``out`` has their shape."""
+        u = torch.div(weight.detach(), self.thresholds(weight) if scale is None else scale, out=out)
         return rounded(u, self.options.tie, self.grid.offset, out=u).clamp_(self.grid.low, self.grid.high)
 
     def extra_repr(self) -> str:
