@@ -19,7 +19,7 @@ RUN sh install.sh lock
 COPY . .
 RUN sh workflow/container/install.sh workflow
 
-# any user may run it, and writes only where it was started
-ENV HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib
+# any user may run it, and writes only where it was started; Snakemake asks for a name, which a number alone has not
+ENV HOME=/tmp USER=study MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /study
 CMD ["snakemake", "--snakefile", "/opt/oscillations/Snakefile", "--directory", "/study", "--cores", "2", "all"]
