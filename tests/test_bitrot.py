@@ -122,6 +122,22 @@ def test_a_damaged_run_is_not_copied_into_another_study(here, capsys):
     assert "the same run" not in capsys.readouterr().out
 
 
+def test_a_record_that_comes_after_the_plan_is_not_damaged(here):
+    """Another job of the workflow puts it into place, at any moment."""
+    content = RUN.record.read_bytes()
+    RUN.record.unlink()
+    planned = next(plan for plan in plans(load(Path("params/tiny.yaml"))[1]) if plan.run == RUN)
+    RUN.record.write_bytes(content)
+    assert planned.record is None and planned.damage is None
+
+
+def test_an_experiment_is_evaluated_whatever_befalls_the_others(here, capsys):
+    flip(Run("tiny", "mlp5-lambda", "osciquant-3bit-lambda0", 0).record, 200)
+    assert main(EVALUATE) == 0
+    assert "mlp5-scratch: 0 checkpoints evaluated" in capsys.readouterr().out
+    assert main(COLLECT) == 2
+
+
 def old(run):
     """A finished run as if its record were from before there were hashes in it; its record."""
     record = {key: value for key, value in read_json(run.record).items() if key not in (SEAL, TABLES)}

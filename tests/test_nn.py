@@ -442,7 +442,7 @@ def test_a_layer_that_is_gone_is_named():
     regularizer, monitor = OsciQuantRegularizer(model, 3), OscillationMonitor(model, 3)
     del model.fc2
     for use in (regularizer, monitor.step):
-        with pytest.raises(InputError, match="fc2.weight is another parameter"):
+        with pytest.raises(InputError, match=r"fc2\.weight is another parameter"):
             use()
 
 

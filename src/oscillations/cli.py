@@ -191,6 +191,9 @@ def weights(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
+    from oscillations.records.environment import git_state
+
+    git_state()  # of the source that trains; and while it asks git, SLURM may count a process twice, so before torch
     from oscillations.jobs import train as module
     from oscillations.jobs.launch import as_job
 

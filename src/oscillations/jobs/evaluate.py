@@ -53,7 +53,7 @@ def _evaluate(
     sets: dict[str, ImageSet] = {}
     tables: list[pd.DataFrame] = []
     all_bins, evaluated, seconds = [], 0, 0.0
-    found = [plan for plan in current(plans(variants)) if plan.run.experiment == experiment]
+    found = current(plan for plan in plans(variants) if plan.run.experiment == experiment)
     for plan, selection, checkpoint in [(one, *kept) for one in found for kept in one.kept.items()]:
         run, recipe, parts = plan.run, plan.variant.recipe, evaluation_parts(plan.result["recipe"])
         keys = {rule: evaluation_key(plan.result, rule, checkpoint) for rule in rules}

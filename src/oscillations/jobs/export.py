@@ -149,7 +149,7 @@ def export_entry(study: Study, variants: list[Variant], name: str) -> None:
     """
     entry = study.exports[name]
     rows: list[dict[str, Any]] = []
-    finished = [plan for plan in current(plans(variants)) if entry.takes(plan.variant.path, plan.run.seed)]
+    finished = current(plan for plan in plans(variants) if entry.takes(plan.variant.path, plan.run.seed))
     if not finished:
         raise InputError(f"exports.{name}: none of its runs has been trained yet")
     for plan in finished:

@@ -48,7 +48,7 @@ def _posttrain(study: Study, variants: list[Variant], name: str, device: str) ->
     known = [read_rows([target, part], which) for target, part, which in zip(targets, parts, COLUMNS)]
     kept: Tables = ([], [])
     made = 0
-    for plan in (plan for plan in current(plans(variants)) if plan.variant.path in entry.of):
+    for plan in current(plan for plan in plans(variants) if plan.variant.path in entry.of):
         network = None
         for label, method, options in entry.resolved():
             for bits in entry.bits:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,9 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def git_state() -> dict[str, Any]:
-    """The source's commit and whether tracked files differ from it; empty outside its repository."""
+    """The source's commit and whether tracked files differ from it, when first asked; empty outside its repository."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)

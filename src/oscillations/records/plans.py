@@ -72,7 +72,9 @@ class Plan:
         if self.record is not None:
             found = damage(self.run.folder, self.record, self.tables, self.kept)
             return found or (f"{self.run.record}: {self.stale}".replace("its record ", "", 1) if self.absurd else None)
-        return f"{self.run.record}: is damaged" if self.run.record.exists() else None
+        if self.run.record.exists() and _read(self.run.record) is None:  # and not one that came after the plan
+            return f"{self.run.record}: is damaged"
+        return None
 
     @property
     def result(self) -> dict[str, Any]:
