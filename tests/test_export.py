@@ -199,7 +199,7 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path):
     network, fresh, images = trained("mlp5", {"name": "qat", "bits": 3})
     expected = logits(network, images, 3)
     for format in FORMATS:
-        file = tmp_path / f"model.{SUFFIX[format]}"
+        file = tmp_path / "new" / "folders" / f"model.{SUFFIX[format]}"
         with pytest.raises(InputError, match=r"refused: 40 of 40 images have another class"):
             write(of_network(network, 3), fresh, file, format, images, {None: expected.roll(1, 1)})
     assert list(tmp_path.iterdir()) == []

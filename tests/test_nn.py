@@ -333,6 +333,27 @@ def test_a_scaled_loss_gives_scaled_gradients(double, curvature):
     assert all(torch.allclose(a, b) for a, b in zip(gradients(1.0), gradients(1024.0)))
 
 
+def test_a_loss_scaler_trains_as_without(double):
+    """Its factor is a power of two, so that no digit is lost; a step that overflows is left out."""
+
+    def trained(scales):
+        _, batches = engine("baseline")
+        model = network()
+        regularizer, optimizer = OsciQuantRegularizer(model, 3, 3.0), adam(model.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scales)
+        for i, (x, y) in enumerate(batches[:12]):
+            if scales or i != 5:
+                optimizer.zero_grad()
+                scale = torch.inf if i == 5 else 1.0
+                scaler.scale(scale * (F.cross_entropy(model(x), y) + regularizer())).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        regularizer()
+        return regularizer._quantizer.codes.clone()
+
+    assert torch.equal(trained(True), trained(False))
+
+
 def test_without_its_term_a_backward_pass_is_untouched(double):
     model = network()
     regularizer = OsciQuantRegularizer(model, 3, 3.0, reg_curvature="fisher_diag")

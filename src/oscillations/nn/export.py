@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,7 @@ def write(
         raise InputError(f"format: a model for any width is a safetensors file; {format} has one width")
     if not len(images):
         raise InputError("export: give some inputs, to try the file on")
+    new_folders = [folder for folder in file.parents if not folder.exists()]
     try:
         with replacing(file) as part, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own insides
@@ -241,9 +243,12 @@ def write(
             found = {bits: computed(part, format, images, model, bits) for bits in expected}
             for bits, logits in found.items():
                 _check(logits, expected[bits], f"{file}" if bits is None else f"{file} at {bits} bits")
-    except InputError:
-        raise
     except Exception as error:  # an exporter has hundreds of reasons; a disk, a few
+        for folder in new_folders:
+            with suppress(OSError):  # another export has written into it
+                folder.rmdir()
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{file}: cannot be written as {format} ({_line(error)})") from None
     return found
 
