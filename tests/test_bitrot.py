@@ -11,6 +11,7 @@ from oscillations.cli import main
 from oscillations.core.errors import InputError
 from oscillations.core.files import SEAL, Damaged, read_json, sealed, write_json
 from oscillations.jobs import resume
+from oscillations.jobs import train as training
 from oscillations.records import provenance, rows
 from oscillations.records.damage import TABLES, damage
 from oscillations.records.plans import plans
@@ -131,11 +132,59 @@ def test_a_record_that_comes_after_the_plan_is_not_damaged(here):
     assert planned.record is None and planned.damage is None
 
 
-def test_an_experiment_is_evaluated_whatever_befalls_the_others(here, capsys):
+def test_an_experiment_is_evaluated_whatever_befalls_the_records_of_others(here, capsys):
     flip(Run("tiny", "mlp5-lambda", "osciquant-3bit-lambda0", 0).record, 200)
     assert main(EVALUATE) == 0
     assert "mlp5-scratch: 0 checkpoints evaluated" in capsys.readouterr().out
     assert main(COLLECT) == 2
+
+
+def test_a_film_waits_for_the_runs_that_it_shows_alone(here):
+    (Run("tiny", "mlp5-scratch", "osciquant-ternary", 0).folder / "history.csv").unlink()
+    assert main(["films", "--study", "tiny"]) == 0
+    (RUN.folder / "history.csv").unlink()
+    assert main(["films", "--study", "tiny"]) == 2
+
+
+def test_rows_of_what_started_from_a_damaged_record_stay(here):
+    study = Path("params/tiny.yaml")
+    later = """\
+  later:
+    model: {name: mlp5, width: 16}
+    setting: finetune
+    start_from: mlp5-scratch
+    seeds: [0]
+    methods: {qat: {bits: 3}}
+"""
+    study.write_text(study.read_text().replace("tables:\n", f"{later}tables:\n", 1))
+    evaluate = ["evaluate", "--study", "tiny", "--experiment", "later"]
+    assert main(["train", "--study", "tiny", "--only", "later"]) == main(evaluate) == 0
+    rows_of_it = Path("results/tiny/runs/later/evaluations.csv")
+    before = rows_of_it.read_bytes()
+    parent = Run("tiny", "mlp5-scratch", "baseline", 0)
+    write_json(parent.record, old(parent) | {"timing": None})
+    assert main(evaluate) == 0 and rows_of_it.read_bytes() == before
+    assert main(COLLECT) == 2
+
+
+def test_a_copy_of_another_studys_run_is_tried(here, capsys, monkeypatch):
+    """That study's workflow may make the run anew while it is copied."""
+    text = Path("params/tiny.yaml").read_text()
+    Path("params/twin.yaml").write_text(text.replace("study: tiny", "study: twin"))
+    copies = []
+
+    def copied(sources, targets, copy=training._copy):
+        copy(sources, targets)
+        copies.append(targets)
+        if len(copies) == 1:
+            flip(next(file for file in targets if file.suffix == ".safetensors"), 1000)
+
+    monkeypatch.setattr(training, "_copy", copied)
+    assert main(["train", "--study", "twin", "--only", "mlp5-scratch/qat-3bit", "--seeds", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "the same run as in study tiny" in said and "epoch 1/3" in said
+    twin = Run("twin", "mlp5-scratch", "qat-3bit", 0)
+    assert twin.checkpoint.read_bytes() == RUN.checkpoint.read_bytes()
 
 
 def old(run):

@@ -60,8 +60,8 @@ rule collect:
         SHOWN_EVALUATIONS,  # made anew whenever a record is
         SHOWN_POSTTRAINING,
     output:
-        f"{RESULTS}/measurements.csv",
-        POSTTRAINING,
+        update(f"{RESULTS}/measurements.csv"),  # other studies read them at any time
+        update(POSTTRAINING),
     log:
         f"logs/{STUDY.study}/report/collect.log",
     benchmark:
@@ -78,7 +78,7 @@ rule oscillations:
     input:
         SHOWN_EVALUATIONS,
     output:
-        f"{RESULTS}/oscillations.csv",
+        update(f"{RESULTS}/oscillations.csv"),
     log:
         f"logs/{STUDY.study}/report/oscillations.log",
     benchmark:
@@ -217,7 +217,8 @@ rule site:
         str(paths.CHOICES),
         COST,
     output:
-        expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md", "summary.json"]),
+        expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md"]),
+        update(f"{RESULTS}/summary.json"),  # the page over all studies is made of them
         sorted({str(paths.variant_page(STUDY.study, run.path)) for run in SHOWN}),
     log:
         f"logs/{STUDY.study}/report/site.log",

@@ -15,6 +15,7 @@ from oscillations.core.files import NoRoom, no_room
 from oscillations.study.paths import (
     DATA,
     evaluation_files,
+    fetch_work,
     measurements_file,
     posttraining_files,
     posttraining_work,
@@ -164,6 +165,7 @@ def study_file(value: str) -> Path:
 def fetch(options: argparse.Namespace) -> None:
     """Prepare the study's datasets: download or read, check, write one tensor file each."""
     from oscillations import datasets
+    from oscillations.jobs.holders import held
 
     if options.data:
         chosen = {options.data}
@@ -175,25 +177,28 @@ def fetch(options: argparse.Namespace) -> None:
     if options.source is not None and not options.source.exists():
         raise InputError(f"source={options.source}: no such file or folder")
     for name in sorted(chosen):
-        datasets.write(name, DATA, options.source)
+        with held([fetch_work(name)]):
+            datasets.write(name, DATA, options.source)
 
 
 def weights(options: argparse.Namespace) -> None:
     """Prepare the study's pretrained weights: download or read, check, write one tensor file each."""
+    from oscillations.jobs.holders import held
     from oscillations.study import pretrained as module
 
     chosen = {options.name} if options.name else load(options.study)[0].checkpoints
     if options.source is not None and not options.source.exists():
         raise InputError(f"weights={options.source}: no such file or folder")
     for name in sorted(chosen):
-        module.write(name, options.source)
+        with held([fetch_work(name)]):
+            module.write(name, options.source)
 
 
 def train(options: argparse.Namespace) -> int:
     """Train the chosen variants; finished runs are kept, interrupted ones resumed."""
     from oscillations.records.environment import git_state
 
-    git_state()  # of the source that trains; and while it asks git, SLURM may count a process twice, so before torch
+    git_state()  # for the records; SLURM counts the memory of a process twice while it starts git, so before torch
     from oscillations.jobs import train as module
     from oscillations.jobs.launch import as_job
 

@@ -41,7 +41,7 @@ def pack(study: Study, variants: list[Variant], chosen: list[Variant], file: Pat
     ``variants``: all of the study. Raises InputError if weights are not here, or there are no runs.
     """
     paths = {variant.path for variant in chosen}
-    found = current(plan for plan in plans(variants) if plan.variant.path in paths)
+    found = [plan for plan in current(plans(variants)) if plan.variant.path in paths]  # all results are packed
     if not found:
         raise InputError(f"{study.study}: nothing that was chosen has run")
     missing = [plan.run.name for plan in found if not vouches_for(plan.run.record, _checkpoints(plan))]

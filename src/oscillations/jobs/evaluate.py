@@ -17,7 +17,7 @@ from oscillations.core.bits import LATENT, REQUANTIZE
 from oscillations.engine.batches import ImageSet, image_sets
 from oscillations.engine.crossbit import accuracies, histograms
 from oscillations.engine.determinism import set_up_torch
-from oscillations.jobs.holders import held
+from oscillations.jobs.holders import held, holder_of
 from oscillations.jobs.networks import trained
 from oscillations.jobs.train import remove_work
 from oscillations.records.identity import evaluation_key, evaluation_parts
@@ -77,7 +77,7 @@ def _evaluate(
             print(f"{run.name}: {selection} weights evaluated", flush=True)
         tables += mine.values()
         all_bins.append(bins if draws else bins.iloc[:0])
-        if (run.work / "run.json").exists():  # finished and in place
+        if (run.work / "run.json").exists() and holder_of(run.work) is None:  # finished and in place
             remove_work(run)
     write_rows(histogram_file, all_bins, HISTOGRAMS)
     write_rows(accuracy_file, tables, EVALUATIONS)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,19 @@ def _kept(plan: Plan) -> bool:
 def _finished_elsewhere(plan: Plan) -> bool:
     """Whether a run need not be trained: its work folder holds it, or another study, from which it is copied there."""
     run, recipe = plan.run, plan.variant.recipe
-    if is_result(run.work / "run.json", plan, _work_checkpoints(run, recipe)):
+
+    def in_work() -> bool:
+        return is_result(run.work / "run.json", plan, _work_checkpoints(run, recipe))
+
+    if in_work():
         print(f"{run.name}: finished before, not in place yet", flush=True)
         return True
-    twin = made_in_another_study(plan)
-    if twin:
-        print(f"{run.name}: the same run as in study {twin.study}", flush=True)
+    if not (twin := made_in_another_study(plan)):
+        return False
+    print(f"{run.name}: the same run as in study {twin.study}", flush=True)
+    with suppress(FileNotFoundError):
         _copy(_places(twin, recipe), _work_files(run, recipe))
-    return twin is not None
+    return in_work()  # a workflow of that study may have been making it anew
 
 
 @dataclass(frozen=True)

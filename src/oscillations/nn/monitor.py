@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IN_CACHE = 262_144  #: weights whose codes a CPU computes at a time
-AT_ONCE = 2_097_152  #: weights that are counted at once, in a buffer of as many bytes, whatever the largest tensor has
+AT_ONCE = 2_097_152  #: weights that are counted at once, of several tensors; of one they all are
 FREQUENT = (0.005, 0.01, 0.1)  #: frequencies of oscillation, per step, above which the table tells the share
 
 
@@ -74,8 +74,9 @@ class OscillationMonitor:
         largest = max(map(sum, sizes))
         self._codes = torch.empty(largest, dtype=torch.int8, device=one.device)  # of one group at a time
         steps = one.new_empty(largest if forms.dense(one) else min(largest, IN_CACHE))
-        self._pieces: dict[str, list[tuple[Tensor, Tensor | None, Tensor]]] = {}  # weights, buffer, codes: made once,
-        for group, sizes_of_group in zip(self._groups, sizes):  # a call between matrix products costs microseconds
+        # weights, buffer, codes: views made once, since each call between matrix products costs microseconds
+        self._pieces: dict[str, list[tuple[Tensor, Tensor | None, Tensor]]] = {}
+        for group, sizes_of_group in zip(self._groups, sizes):
             for name, codes in zip(group, self._codes[: sum(sizes_of_group)].split(sizes_of_group)):
                 latent, scale = self._latent[name], self._scale(name)
                 if latent.is_contiguous() and (isinstance(scale, float) or not scale.dim()):
@@ -180,21 +181,28 @@ class OscillationMonitor:
         return quantizer
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that was counted, as tensors, to go on after an interruption."""
-        counters = enumerate(self._counters)
-        return {f"{i}/{key}": value for i, counts in counters for key, value in counts.state().items()}
+        """All that was counted, as tensors over all weights, to go on after an interruption."""
+        states = [counts.state() for counts in self._counters]
+        together = {key: torch.cat([state[key] for state in states], dim=-1) for key in states[0]}
+        return together | {"ticks": states[0]["ticks"]}  # they are of the steps, and the same for all
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` gave; InputError if it is that of another model or of other options."""
         own = self.state_dict()
         if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
             raise InputError("OscillationMonitor: the state is that of another model, or of other options")
+        weights, tensors = [sum(group.values()) for group in self._groups], [len(group) for group in self._groups]
+        parts = {
+            key: value.split(tensors if key == "totals" else weights, -1)
+            for key, value in state.items()
+            if key != "ticks"
+        }
         for i, counts in enumerate(self._counters):
-            counts.load_state({key: state[f"{i}/{key}"] for key in counts.state()})
+            counts.load_state({key: part[i] for key, part in parts.items()} | {"ticks": state["ticks"]})
 
 
 def grouped(sizes: dict[str, int]) -> list[dict[str, int]]:
-    """Tensors, by name, in groups that are counted at once, none larger than the largest tensor or ``AT_ONCE``."""
+    """Tensors, by name, in groups counted at once, none larger than ``AT_ONCE`` or the largest tensor."""
     groups: list[dict[str, int]] = [{}]
     for name, size in sizes.items():
         if sum(groups[-1].values()) + size > max(AT_ONCE, *sizes.values()):

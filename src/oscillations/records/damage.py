@@ -40,7 +40,7 @@ def damage(folder: Path, record: Mapping[str, Any], tables: Iterable[str], selec
             return f"{different}: is damaged (not the table that run.json beside it vouches for)" if different else None
         read = {name: _read(folder / name, record["epochs_run"]) for name in tables}
         _compare(read["history.csv"], record, selections)
-    except (InputError, AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (InputError, FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         return f"{folder}: a table or run.json is damaged ({error})"
     return None
 

@@ -70,7 +70,9 @@ def git_state() -> dict[str, Any]:
     """The source's commit and whether tracked files differ from it, when first asked; empty outside its repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     if not (ROOT / "Snakefile").exists():  # installed, in whosever repository

@@ -72,7 +72,11 @@ class Plan:
         if self.record is not None:
             found = damage(self.run.folder, self.record, self.tables, self.kept)
             return found or (f"{self.run.record}: {self.stale}".replace("its record ", "", 1) if self.absurd else None)
-        if self.run.record.exists() and _read(self.run.record) is None:  # and not one that came after the plan
+        try:  # to read it: another job may have put it into place since the plan was made
+            read_json(self.run.record)
+        except FileNotFoundError:
+            return None
+        except Damaged:
             return f"{self.run.record}: is damaged"
         return None
 
@@ -107,7 +111,7 @@ def plans(variants: Iterable[Variant]) -> list[Plan]:
             stale = None if record is None else why_stale(record, identity)
             if stale == OTHER_DATA:  # unless what says so is damaged
                 refuse(variant.recipe.data, DATA)
-            if record is not None and parent and parent.stale:
+            if record is not None and parent and parent.stale and not parent.absurd:
                 stale = stale or f"started from {parent.run.name}, which is stale"
             found[run] = Plan(variant, run, identity, start, record, stale)
     return [found[run] for variant in variants for run in variant.runs()]
@@ -133,9 +137,9 @@ def _fault(record: dict[str, Any]) -> str | None:
 def _read(record: Path) -> dict[str, Any] | None:
     """A record; None if there is none, or it cannot be read, or is not as it was written."""
     try:
-        found: dict[str, Any] | None = read_json(record) if record.exists() else None
+        found: dict[str, Any] = read_json(record)
         return found
-    except Damaged:
+    except (FileNotFoundError, Damaged):
         return None
 
 
@@ -190,10 +194,13 @@ def is_result(record: Path, plan: Plan, checkpoints: Mapping[str, Path]) -> bool
 
 def vouches_for(record: Path, checkpoints: Mapping[str, Path]) -> bool:
     """Whether checkpoints, by name, are there, and those that a record was written beside."""
-    if not all(file.exists() for file in (record, *checkpoints.values())):
+    hashes = _read(record)
+    try:
+        return hashes is not None and all(
+            file_hash(file) == hashes.get(f"{name}_sha256") for name, file in checkpoints.items()
+        )
+    except FileNotFoundError:
         return False
-    hashes = _read(record) or {}
-    return all(file_hash(file) == hashes.get(f"{name}_sha256") for name, file in checkpoints.items())
 
 
 def made_in_another_study(plan: Plan) -> Run | None:

@@ -68,6 +68,11 @@ def dataset_files(name: str) -> tuple[Path, Path]:
     return DATA / f"{name}.json", DATA / f"{name}.safetensors"
 
 
+def fetch_work(name: str) -> Path:
+    """Undeclared folder that says who prepares a dataset or public weights, which several studies may ask for."""
+    return Path("work", ".fetch", name)
+
+
 def posttraining_work(study: str, name: str) -> Path:
     """Undeclared folder of an unfinished post-training entry."""
     return Path("work", study, "posttraining", name)

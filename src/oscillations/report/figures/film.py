@@ -48,7 +48,8 @@ def write_films(report: Report) -> None:
     for file in folder.glob("*.gif"):
         if file.stem not in films:
             file.unlink()
-    found = current(report.plans) if films else []
+    filmed = {path for spec in films.values() for path in spec.panels}  # other runs may be in the making
+    found = current(plan for plan in report.plans if plan.variant.path in filmed)
     first = {plan.variant.path: plan for plan in reversed(found)}  # of several seeds
     for name, spec in films.items():
         file = folder / f"{name}.gif"

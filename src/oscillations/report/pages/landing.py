@@ -45,6 +45,8 @@ def _summaries() -> Iterator[dict[str, Any]]:
     for file in RESULTS.glob("*/summary.json"):
         try:
             yield Summary.model_validate(read_json(file)).model_dump()
+        except FileNotFoundError:  # its study has just begun to make it anew
+            continue
         except (Damaged, ValidationError) as error:
             print(f"{file}: left out: {str(error).splitlines()[0]}", file=sys.stderr)
 
