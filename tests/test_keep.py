@@ -165,7 +165,6 @@ def trains(planned):
 @pytest.mark.slow
 def test_both_through_the_real_rules(project):
     prepare(project)
-    project.draw_nothing()
     project.snakemake("all", config=f"only={ONLY}")
     assert project.planned(config=f"only={ONLY}") == {}
     folder = project.folder / "results/tiny"

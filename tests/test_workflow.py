@@ -300,7 +300,6 @@ def test_a_command_about_something_else_neither_makes_stale_post_training_nor_pr
 def test_a_diverged_run_is_shown_and_not_averaged(project):
     project.edit("src/oscillations/engine/recipe.py", "Field(gt=0, le=1000)", "Field(gt=0)")  # no study may say so
     project.edit("params/tiny.yaml", "lr: 2.0e-3", "lr: 1.0e+30")
-    project.draw_nothing()
     project.snakemake("all", config="only=mlp5-scratch/baseline")
     measured = pd.read_csv(project.folder / MEASURED)
     assert set(measured.status) == {"diverged"}
