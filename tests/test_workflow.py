@@ -32,8 +32,8 @@ def trains(planned):
     return {rule: count for rule, count in planned.items() if rule.startswith("train_")}
 
 
-def test_a_dry_run_plans_every_variant_once(project):
-    planned = project.planned()
+def test_a_dry_run_plans_every_variant_once(tmp_path):
+    planned = Project(tmp_path / "project", drawn=True).planned()
     assert trains(planned) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
     assert planned["fetch"] == 1
     assert planned["evaluate"] == 2
