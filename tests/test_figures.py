@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FIGURES, ROOT, TINY
+from conftest import ROOT, TINY
 from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
@@ -51,7 +51,7 @@ def study(tmp_path, monkeypatch):
     """The tiny study, more figures in it, in a folder where nothing has run: ``(study, variants)``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params").mkdir()
-    (tmp_path / "params/tiny.yaml").write_text(TINY + FIGURES + MORE)
+    (tmp_path / "params/tiny.yaml").write_text(TINY + MORE)
     (tmp_path / "params/published.csv").write_bytes((ROOT / "params/published.csv").read_bytes())
     yield studies.load(tmp_path / "params/tiny.yaml")
     plt.close("all")
