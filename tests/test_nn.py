@@ -196,14 +196,19 @@ def _originals(model):
     return [(n, p) for n, p in model.named_parameters() if n.endswith("weight.original")]
 
 
-def test_the_monitors_state_is_six_bytes_a_weight():
+def test_the_monitors_state_is_six_bytes_a_weight(monkeypatch):
     model = nn.Sequential(*[nn.Linear(100, 100, bias=False) for _ in range(20)])
     monitor = OscillationMonitor(model, 3)
     state = sum(
         value.numel() * value.element_size() for key, value in monitor.state_dict().items() if value.numel() > 10
     )
     assert state / 200_000 == pytest.approx(6, rel=0.01)
-    assert monitor._codes.numel() == 200_000  # a byte beside it, for as many as are counted at once
+    beside = monitor._codes.numel() + 4 * monitor._steps.numel()
+    assert beside == 200_000 + 4 * 10_000  # the codes of what is counted at once, one layer's steps
+    monkeypatch.setattr(monitoring, "AT_ONCE", 1)
+    monitor = OscillationMonitor(model, 3)
+    beside = monitor._codes.numel() + 4 * monitor._steps.numel()
+    assert beside == 5 * 10_000  # one layer's codes and steps
 
 
 def test_groups_are_no_larger_than_the_largest_tensor_or_what_is_counted_at_once(monkeypatch):

@@ -71,9 +71,9 @@ class OscillationMonitor:
         self._at = [weight.data_ptr() for weight in self._weights.values()]
         self._latent: dict[str, Tensor] = {name: weight.data for name, weight in self._weights.items()}
         one, sizes = next(iter(self._latent.values())), [list(group.values()) for group in self._groups]
-        largest = max(map(sum, sizes))
-        self._codes = torch.empty(largest, dtype=torch.int8, device=one.device)  # of one group at a time
-        steps = one.new_empty(largest if forms.dense(one) else min(largest, IN_CACHE))
+        self._codes = torch.empty(max(map(sum, sizes)), dtype=torch.int8, device=one.device)  # of one group at a time
+        largest = max(map(max, sizes))
+        self._steps = steps = one.new_empty(largest if forms.dense(one) else min(largest, IN_CACHE))
         # weights, buffer, codes: views made once, since each call between matrix products costs microseconds
         self._pieces: dict[str, list[tuple[Tensor, Tensor | None, Tensor]]] = {}
         for group, sizes_of_group in zip(self._groups, sizes):
