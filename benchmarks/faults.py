@@ -109,23 +109,29 @@ def start(command: list[str], folder: Path) -> psutil.Popen:
 
 
 def kill(process: psutil.Popen) -> str:
-    """SIGKILL for a process and all that it has started; what was running."""
-    steps, dead = set(), []
-    with contextlib.suppress(psutil.Error):
-        family = [process, *process.children(recursive=True)]
-        for member in family:
+    """SIGKILL for a process and all that it has started, also while it was killed; what was running."""
+    steps: set[str] = set()
+    while members := alive(process.pid):
+        for member in members:
             with contextlib.suppress(psutil.Error):
                 words = member.cmdline()
                 if "oscillations" in words[:3]:
                     steps.add(words[words.index("oscillations") + 1])
-                elif any(word.endswith(("/snakemake", "/dvc")) for word in words[:2]):
-                    steps.add("scheduler")
-        for member in family:  # the parents first, so that none starts another
+        for member in members:
             with contextlib.suppress(psutil.Error):
                 member.kill()
-                dead.append(member)
-    psutil.wait_procs(dead)
-    return "+".join(sorted(steps - {"scheduler"})) or "scheduler"
+        psutil.wait_procs(members)
+    return "+".join(sorted(steps)) or "scheduler"
+
+
+def alive(session: int) -> list[psutil.Process]:
+    """Processes of a session, the oldest first."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def finished(folder: Path, study: str = "faults") -> set[str]:

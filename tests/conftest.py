@@ -12,6 +12,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from filelock import FileLock
@@ -221,19 +222,27 @@ class Project:
         project.folder = folder
         return project
 
+    def environment(self) -> dict[str, str]:
+        """Of its commands: none of the caller's settings."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OSCILLATIONS_", "SNAKEMAKE_"))}
+        return kept | {"PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
     def start(self, *command: str, **options) -> subprocess.Popen:
         """``options``: of the process, instead of a pipe for all that it says."""
-        environment = os.environ | {"PYTHONPATH": "src", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        for name in list(environment):
-            if name.startswith(("OSCILLATIONS_", "SNAKEMAKE_")):
-                del environment[name]
         options = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-        return subprocess.Popen(command, cwd=self.folder, env=environment, **options)
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment(), **options)
 
-    def run(self, *command: str, ok: bool = True) -> str:
+    def finish(self, *command: str) -> tuple[int, str]:
+        """Exit code and output of a command that nobody disturbs."""
+        if programs.runs_here(command):
+            return programs.run(command, self.folder, self.environment())
         process = self.start(*command)
         output, _ = process.communicate()
-        assert (process.returncode == 0) == ok, output
+        return process.returncode, output
+
+    def run(self, *command: str, ok: bool = True) -> str:
+        code, output = self.finish(*command)
+        assert (code == 0) == ok, output
         return output
 
     def cli(self, *arguments: str, ok: bool = True) -> str:

@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 from conftest import Project, job_counts
 
@@ -74,10 +74,10 @@ def folder(tmp_path):
 def snakemake(folder: Path, *arguments: str) -> str:
     """Of this interpreter, which finds the source by the workflow alone."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [Path(sys.executable).parent / "snakemake", "--cores", "1", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    code, output = programs.run(("snakemake", "--cores", "1", *arguments), folder, environment)
+    assert code == 0, output
+    return output
 
 
 def files(folder: Path) -> set[Path]:

@@ -63,9 +63,8 @@ def prepared(project, undisturbed):
 
 def kill(project, moment, count):
     script = Path(__file__).with_name("kill_at.py")
-    process = project.start(sys.executable, str(script), moment, str(count), *TRAIN)
-    output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, output
+    code, output = project.finish(sys.executable, str(script), moment, str(count), *TRAIN)
+    assert code == -signal.SIGKILL, output
     return output
 
 

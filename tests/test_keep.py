@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 
 import pandas as pd
 import pytest
@@ -264,8 +265,8 @@ def test_an_interrupted_run_keeps_the_same_last_weights(project):
     for moment, count in (("step", "30"), ("checkpoint", "2"), ("publish", "2")):
         for name in ("checkpoints", "results", "work"):
             shutil.rmtree(project.folder / name, ignore_errors=True)
-        process = project.start("python", str(ROOT / "tests/kill_at.py"), moment, count, *command)
-        process.communicate()
+        code, output = project.finish("python", str(ROOT / "tests/kill_at.py"), moment, count, *command)
+        assert code == -signal.SIGKILL, output
         project.cli(*command)
         assert [file.read_bytes() for file in files_of(project, RUN)] == made
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special  # scipy.stats, which takes half a second to import, asks it for the same numbers
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_RUN = "not run"
@@ -55,7 +55,7 @@ def mean_interval(values: np.ndarray) -> Estimate:
 
 def student(n: int, value: float, error: float, freedom: float) -> Estimate:
     """An estimate whose error is Student's with so many degrees of freedom."""
-    half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error if error else 0.0
+    half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * error if error else 0.0
     return Estimate(n, value, value - half, value + half, error=error, freedom=freedom)
 
 
@@ -75,7 +75,7 @@ def std_interval(values: np.ndarray) -> Estimate:
     if n < MINIMUM_RUNS:
         return Estimate(n)
     std = float(values.std(ddof=1))
-    tails = stats.chi2.ppf([1 - LEVEL / 2, LEVEL / 2], n - 1)
+    tails = 2 * special.gammaincinv((n - 1) / 2, [1 - LEVEL / 2, LEVEL / 2])  # quantiles of chi-square
     low, high = std * np.sqrt((n - 1) / tails)
     return Estimate(n, std, float(low), float(high))
 
@@ -86,6 +86,8 @@ def trend(values: np.ndarray) -> Estimate:
     Page's L is the mean over seeds of Spearman's coefficient in other units. Two levels are no trend and one
     seed is no test. Page, "Ordered hypotheses for multiple treatments" (1963).
     """
+    from scipy import stats
+
     n, levels = values.shape
     if n < 2 or levels < 3:
         return Estimate(n)
@@ -116,9 +118,9 @@ def variance_ratio(above: Sequence[np.ndarray], below: Sequence[np.ndarray]) -> 
         logs.append(one - other)
         variance += sum(float(special.polygamma(1, (len(group) - 1) / 2)) for group in pair)
     mean, error = float(np.mean(logs)), math.sqrt(variance) / len(logs)
-    half = float(stats.norm.ppf(1 - LEVEL / 2)) * error
+    half = float(special.ndtri(1 - LEVEL / 2)) * error
     low, value, high = (math.exp(mean + step) for step in (-half, 0, half))
-    return Estimate(n, value, low, high, p=2 * float(stats.norm.sf(abs(mean) / error)))
+    return Estimate(n, value, low, high, p=2 * float(special.ndtr(-abs(mean) / error)))
 
 
 def _log_bias(freedom: int) -> float:
@@ -178,7 +180,7 @@ class Between:
         support, against = max(above_low, below_high), _doubled(min(below_low, above_high))
         near = min((self.low, self.high), key=lambda bound: abs(found.value - bound))
         outwards = 1 if near == self.high else -1
-        half = float(stats.t.ppf(1 - LEVEL, found.freedom)) * found.error  # TOST is the 90 % interval's
+        half = float(special.stdtrit(found.freedom, 1 - LEVEL)) * found.error  # TOST is the 90 % interval's
         inside, outside = found.value + outwards * half, found.value - outwards * (found.high - found.value)
         turns_at = inside if self.holds(found.value) else outside
         return Result(support, against, near, turns_at, self.note(found) if support < LEVEL else "")
@@ -224,7 +226,7 @@ class StdAbove:
 
     def __call__(self, found: Estimate) -> Result:
         scaled = (found.n - 1) * (found.value / self.bound) ** 2
-        tails = _doubled(stats.chi2.sf(scaled, found.n - 1)), _doubled(stats.chi2.cdf(scaled, found.n - 1))
+        tails = _doubled(special.chdtrc(found.n - 1, scaled)), _doubled(special.chdtr(found.n - 1, scaled))
         return Result(*tails, self.bound, _end(found, self.bound))
 
 
@@ -236,7 +238,7 @@ def _tails(found: Estimate, bound: float) -> tuple[float, float]:
     if found.error == 0:
         return float(found.value >= bound), float(found.value <= bound)
     t = (found.value - bound) / found.error
-    return float(stats.t.cdf(t, found.freedom)), float(stats.t.sf(t, found.freedom))
+    return float(special.stdtr(found.freedom, t)), float(special.stdtr(found.freedom, -t))
 
 
 def _doubled(p: float) -> float:
