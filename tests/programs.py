@@ -14,16 +14,16 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+IMPORTED = ("snakemake.cli", "dvc.cli.parser", "dvc.repo", "torch", "torchvision", "pandas", "matplotlib.pyplot")
 SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(list(IMPORTED))
+MODULES = ("snakemake", "dvc")
 PYTESTS = {str(ROOT / name) for name in ("src", "benchmarks", "tests")}  #: what only the tests find
-SERVER.set_forkserver_preload(
-    ["snakemake.cli", "torch", "torchvision", "pandas", "scipy.stats", "safetensors.torch", "matplotlib.pyplot"]
-)
 
 
 def runs_here(command: tuple[str, ...]) -> bool:
-    """Whether a command is Snakemake or Python itself."""
-    return command[0] in ("snakemake", "python", sys.executable) and "-c" not in command
+    """Whether a command is Snakemake, DVC or Python itself."""
+    return command[0] in (*MODULES, "python", sys.executable) and "-c" not in command
 
 
 def run(command: tuple[str, ...], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
@@ -43,8 +43,8 @@ def _become(command: tuple[str, ...], folder: Path, environment: dict[str, str],
     os.dup2(said, 1)
     os.dup2(said, 2)
     program, *arguments = command
-    if program == "snakemake":
-        arguments = ["-m", "snakemake", *arguments]
+    if program in MODULES:
+        arguments = ["-m", program, *arguments]
     module = arguments.pop(0) == "-m"
     name, *sys.argv[1:] = arguments if module else command[1:]
     sys.argv[0] = name

@@ -1,11 +1,12 @@
 """The examples, the notebook and the documentation's code, executed."""
 
 import json
+import os
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 
+import programs
 import pytest
 from conftest import ROOT
 
@@ -14,9 +15,10 @@ NEEDS = {"hugging_face": "transformers", "lightning_module": "lightning"}
 
 
 def run(code, folder):
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    (folder / "example.py").write_text(code)
+    exit_code, output = programs.run((sys.executable, "example.py"), folder, dict(os.environ))
+    assert exit_code == 0, output
+    return output
 
 
 @pytest.mark.slow
