@@ -120,12 +120,12 @@ def kill(process: psutil.Popen) -> str:
         for member in members:
             with contextlib.suppress(psutil.Error):
                 member.kill()
-        psutil.wait_procs(members)
+        psutil.wait_procs(members, timeout=1)
     return "+".join(sorted(steps)) or "scheduler"
 
 
 def alive(session: int) -> list[psutil.Process]:
-    """Processes of a session, the oldest first."""
+    """Processes of a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):

@@ -233,12 +233,8 @@ class Project:
         return subprocess.Popen(command, cwd=self.folder, env=self.environment(), **options)
 
     def finish(self, *command: str) -> tuple[int, str]:
-        """Exit code and output of a command that nobody disturbs."""
-        if programs.runs_here(command):
-            return programs.run(command, self.folder, self.environment())
-        process = self.start(*command)
-        output, _ = process.communicate()
-        return process.returncode, output
+        """Exit code and output of a command that ends by itself, or by its own hand."""
+        return programs.run(command, self.folder, self.environment())
 
     def run(self, *command: str, ok: bool = True) -> str:
         code, output = self.finish(*command)
@@ -301,9 +297,9 @@ def finished(finished_project, tmp_path):
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Its programs, that do nothing: the executor only asks whether they exist."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
+    folder = tmp_path / "bin"
+    folder.mkdir()
     for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo"):
-        (programs / name).write_text("#!/bin/sh\nexit 0\n")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        (folder / name).write_text("#!/bin/sh\nexit 0\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

@@ -1,6 +1,7 @@
 """The arrows between the rooms of src/oscillations: every row imports only rows below it."""
 
 import ast
+import pstats
 import subprocess
 import sys
 
@@ -64,3 +65,11 @@ def test_every_benchmark_finds_what_it_measures():
     names = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py"))
     code = f"import sys; sys.path.insert(0, 'benchmarks'); [__import__(name) for name in {names}]"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_command_that_is_watched_ends_as_any_program_does(tmp_path):
+    """Else it leaves at once, and a profiler would never write what it has seen."""
+    profile = tmp_path / "profile"
+    command = [sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "oscillations", "check", "--study", "quick"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert any(name == "check" for _, _, name in pstats.Stats(str(profile)).stats)

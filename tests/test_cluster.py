@@ -150,7 +150,7 @@ def test_jobs_of_a_lost_node_go_on(tmp_path, undisturbed):
 
 
 def test_a_job_at_its_time_limit_goes_on(tmp_path):
-    local, project = made(tmp_path / "local", 120), made(tmp_path / "project", 120)
+    local, project = made(tmp_path / "local", 400), made(tmp_path / "project", 400)  # more than a minute
     only = ["only=resnet18-scratch/baseline", "seeds=0"]
     local.snakemake("runs", config=" ".join(only))
     workflow = project.start("snakemake", *PROFILE, *only, "--set-resources", f"{RULE}:runtime=1")

@@ -12,12 +12,13 @@ from oscillations.cli import main
 
 gc.set_threshold(20_000)  # new objects until the next look; torch alone makes hundreds of thousands
 code = main()
-if sys.getprofile() or sys.gettrace():  # whoever watches wants to be told of the end
-    sys.exit(code)
+monitoring = getattr(sys, "monitoring", None)  # what profilers use from Python 3.12 on
+if sys.getprofile() or sys.gettrace() or (monitoring and any(map(monitoring.get_tool, range(6)))):
+    sys.exit(code)  # whoever watches wants to be told of the end
+atexit._run_exitfuncs()
 try:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed from the start
+        stream.flush()
 except OSError:
     sys.exit(code)
-atexit._run_exitfuncs()
 os._exit(code)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special  # scipy.stats, which takes half a second to import, asks it for the same numbers
+from scipy import special  # whose functions scipy.stats calls, without the half second of its import
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 NOT_RUN = "not run"
@@ -86,7 +86,7 @@ def trend(values: np.ndarray) -> Estimate:
     Page's L is the mean over seeds of Spearman's coefficient in other units. Two levels are no trend and one
     seed is no test. Page, "Ordered hypotheses for multiple treatments" (1963).
     """
-    from scipy import stats
+    from scipy import stats  # only here: see above
 
     n, levels = values.shape
     if n < 2 or levels < 3:
