@@ -244,6 +244,13 @@ class Project:
     def cli(self, *arguments: str, ok: bool = True) -> str:
         return self.run(sys.executable, "-m", "oscillations", *arguments, ok=ok)
 
+    def cli_apart(self, *arguments: str) -> str:
+        """The same in an interpreter of its own, with a seed of hashes that no other command of the tests has."""
+        process = self.start(sys.executable, "-m", "oscillations", *arguments)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        return output
+
     def snakemake(self, *arguments: str, config: str = "", ok: bool = True) -> str:
         keys = ["--config", "study=tiny", *config.split()]
         return self.run("snakemake", "--cores", "2", *arguments, *keys, ok=ok)
