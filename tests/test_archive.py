@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import Project, object_store
 
 from oscillations.cli import main
 
@@ -103,6 +103,15 @@ def test_weights_come_over_the_network(trained, stranger, capsys, signature):
     assert same_weights(trained)
     assert "Signature" not in capsys.readouterr().out
     assert not list(Path("data/downloads").iterdir())  # what was downloaded is gone
+
+
+def test_weights_come_from_a_bucket(trained, stranger):
+    archive = f"{object_store()}/archives/tiny.zip"
+    s3fs = pytest.importorskip("s3fs")
+    store = s3fs.S3FileSystem(config_kwargs={"signature_version": "s3v4"})
+    store.put_file(trained / "tiny.zip", archive)
+    fetched(store.sign(archive, expiration=60))
+    assert same_weights(trained)
 
 
 def test_records_come_along_where_there_are_none(trained, stranger, capsys):

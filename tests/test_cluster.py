@@ -9,12 +9,14 @@ NODE_DOWN and NODE_UP hold commands that power a node off and on, in which NODE 
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from conftest import Project
 
@@ -70,15 +72,17 @@ def undisturbed(tmp_path_factory):
 
 def ended_well(trial, project, expected, process):
     """The workflow ended with exit code 0 and every checkpoint has the undisturbed run's bytes; what it said."""
+    began = psutil.Process(process.pid).create_time()
     said, _ = process.communicate()
+    seconds = round(time.time() - began)
     found = weights(project)
     differing = sum(found.get(name) != content for name, content in expected.items())
     submissions = said.count("has been submitted with SLURM jobid")
     table = project.folder.parents[1] / "trials.csv"
     if not table.exists():
-        table.write_text("trial,exit_code,checkpoints,differing,submissions\n")
+        table.write_text("trial,exit_code,checkpoints,differing,submissions,seconds\n")
     with table.open("a") as rows:
-        rows.write(f"{trial},{process.returncode},{len(expected)},{differing},{submissions}\n")
+        rows.write(f"{trial},{process.returncode},{len(expected)},{differing},{submissions},{seconds}\n")
     assert process.returncode == 0, said
     assert not differing
     return said
@@ -86,6 +90,11 @@ def ended_well(trial, project, expected, process):
 
 def jobs():
     return subprocess.run(MINE, capture_output=True, text=True, check=True).stdout.split()
+
+
+def nodes_at_work():
+    """Nodes that our jobs run on."""
+    return subprocess.run([*MINE[:-1], "--format=%N", "--states=R"], capture_output=True, text=True).stdout.split()
 
 
 def until(condition, seconds=300):
@@ -141,7 +150,7 @@ def test_jobs_of_a_lost_node_go_on(tmp_path, undisturbed):
     project = made(tmp_path / "project")
     workflow = project.start("snakemake", *PROFILE)
     until(lambda: at_work(project))
-    node = subprocess.run([*MINE[:-1], "--format=%N", "--states=R"], capture_output=True, text=True).stdout.split()[0]
+    node = nodes_at_work()[0]
     subprocess.run([*shlex.split(os.environ["NODE_DOWN"].replace("NODE", node))], check=True)
     try:
         ended_well("a node lost", project, undisturbed, workflow)
@@ -162,7 +171,8 @@ def test_a_job_that_needs_more_memory_gets_it(tmp_path, undisturbed):
     project = made(tmp_path / "project")
     workflow = project.start("snakemake", *PROFILE, "--set-resources", f"{RULE}:mem_mb=attempt*350")
     said = ended_well("too little memory at first", project, undisturbed, workflow)
-    assert "exceeded" in said.lower() or "out_of_memory" in said.lower()  # by polling; by the kernel
+    killed = "exceeded (job )?memory limit|out.of.memory|oom.kill"  # by polling; by the kernel
+    assert re.search(killed, said, re.IGNORECASE)
 
 
 def test_jobs_of_a_killed_workflow_are_waited_for(tmp_path, undisturbed):
@@ -189,7 +199,8 @@ def test_clocks_of_nodes_need_not_agree(tmp_path, undisturbed):
     train = ["python", "-m", "oscillations", "train", "--study", "tiny", "--only", variant]
     early = project.start("srun", "--ntasks=1", "faketime", "-f", "-10m", *train)
     until(lambda: at_work(project))
-    late = project.start("srun", "--ntasks=1", "faketime", "-f", "+10m", *train)
+    (elsewhere,) = nodes_at_work()
+    late = project.start("srun", "--ntasks=1", f"--exclude={elsewhere}", "faketime", "-f", "+10m", *train)
     expected = {name: content for name, content in undisturbed.items() if name.startswith(f"tiny/{variant}/")}
     assert len(expected) == 2
     said_early, _ = early.communicate()
@@ -198,14 +209,33 @@ def test_clocks_of_nodes_need_not_agree(tmp_path, undisturbed):
     assert "waiting for process" in said_late and "epoch" not in said_late
 
 
-def test_a_full_queue_is_waited_for(tmp_path, undisturbed):
-    project = made(tmp_path / "project")
+@pytest.fixture
+def full_queue():
+    """Nobody else's jobs start for a minute."""
     block = ["sbatch", "--parsable", "--output=/dev/null", "--exclusive", "--wrap", "sleep 60"]
     blockers = [subprocess.run(block, capture_output=True, text=True, check=True).stdout.strip() for _ in range(6)]
-    try:
-        ended_well("a full queue", project, undisturbed, project.start("snakemake", *PROFILE))
-    finally:
-        subprocess.run(["scancel", *blockers], check=False)
+    yield blockers
+    subprocess.run(["scancel", *blockers], check=False)
+
+
+def test_a_full_queue_is_waited_for(tmp_path, undisturbed, full_queue):
+    project = made(tmp_path / "project")
+    ended_well("a full queue", project, undisturbed, project.start("snakemake", *PROFILE))
+
+
+def test_jobs_of_a_killed_workflow_that_have_not_started_are_named(tmp_path, undisturbed, full_queue):
+    """What ``status`` says takes them back; if nobody does, both trainings are submitted, and one makes the run."""
+    project = made(tmp_path / "project")
+    workflow = project.start("snakemake", *PROFILE)
+    until(lambda: len(set(jobs()) - set(full_queue)) == 3)
+    workflow.send_signal(signal.SIGKILL)
+    workflow.communicate()
+    waiting = set(jobs()) - set(full_queue)
+    (command,) = re.findall("scancel .*", project.cli("status", "--study", "tiny"))
+    assert set(command.split()[1:]) == waiting
+    ended_well("killed before its jobs start", project, undisturbed, project.start("snakemake", *PROFILE))
+    logs = [file.read_text() for file in project.folder.glob("logs/tiny/train/resnet18-scratch/*.log")]
+    assert sum(text.count(": starting") for text in logs) <= 6  # a run at most once
 
 
 def test_the_main_process_may_be_a_job(tmp_path, undisturbed):
@@ -214,7 +244,27 @@ def test_the_main_process_may_be_a_job(tmp_path, undisturbed):
     ended_well("the main process in a job", project, undisturbed, project.start(*head))
 
 
-def test_jobs_that_ask_for_a_gpu_go_to_its_partition(tmp_path):
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux")
+def test_the_main_process_outlives_a_terminal(tmp_path, undisturbed):
+    """Started in a session of tmux that nobody is attached to."""
+    project = made(tmp_path / "project")
+    inside = f"{shlex.join(['snakemake', *PROFILE])} > head.log 2>&1; echo $? > code"
+    session = f"tmux -L trial new-session -d {shlex.quote(inside)}"
+    wait = "while [ ! -s code ]; do sleep 1; done; cat head.log; exit $(cat code)"
+    ended_well("the main process in tmux", project, undisturbed, project.start("sh", "-c", f"{session}; {wait}"))
+
+
+def test_dvc_submits_the_same_jobs(tmp_path, undisturbed):
+    project = made(tmp_path / "project")
+    stage = {"cmd": "snakemake runs --config study=tiny", "outs": [{"checkpoints/tiny": {"persist": True}}]}
+    (project.folder / "dvc.yaml").write_text(json.dumps({"stages": {"tiny": stage | {"deps": ["params/tiny.yaml"]}}}))
+    project.run("dvc", "init", "--no-scm", "--quiet")
+    dvc = project.start("env", "SNAKEMAKE_PROFILE=workflow/profiles/slurm", "dvc", "repro")
+    ended_well("dvc repro", project, undisturbed, dvc)
+    assert "up to date" in project.run("dvc", "status")
+
+
+def test_jobs_that_ask_for_a_gpu_go_to_its_partition(tmp_path, undisturbed):
     nodes = subprocess.run(
         ["sinfo", "-h", "-p", "gpu", "-N", "-o", "%N"], capture_output=True, text=True
     ).stdout.split()
@@ -222,7 +272,6 @@ def test_jobs_that_ask_for_a_gpu_go_to_its_partition(tmp_path):
         pytest.skip("no partition named gpu")
     project = made(tmp_path / "project")
     workflow = project.start("snakemake", *PROFILE, "--set-resources", f"{RULE}:gpu=1")
-    said, _ = workflow.communicate()
-    assert workflow.returncode == 0, said
+    ended_well("jobs for a partition with GPUs", project, undisturbed, workflow)
     records = [json.loads(file.read_text()) for file in project.folder.glob("results/**/run.json")]
     assert {record["environment"]["slurm"]["node"] for record in records} <= set(nodes)

@@ -1,6 +1,7 @@
 """Predicted costs: equal workloads, hand-computed hours, and silence where nothing was measured."""
 
 import csv
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_what_a_job_of_a_cluster_asks_for(scratch):
     assert cost.job_minutes(predicted, 3, 1, gpu=False) == 10 + 3 * 3 * 12
     assert cost.job_minutes(predicted, 3, 2, gpu=False) == 10 + 3 * 3 * 6
     assert cost.job_minutes(replace(predicted, gpu_hours=None), 3, 1, gpu=True) == 720
+
+
+def test_what_an_evaluation_asks_for(scratch):
+    """As many images as CIFAR-10 has to train on, at the paper's widths, for each of five seeds."""
+    _, variants = load("paper")
+    two = [variant(variants, f"mlp5-scratch/{name}") for name in ("qat-3bit", "osciquant-3bit")]
+    assert cost.evaluation_minutes(two, 1, gpu=False) == 240  # nothing was measured
+    measured([(one, "cpu", 1.0, 0.25) for one in two])
+    widths, seeds = len(two[0].recipe.eval_bits), len(two[0].seeds)
+    seconds = 2 * widths * seeds * 50_000 * 0.25 / 1000
+    assert cost.evaluation_minutes(two, 1, gpu=False) == 10 + math.ceil(seconds / 60)
+    assert cost.evaluation_minutes(two, 3, gpu=False) == 10 + math.ceil(3 * seconds / 60)
+    assert cost.evaluation_minutes(two, 100, gpu=False) == 1440
+    assert cost.evaluation_minutes(two, 1, gpu=True) == 240
 
 
 def test_a_footprint_is_that_of_data_model_and_batch():

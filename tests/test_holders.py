@@ -14,7 +14,7 @@ import pytest
 from conftest import Project
 
 from oscillations.core.errors import InputError
-from oscillations.jobs import holders, workflows
+from oscillations.jobs import holders, status, workflows
 from oscillations.jobs.holders import Holder, held, holder_of
 
 ELSEWHERE = Holder(host="n7", pid=4711, started="1", boot="another", since="yesterday")
@@ -234,6 +234,43 @@ def test_what_a_killed_workflow_left_is_known(monkeypatch):
     monkeypatch.delenv(holders.WORKFLOW)
     holders.name_workflow()
     assert not Holder.present().left_over
+
+
+def test_status_names_who_holds_what_and_what_ends_it(folder, capsys, monkeypatch):
+    monkeypatch.setattr(status, "EXPIRES", 100)
+    gone = f"{Holder.present().host} {2**22 + 1} 1"
+    file = holding(folder / "work/tiny/mlp5-scratch/qat-3bit/seed0", replace(ELSEWHERE, slurm_job="12", workflow=gone))
+    os.utime(file, (time.time() - 600,) * 2)
+    holding(folder / "work/tiny/evaluate/mlp5-scratch", ELSEWHERE)
+    holding(folder / "work/tiny/posttraining/entry", replace(ELSEWHERE, ended="today"))
+    holding(folder / "work/another/evaluate/mlp5-scratch", ELSEWHERE)
+    status.print_holders("tiny")
+    assert capsys.readouterr().out.splitlines() == [
+        "  held: evaluate/mlp5-scratch by process 4711 on n7, since yesterday: at work",
+        "  held: mlp5-scratch/qat-3bit/seed0 by process 4711 on n7, SLURM job 12, since yesterday: "
+        "no sign of life for 10 minutes",
+        "  left over by a workflow that is gone; the next one waits until it ends. What ends it, saved:",
+        "    scancel 12",
+    ]
+
+
+def test_jobs_that_wait_for_a_node_and_whose_workflow_is_gone_are_named(folder, capsys, monkeypatch):
+    """``squeue`` as SLURM 22.05 answers: what somebody submitted by hand, or elsewhere, is nobody's orphan."""
+    answer = folder / "squeue"
+    lines = (
+        f"7 rule_train_a_wildcards_b {folder}",
+        f"8 (null) {folder}",
+        "9 rule_train_a /elsewhere",
+        f"10 rule_c {folder}",
+    )
+    answer.write_text("#!/bin/sh\ncat <<EOF\n" + "\n".join(lines) + "\nEOF\n")
+    answer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    status.print_unclaimed()
+    assert capsys.readouterr().out.splitlines()[1:] == ["    scancel 7 10"]
+    card(replace(Holder.present(), pid=os.getppid(), started=holders._started(os.getppid())))
+    status.print_unclaimed()
+    assert capsys.readouterr().out == ""
 
 
 def named(host):

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import ROOT, Project, job_counts
+from conftest import ROOT, Project, job_counts, object_store
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -272,6 +272,8 @@ def test_a_clone_without_data_or_weights(finished):
     assert site.read_text() == before
     assert {file.name for file in (finished.folder / "figures/tiny").iterdir()} == drawn
     assert finished.planned() == {}
+    (finished.folder / "results/tiny/runs/mlp5-scratch/qat-3bit.html").unlink()
+    assert finished.planned() == {"all": 1, "site": 1}
 
 
 def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
@@ -391,6 +393,15 @@ def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
     assert "gpu=1" in output
 
 
+def test_the_slurm_profile_is_found_from_another_folder(project, slurm, tmp_path):
+    profile = str(project.folder / "workflow/profiles/slurm")
+    (tmp_path / "elsewhere/params").mkdir(parents=True)
+    shutil.copy(project.folder / "params/tiny.yaml", tmp_path / "elsewhere/params")
+    elsewhere = ("-d", str(tmp_path / "elsewhere"), "--workflow-profile", profile)
+    output = project.run("snakemake", *elsewhere, "-n", "runs", "--config", "study=tiny")
+    assert trains(job_counts(output)) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
+
+
 def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, slurm):
     output = project.run("snakemake", *SLURM, "runs", "--group-components", "train=3", "--config", "study=tiny")
     groups = re.findall(r"Group job (\S+) \(", output)
@@ -454,9 +465,12 @@ def test_a_workflow_ended_again_and_again_makes_what_an_undisturbed_one_does(pro
     assert faults.left_over(project.folder) == []
 
 
-@pytest.fixture
-def dvc_project(finished):
-    """The finished project as a git and DVC repository with a local remote."""
+@pytest.fixture(params=["folder", "bucket"])
+def dvc_project(finished, request):
+    """The finished project as a git and DVC repository with a remote."""
+    remote = str(finished.folder.parent / "store")
+    if request.param == "bucket":
+        remote = f"{object_store()}/{finished.folder.parent.name}"
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, finished.folder)
     with (finished.folder / ".gitignore").open("a") as file:
@@ -469,7 +483,9 @@ def dvc_project(finished):
     finished.run("git", "init", "-q")
     finished.run("git", "config", "user.email", "t@example.org")
     finished.run("git", "config", "user.name", "t")
-    finished.run("dvc", "remote", "add", "-d", "store", str(finished.folder.parent / "store"))
+    finished.run("dvc", "remote", "add", "-d", "store", remote)
+    if request.param == "bucket":
+        finished.run("dvc", "remote", "modify", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL"])
     return finished
 
 

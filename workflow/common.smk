@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -138,18 +139,28 @@ def experiment_runs(experiment):
 COSTS = {one.experiment: one for one in cost.predict(PLANS, STUDY.judged)}
 
 
-UNPREDICTED_MINUTES = 240  # evaluations, post-training and exports: nobody has measured them beforehand
-
-
-def memory(experiments):
-    """Megabytes that a job over these experiments asks for at first."""
-    recipes = (variant.recipe for variant in VARIANTS if variant.experiment in experiments)
+@cache
+def memory(experiment):
+    """Megabytes that a job over an experiment's runs asks for at first."""
+    recipes = (variant.recipe for variant in VARIANTS if variant.experiment == experiment)
     return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb(recipes))
 
 
 def minutes(experiment, runs):
     """Minutes that a training job of some runs asks for at first."""
     return cost.job_minutes(COSTS[experiment], runs, STUDY.threads, bool(GPUS))
+
+
+@cache
+def evaluation_minutes(experiment):
+    """Minutes that the evaluation of all runs of an experiment asks for at first."""
+    mine = (variant for variant in VARIANTS if variant.experiment == experiment)
+    return cost.evaluation_minutes(mine, len(STUDY.cross_bit), bool(GPUS))
+
+
+def longer(attempt, minutes):
+    """Minutes that an attempt asks for."""
+    return min(attempt * minutes, cost.LONGEST_MINUTES)
 
 
 def variant_pattern(experiment, chosen):

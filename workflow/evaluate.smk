@@ -26,8 +26,8 @@ rule evaluate:
     threads: STUDY.threads
     resources:
         gpu=GPUS,
-        mem_mb=lambda wildcards, attempt: attempt * memory([wildcards.experiment]),
-        runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
+        mem_mb=lambda wildcards, attempt: attempt * memory(wildcards.experiment),
+        runtime=lambda wildcards, attempt: longer(attempt, evaluation_minutes(wildcards.experiment)),
     params:
         arithmetic=as_json(numerics.versions(["evaluation"]) | ASKED),
         histograms=STUDY.draws_weights,

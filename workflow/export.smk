@@ -24,8 +24,8 @@ if STUDY.exports:
             entry="|".join(map(re.escape, STUDY.exports)),
         threads: STUDY.threads
         resources:
-            mem_mb=lambda wildcards, attempt: 2 * attempt * memory(exported_experiments(wildcards.entry)),
-            runtime=lambda wildcards, attempt: attempt * UNPREDICTED_MINUTES,
+            mem_mb=lambda wildcards, attempt: 2 * attempt * max(map(memory, exported_experiments(wildcards.entry))),
+            runtime=lambda wildcards, attempt: longer(attempt, cost.UNMEASURED_SHORT),
         params:
             entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json", exclude_none=True)),
             study=STUDY_FILE,

@@ -34,6 +34,7 @@ FILMED = {
     for film, spec in STUDY.films.items()
 }
 FILMS = [f"{FIGURES}/{film}.gif" for film, histograms in FILMED.items() if histograms]
+PAGES = sorted(str(paths.variant_page(STUDY.study, path)) for path in {run.path for run in SHOWN})
 REPORT_PARAMS = as_json(STUDY.model_dump(mode="json", by_alias=True, exclude={"training", "wanted"}))
 
 if STUDY.toy_regression:
@@ -217,9 +218,11 @@ rule site:
         str(paths.CHOICES),
         COST,
     output:
-        expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md"]),
-        update(f"{RESULTS}/summary.json"),  # the page over all studies is made of them
-        sorted({str(paths.variant_page(STUDY.study, run.path)) for run in SHOWN}),
+        PAGES,
+        study=[
+            *expand(f"{RESULTS}/{{name}}", name=["index.html", "making.html", "README.md"]),
+            update(f"{RESULTS}/summary.json"),  # the page over all studies is made of them
+        ],
     log:
         f"logs/{STUDY.study}/report/site.log",
     benchmark:

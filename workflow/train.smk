@@ -51,10 +51,8 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         threads: STUDY.threads
         resources:
             gpu=GPUS,
-            mem_mb=lambda wildcards, attempt, first=memory([experiment]): attempt * first,
-            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): min(
-                attempt * first, cost.LONGEST_MINUTES
-            ),
+            mem_mb=lambda wildcards, attempt, first=memory(experiment): attempt * first,
+            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): longer(attempt, first),
             trainings=1,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from statistics import mean
 
 from oscillations.core.files import read_json
-from oscillations.jobs.holders import EXPIRES, holder_of
+from oscillations.jobs import workflows
+from oscillations.jobs.holders import EXPIRES, PREFIX, holder_of
 from oscillations.records import cost
 from oscillations.records.cost import Cost
 from oscillations.records.environment import unlike
 from oscillations.records.plans import plans
-from oscillations.study.paths import Run
+from oscillations.study.paths import Run, study_work
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
 
@@ -45,7 +48,8 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
             f"  {word}: {run.name} epoch {state['epoch']}/{state['epochs']}, best in {state['best_epoch']}, "
             f"{pace:.1f} s/epoch"
         )
-    print_holders(waiting)
+    print_holders(study.study)
+    print_unclaimed()
     for run, why in stale.items():
         print(f"  stale: {run.name}: {why}")
     for warning in unlike(done.values()):
@@ -62,17 +66,36 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
     print_costs(costs)
 
 
-def print_holders(runs: set[Run]) -> None:
-    """Which process, and SLURM job, works on each run; of those whose workflow is gone, what to do."""
-    found = {run.name: held for run in runs if (held := holder_of(run.work))}
-    for name in sorted(found):
-        holder, quiet = found[name]
+def print_holders(study: str) -> None:
+    """Which process, and SLURM job, works on what of a study; of those whose workflow is gone, what to do."""
+    folders = sorted({file.parent for file in study_work(study).rglob(f"{PREFIX}*")})
+    found = {folder: held for folder in folders if (held := holder_of(folder))}
+    for folder, (holder, quiet) in found.items():
         sign = f"no sign of life for {quiet / 60:.0f} minutes" if quiet > EXPIRES else "at work"
-        print(f"  held: {name} by {holder}: {sign}")
+        print(f"  held: {folder.relative_to(study_work(study))} by {holder}: {sign}")
     if left := sorted({holder.stop_command for holder, _ in found.values() if holder.left_over}):
         print("  left over by a workflow that is gone; the next one waits until it ends. What ends it, saved:")
         for command in left:
             print(f"    {command}")
+
+
+def print_unclaimed() -> None:
+    """SLURM's jobs that wait to start in this folder, and no workflow is left to wait for them."""
+    if not workflows.at_work() and (waiting := pending_jobs()):
+        print("  not started yet, and their workflow is gone; the next one submits its own. What takes them back:")
+        print(f"    scancel {' '.join(waiting)}")
+
+
+def pending_jobs() -> list[str]:
+    """SLURM jobs of a rule that wait to start in this folder; none where there is no SLURM, or it does not answer."""
+    if shutil.which("squeue") is None:
+        return []
+    asked = subprocess.run(
+        ["squeue", "--me", "--noheader", "--states=PENDING", "--format=%A %k %Z"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    jobs = (line.split(" ", 2) for line in asked.stdout.splitlines())
+    return [job for job, rule, folder in jobs if rule.startswith("rule_") and Path(folder).resolve() == Path.cwd()]
 
 
 def _progress(run: Run) -> Path:

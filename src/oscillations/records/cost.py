@@ -22,7 +22,8 @@ from oscillations.records.plans import Plan
 from oscillations.study.paths import COST, MEMORY, PUBLISHED
 from oscillations.study.variants import Variant
 
-UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a job asks for of which nothing was measured
+UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a training asks for of which nothing was measured
+UNMEASURED_SHORT = 240  #: minutes, what else a job asks for
 LONGEST_MINUTES = 1440  #: what any job asks for at most: a training that takes longer goes on in its next attempt
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
@@ -166,8 +167,9 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
         cost.runs += len(runs)
         cost.epochs += len(runs) * epochs
         cost.sources = tuple(dict.fromkeys((*cost.sources, source)))
+        work = workload(variant.recipe)
         for hours, kind, units in (("core_hours", "cpu", variant.recipe.threads), ("gpu_hours", "cuda", 1)):
-            speed = speeds.get((workload(variant.recipe), kind))
+            speed = speeds.get((work, kind))
             before = getattr(cost, hours)
             if speed is None or before is None:
                 setattr(cost, hours, None)
@@ -196,6 +198,23 @@ def job_minutes(cost: Cost, runs: int, threads: int, gpu: bool) -> int:
     if hours is None:
         return UNMEASURED_MINUTES
     return min(LONGEST_MINUTES, 10 + math.ceil(3 * 60 * hours / (1 if gpu else threads) * runs / cost.runs))
+
+
+def evaluation_minutes(variants: Iterable[Variant], rules: int, gpu: bool) -> int:
+    """Minutes that a job asks for which evaluates all runs of some variants; four hours if a speed is unknown.
+
+    Ten to start, and for every width and rule as many images as there are to train on: of CIFAR-10 twice what is looked
+    at where batch norm is re-estimated, too.
+    """
+    speeds, seconds = read_speeds(), 0.0
+    for variant in variants:
+        recipe = variant.recipe
+        speed = speeds.get((workload(recipe), "cuda" if gpu else "cpu"))
+        if speed is None:
+            return UNMEASURED_SHORT
+        images = datasets.find(recipe.data).TRAIN_IMAGES * len(recipe.eval_bits) * rules
+        seconds += len(variant.seeds) * len(recipe.training.kept) * images * speed.image
+    return min(LONGEST_MINUTES, 10 + math.ceil(seconds / 60))
 
 
 def machines() -> str:

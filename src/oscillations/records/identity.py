@@ -7,6 +7,7 @@ arithmetic in it may be sources that were unknown then (:mod:`oscillations.recor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -38,12 +39,16 @@ def meaning(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(options: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {
-        field.alias or name: field.get_default() for name, field in options.model_fields.items()
-        if not field.is_required()
-    }  # fmt: skip
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
-    return {key: value for key, value in values.items() if key not in plain or value != plain[key]}
+    defaults = _defaults(options)
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
+@cache
+def _defaults(options: type[BaseModel]) -> dict[str, Any]:
+    """JSON values of the options that need not be said."""
+    fields = {field.alias or name: field for name, field in options.model_fields.items() if not field.is_required()}
+    values = {name: field.get_default() for name, field in fields.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _of(options: PostTrainingOptions) -> dict[str, Any]:

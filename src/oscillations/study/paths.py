@@ -73,14 +73,19 @@ def fetch_work(name: str) -> Path:
     return Path("work", ".fetch", name)
 
 
+def study_work(study: str) -> Path:
+    """Undeclared folder of all that is unfinished of a study: Snakemake never deletes it."""
+    return Path("work", study)
+
+
 def posttraining_work(study: str, name: str) -> Path:
     """Undeclared folder of an unfinished post-training entry."""
-    return Path("work", study, "posttraining", name)
+    return study_work(study) / "posttraining" / name
 
 
 def evaluation_work(study: str, experiment: str) -> Path:
     """Undeclared folder that says who evaluates an experiment."""
-    return Path("work", study, "evaluate", experiment)
+    return study_work(study) / "evaluate" / experiment
 
 
 def evaluation_files(study: str, experiment: str) -> tuple[Path, Path]:
@@ -168,8 +173,8 @@ class Run:
 
     @property
     def work(self) -> Path:
-        """Undeclared folder of an unfinished variant: Snakemake never deletes it."""
-        return Path("work", self.study, self.name)
+        """Undeclared folder of an unfinished run."""
+        return study_work(self.study) / self.name
 
     @property
     def command(self) -> str:
