@@ -149,6 +149,20 @@ def test_records_come_along_where_there_are_none(trained, stranger, capsys):
     assert main(["evaluate", "--study", "tiny", "--experiment", "mlp5-scratch"]) == 0
 
 
+@pytest.mark.slow
+def test_seeds_of_a_study_made_in_two_clones_are_one(tmp_path):
+    """By the commands of docs/scaling.md: what the other has made comes along, and nothing is trained again."""
+    here, there = (Project(tmp_path / name) for name in ("here", "there"))
+    variant = "only=mlp5-scratch/qat-3bit"
+    for project, seed in ((here, 0), (there, 1)):
+        project.snakemake("runs", config=f"{variant} seeds={seed}")
+    there.cli("pack", "--study", "tiny", "--out", "../there.zip")
+    assert here.planned("runs", config=variant) == {"train_mlp5_scratch": 1, "runs": 1}
+    said = here.cli("fetch-weights", "--study", "tiny", "--from", "../there.zip")
+    assert "1 runs placed, 1 were there, 10 are not in" in said
+    assert here.planned("results/tiny/measurements.csv", config=variant) == {"evaluate": 1, "collect": 1}
+
+
 @pytest.mark.parametrize("name", ["run.json", "history.csv"])
 def test_a_damaged_file_beside_the_weights_comes_back(trained, stranger, capsys, name):
     fetched(trained / "tiny.zip")

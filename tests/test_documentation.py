@@ -40,7 +40,7 @@ ELSEWHERE = {
     "pytest": "this is it; its markers are those of pyproject.toml",
     "cd ": "test_acceptance.py compares two folders",
     "git ": "git's own; test_workflow.py clones, commits and pushes",
-    "dvc ": "test_workflow.py: push, pull, repro, status, metrics; test_cluster.py: an object store",
+    "dvc ": "test_workflow.py: push, pull, repro, status, metrics, with a folder as remote; an object store needs a server",
     "docker ": "needs an engine; test_environment.py holds the two containers to the same files, test.yml builds one",
     "apptainer ": "needs an engine, as docker",
     "sbatch ": "needs a cluster: test_cluster.py, by pytest -m cluster",
