@@ -5,12 +5,13 @@ import json
 import shutil
 import threading
 import zipfile
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import Project, object_store
+from conftest import ROOT, Project, object_store
 
 from oscillations.cli import main
 
@@ -91,15 +92,21 @@ def test_weights_come_from_an_archive_a_folder_and_another_clone(trained, strang
         assert same_weights(trained)
 
 
-@pytest.mark.parametrize("signature", ["", "?X-Amz-Expires=60&X-Amz-Signature=0a1b"])
-def test_weights_come_over_the_network(trained, stranger, capsys, signature):
-    handler = partial(SimpleHTTPRequestHandler, directory=str(trained))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+@contextmanager
+def served(folder):
+    """The address of a folder's files on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        fetched(f"http://127.0.0.1:{server.server_port}/tiny.zip{signature}")
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
+
+
+@pytest.mark.parametrize("signature", ["", "?X-Amz-Expires=60&X-Amz-Signature=0a1b"])
+def test_weights_come_over_the_network(trained, stranger, capsys, signature):
+    with served(trained) as address:
+        fetched(f"{address}/tiny.zip{signature}")
     assert same_weights(trained)
     assert "Signature" not in capsys.readouterr().out
     assert not list(Path("data/downloads").iterdir())  # what was downloaded is gone
@@ -114,6 +121,33 @@ def test_weights_come_from_a_bucket(trained, stranger):
     assert same_weights(trained)
 
 
+@pytest.mark.slow
+def test_a_clone_measures_the_published_weights_anew(finished, tmp_path):
+    """git clone, fetch-weights, data, evaluate: nothing is trained, and every digit is the archive's."""
+    finished.cli("pack", "--study", "tiny", "--out", "../served/tiny.zip")
+    shutil.copy(ROOT / ".gitignore", finished.folder)
+    finished.run("git", "init", "-q")
+    finished.run("git", "add", "-A")
+    finished.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "results")
+    clone = Project.at(tmp_path / "clone")
+    finished.run("git", "clone", "-q", ".", str(clone.folder))
+    assert not [name for name in ("checkpoints", "data", ".snakemake") if (clone.folder / name).exists()]
+    with served(tmp_path / "served") as address:
+        said = clone.cli("fetch-weights", "--study", "tiny", "--from", f"{address}/tiny.zip")
+    assert "12 runs placed, 0 were there, 0 are not in" in said
+    clone.snakemake("data")
+    assert clone.planned("runs") == {}
+    with zipfile.ZipFile(tmp_path / "served/tiny.zip") as archive:
+        for experiment, checkpoints in {"mlp5-scratch": 8, "mlp5-lambda": 4}.items():
+            recorded = f"results/tiny/runs/{experiment}/evaluations.csv"
+            (clone.folder / recorded).unlink()  # current rows are kept
+            said = clone.cli("evaluate", "--study", "tiny", "--experiment", experiment)
+            assert f"{experiment}: {checkpoints} checkpoints evaluated" in said
+            assert (clone.folder / recorded).read_bytes() == archive.read(recorded)
+    assert clone.run("git", "status", "--short") == ""
+    assert clone.planned() == {}
+
+
 def test_records_come_along_where_there_are_none(trained, stranger, capsys):
     shutil.rmtree("results")
     fetched(trained / "tiny.zip")
@@ -122,6 +156,20 @@ def test_records_come_along_where_there_are_none(trained, stranger, capsys):
     assert main(["train", "--study", "tiny", "--only", "mlp5-scratch/osciquant-3bit"]) == 0
     assert "epoch" not in capsys.readouterr().out  # nothing was trained
     assert main(["evaluate", "--study", "tiny", "--experiment", "mlp5-scratch"]) == 0
+
+
+@pytest.mark.slow
+def test_seeds_of_a_study_made_in_two_clones_are_one(tmp_path):
+    """By the commands of docs/scaling.md: what the other has made comes along, and nothing is trained again."""
+    here, there = (Project(tmp_path / name) for name in ("here", "there"))
+    variant = "only=mlp5-scratch/qat-3bit"
+    for project, seed in ((here, 0), (there, 1)):
+        project.snakemake("runs", config=f"{variant} seeds={seed}")
+    there.cli("pack", "--study", "tiny", "--out", "../there.zip")
+    assert here.planned("runs", config=variant) == {"train_mlp5_scratch": 1, "runs": 1}
+    said = here.cli("fetch-weights", "--study", "tiny", "--from", "../there.zip")
+    assert "1 runs placed, 1 were there, 10 are not in" in said
+    assert here.planned("results/tiny/measurements.csv", config=variant) == {"evaluate": 1, "collect": 1}
 
 
 @pytest.mark.parametrize("name", ["run.json", "history.csv"])

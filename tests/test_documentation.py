@@ -45,7 +45,7 @@ ELSEWHERE = {
     "apptainer ": "needs an engine, as docker",
     "sbatch ": "needs a cluster: test_cluster.py, by pytest -m cluster",
     "snakemake --software-deployment-method": "needs an engine, as docker",
-    "snakemake --report": "test_workflow.py makes the report of a finished study",
+    "snakemake --report": "test_workflow.py makes the report of a finished study and opens it",
     "snakemake --generate-unit-tests": "test_workflow.py: names that Python takes",
     "snakemake --snakefile": "test_elsewhere.py: another working folder",
     "(snakemake|python) .*shrink": "test_walkthrough.py adds that method",

@@ -7,11 +7,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
 from playwright.sync_api import Page
-from screenshots import browser, chromium
+from screenshots import NEEDS_BROWSER, Watched, browser
 
-pytestmark = pytest.mark.skipif(
-    chromium() is None, reason="no Chromium to open the pages with: apt-get install chromium"
-)
+pytestmark = NEEDS_BROWSER
 
 RESULTS = ROOT / "results"
 STUDIES = [page for page in sorted(RESULTS.glob("*/index.html")) if page.parent.name != "quick"]
@@ -106,32 +104,6 @@ FOLLOW = """async target => {
         if (!found.checkVisibility() || !(found.open ?? true)) return `${target}: closed after click ${time}`;
     }
 }"""
-
-
-class Watched:
-    """A tab, and what went wrong or over the network in it."""
-
-    def __init__(self, tab: Page):
-        self.tab = tab
-        self.faults: list[str] = []
-        tab.on(
-            "console",
-            lambda message: self.faults.append(message.text) if message.type in ("error", "warning") else None,
-        )
-        tab.on("pageerror", lambda error: self.faults.append(str(error)))
-        tab.on("requestfailed", lambda request: self.faults.append(f"not found: {request.url}"))
-        tab.on(
-            "request",
-            lambda request: None if request.url.startswith(("file:", "data:")) else self.faults.append(request.url),
-        )
-
-    def open(self, page: Path, width: int = 1280, scheme: str = "light", anchor: str = "") -> Page:
-        self.faults.clear()
-        self.tab.set_viewport_size({"width": width, "height": 900})
-        self.tab.emulate_media(color_scheme=scheme)
-        self.tab.goto("about:blank")  # so that another anchor of the same page is a new visit, too
-        self.tab.goto(page.as_uri() + anchor)
-        return self.tab
 
 
 @pytest.fixture(scope="module")

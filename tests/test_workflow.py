@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, Project, job_counts, object_store
 from safetensors.torch import load_file
+from screenshots import NEEDS_BROWSER, Watched, browser
 
 pytestmark = pytest.mark.slow
 
@@ -131,19 +132,62 @@ def test_every_rule_has_a_name_that_python_takes(project):
     assert all(name.isidentifier() for name in names)
 
 
-def test_snakemakes_report_shows_findings_tables_and_figures(finished):
+@pytest.fixture(scope="module")
+def unpacked_report(finished_project, tmp_path_factory):
+    """The finished project with Snakemake's report of it, unpacked, and what making it said."""
+    folder = tmp_path_factory.mktemp("report") / "project"
+    shutil.copytree(finished_project.folder, folder)
+    said = Project.at(folder).snakemake("--report", "report.zip")
+    with zipfile.ZipFile(folder / "report.zip") as archive:
+        archive.extractall(folder)
+    return folder, said
+
+
+def test_snakemakes_report_shows_findings_tables_and_figures(unpacked_report):
     """And asks for nothing from elsewhere."""
-    output = finished.snakemake("--report", "report.zip")
-    assert "ERROR" not in output  # of the captions' markup
-    with zipfile.ZipFile(finished.folder / "report.zip") as archive:
-        page = archive.read("report/report.html").decode()
-        shown = {name.rsplit("/", 1)[1] for name in archive.namelist()}
+    folder, said = unpacked_report
+    assert "ERROR" not in said  # of the captions' markup
+    page = (folder / "report/report.html").read_text()
+    shown = {file.name for file in folder.glob("report/data/**/*.*")}
     assert {"table1.csv", "comparison-mlp5.csv", "figure3.png", "figure-film-mlp5.gif", "claims.csv"} <= shown
     described = json.loads(re.search(r"var workflow_desc = (\".*\");?$", page, re.MULTILINE)[1])
-    findings = (finished.folder / "results/tiny/findings.csv").read_text()
+    findings = (folder / "results/tiny/findings.csv").read_text()
     assert findings.count("\n") - 1 == described.count("<li>")
     assert described.count("<table") >= 3 and "OsciQuant" in described
     assert not re.findall(r"(?:src|href)=\"https?://[^\"]+\.(?:js|css)", page)
+
+
+@NEEDS_BROWSER
+def test_snakemakes_report_opens_in_a_browser_without_a_network(unpacked_report):
+    """Each category lists all that the study has of it, and a figure stands beside its caption."""
+    folder, _ = unpacked_report
+    drawn = (file.stem for file in (folder / "figures/tiny").iterdir() if file.suffix in (".png", ".gif"))
+    categories = {
+        "Tables": sorted(file.stem for file in (folder / "results/tiny/tables").glob("*.csv")),
+        "Figures": sorted(drawn),
+        "Findings": ["agreement", "claims", "claims_evidence", "findings"],
+    }
+    assert all(categories.values())
+    with browser() as started:
+        watched = Watched(started.new_context(offline=True).new_page())
+        tab = watched.open(folder / "report/report.html")
+        menu = tab.locator("#app nav").first
+        for category, names in categories.items():
+            menu.get_by_role("link", name=category, exact=True).click()
+            menu.get_by_text("name", exact=True).wait_for()
+            assert sorted(menu.locator("td:first-child").all_inner_texts()) == names
+            menu.get_by_role("link", name="Results").click()
+        menu.get_by_role("link", name="Figures", exact=True).click()
+        menu.locator("tr", has_text=re.compile("^figure3$")).locator("[iconname=information-circle]").click()
+        menu.get_by_text("A figure of study params/tiny.yaml, drawn from the records of its runs.").wait_for()
+        menu.locator("[iconname=eye]").click()
+        picture = tab.locator("img[src$='figure3.png']")
+        picture.wait_for()
+        assert picture.evaluate("async picture => { await picture.decode(); return picture.naturalWidth; }") > 500
+        # a word of the library in the page, to those who make pages with it
+        assert [
+            fault for fault in watched.faults if "tailwindcss.com should not be used in production" not in fault
+        ] == []
 
 
 def test_jobs_run_side_by_side(project):
