@@ -349,9 +349,29 @@ def test_a_damaged_card_is_nobody_s(folder, content):
 
 
 def test_a_process_does_not_see_itself(folder):
-    workflows.enter("tiny")
-    assert len(list(workflows.CARDS.glob("*.json"))) == 1
-    assert workflows.at_work() == {}
+    for study in (workflows.PLANNING, "tiny"):
+        workflows.enter(study)
+        (file,) = workflows.CARDS.glob("*.json")
+        assert json.loads(file.read_text())["study"] == study
+        assert workflows.at_work() == {}
+
+
+def test_a_lock_is_left_alone_while_another_plans(tmp_path):
+    """Who plans may have locked its files, and says what it works on only after that."""
+    project = Project(tmp_path / "project")
+    lock = project.folder / ".snakemake/locks/0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    other = replace(Holder.present(), pid=os.getppid(), started=holders._started(os.getppid()))
+    file = project.folder / workflows.CARDS / "planning.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"study": workflows.PLANNING, "holder": asdict(other)}))
+    assert "Job stats" in project.snakemake("-n", "data")
+    assert lock.exists()
+    file.unlink()
+    assert "the lock it has left is lifted" in project.snakemake("-n", "data")
+    assert not lock.exists()
+    assert not list(file.parent.glob("*.json"))
 
 
 def test_a_holder_for_which_there_is_no_room_leaves_nothing_to_wait_for(tmp_path, monkeypatch):

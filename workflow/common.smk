@@ -95,6 +95,8 @@ SHOWN_POSTTRAINING = [str(file) for entry in SHOWN_ENTRIES for file in paths.pos
 # Snakemake's records travel with the results; only the main process may write them, and only of a study that no other makes.
 AT_WORK = "another snakemake makes {} here: {}; wait until it has ended"
 if workflow.is_main_process:
+    with refusing():
+        workflows.enter(workflows.PLANNING)  # before it looks, so that of two one sees the other
     at_work = workflows.at_work()
     if not at_work:
         workflows.lift_lock()

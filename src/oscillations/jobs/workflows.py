@@ -1,7 +1,7 @@
 """Which workflows are at work in a folder, and whether Snakemake's lock there still has an owner.
 
 Snakemake locks the files of a command and leaves the lock behind when it is killed. So every main process leaves a card
-for as long as it lives: where nobody is at work the lock is lifted, and whoever is at work can be named.
+for as long as it lives: where nobody plans or is at work the lock is lifted, and whoever is at work can be named.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from time import sleep
 from oscillations.core.files import write_json
 from oscillations.jobs.holders import BEAT, EXPIRES, Holder
 
+PLANNING = ""  #: in the place of a study: a process that may lock files soon
 CARDS, LOCKS = Path(".snakemake/workflows"), Path(".snakemake/locks")
 
 
 def enter(study: str) -> None:
-    """Leave a card of this process, a main process at work on a study, until it ends."""
+    """Leave a card of this process, a main process at work on a study or :data:`PLANNING`, until it ends."""
     card = _own()
+    first = not card.exists()
     write_json(card, {"study": study, "holder": asdict(Holder.present())})
-    atexit.register(card.unlink, missing_ok=True)
-    Thread(target=_beat, args=(card,), daemon=True).start()
+    if first:
+        atexit.register(card.unlink, missing_ok=True)
+        Thread(target=_beat, args=(card,), daemon=True).start()
 
 
 def at_work() -> dict[str, Holder]:
-    """Studies that others work on here, and their main processes; the cards of those that have ended are removed.
+    """Studies that others work on here (or :data:`PLANNING`), and their main processes; ended ones' cards are removed.
 
     A process of another host, or from before a reboot, is taken for dead without a sign of life for
     :data:`~oscillations.jobs.holders.EXPIRES`, by the file system's clock.
