@@ -194,11 +194,10 @@ def compiled_source() -> Path:
     return folder / "src"
 
 
-def object_store() -> str:
-    """A bucket's address (``s3://BUCKET``) to try what needs one, with the usual ``AWS_`` variables beside it."""
-    if not os.environ.get("OBJECT_STORE"):
-        pytest.skip("no object store to try: OBJECT_STORE=s3://BUCKET, AWS_ENDPOINT_URL and the client's credentials")
-    return os.environ["OBJECT_STORE"]
+BUCKET = os.environ.get("OBJECT_STORE")  #: s3://BUCKET, to try what needs one; the client's AWS_ variables beside it
+NEEDS_BUCKET = pytest.mark.skipif(
+    not BUCKET, reason="no object store: OBJECT_STORE=s3://BUCKET, and the AWS_ variables"
+)
 
 
 class Project:

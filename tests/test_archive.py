@@ -11,7 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, object_store
+from conftest import BUCKET, NEEDS_BUCKET, ROOT, Project
 
 from oscillations.cli import main
 
@@ -112,8 +112,9 @@ def test_weights_come_over_the_network(trained, stranger, capsys, signature):
     assert not list(Path("data/downloads").iterdir())  # what was downloaded is gone
 
 
+@NEEDS_BUCKET
 def test_weights_come_from_a_bucket(trained, stranger):
-    archive = f"{object_store()}/archives/tiny.zip"
+    archive = f"{BUCKET}/archives/tiny.zip"
     s3fs = pytest.importorskip("s3fs")
     store = s3fs.S3FileSystem(config_kwargs={"signature_version": "s3v4"})
     store.put_file(trained / "tiny.zip", archive)

@@ -89,6 +89,7 @@ def test_another_working_folder(clone, folder, tmp_path):
     before = files(clone.folder)
     command = ["-s", str(clone.folder / "Snakefile"), "-d", str(folder), "all", "--config", "study=own"]
     snakemake(tmp_path, *command)
+    assert not list(folder.glob(".snakemake/workflows/*.json"))
     for name in ("index.html", "tables/table1.csv", "provenance.json", "runs/mlp5-scratch/baseline/seed0/run.json"):
         assert (folder / "results/own" / name).stat().st_size > 0, name
     assert ",51.43," in (folder / "results/own/agreement.csv").read_text()  # a published number

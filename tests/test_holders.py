@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -349,8 +350,11 @@ def test_a_damaged_card_is_nobody_s(folder, content):
 
 
 def test_a_process_does_not_see_itself(folder):
+    kept = len(threading.enumerate())
+    card(Holder.present())  # of a process that had the same number
     for study in (workflows.PLANNING, "tiny"):
         workflows.enter(study)
+        assert len(threading.enumerate()) == kept + 1
         (file,) = workflows.CARDS.glob("*.json")
         assert json.loads(file.read_text())["study"] == study
         assert workflows.at_work() == {}

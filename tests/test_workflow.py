@@ -9,14 +9,16 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 import zipfile
 
 import faults
 import pandas as pd
+import programs
 import psutil
 import pytest
 import torch
-from conftest import ROOT, Project, job_counts, object_store
+from conftest import BUCKET, NEEDS_BUCKET, ROOT, Project, job_counts
 from safetensors.torch import load_file
 from screenshots import NEEDS_BROWSER, Watched, browser
 
@@ -94,6 +96,14 @@ def test_a_variants_page_holds_its_curves_recipe_and_files(finished):
     assert all(len(points.split()) == len(history) for points in re.findall(r'points="([^"]+)"', page))
     for text in ("method.lambda", "training.lr", "only=mlp5-scratch/osciquant-3bit", "seed1/run.json"):
         assert text in page
+
+
+def test_a_page_or_a_record_that_is_missing_is_made_again(finished):
+    runs = finished.folder / "results/tiny/runs/mlp5-scratch"
+    (runs / "qat-3bit.html").unlink()
+    assert finished.planned() == {"all": 1, "site": 1}
+    (runs / "qat-3bit/seed1/run.json").unlink()
+    assert trains(finished.planned()) == {"train_mlp5_scratch": 1}
 
 
 def test_the_readme_of_a_study_shows_what_its_page_shows(finished):
@@ -316,8 +326,6 @@ def test_a_clone_without_data_or_weights(finished):
     assert site.read_text() == before
     assert {file.name for file in (finished.folder / "figures/tiny").iterdir()} == drawn
     assert finished.planned() == {}
-    (finished.folder / "results/tiny/runs/mlp5-scratch/qat-3bit.html").unlink()
-    assert finished.planned() == {"all": 1, "site": 1}
 
 
 def test_a_stale_record_is_refused_with_the_command_that_mends_it(finished):
@@ -333,8 +341,8 @@ def test_a_command_about_something_else_neither_makes_stale_post_training_nor_pr
     finished.draw_nothing()
     entry = "{of: [mlp5-scratch/baseline], bits: [3], methods: {adaround: {iterations: 5, images: 64}}}"
     finished.edit("params/tiny.yaml", "rate_searches:", f"posttraining:\n  after: {entry}\nrate_searches:")
-    finished.snakemake("all")
     figure = finished.folder / "figures/tiny/figure-reconstruction-after.png"
+    finished.snakemake("figures/tiny/figure-reconstruction-after.png")
     assert figure.exists()
     finished.edit("params/tiny.yaml", "iterations: 5", "iterations: 6")
     assert "posttrain" not in finished.planned(config="only=mlp5-lambda")
@@ -438,11 +446,14 @@ def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
 
 
 def test_the_slurm_profile_is_found_from_another_folder(project, slurm, tmp_path):
-    profile = str(project.folder / "workflow/profiles/slurm")
-    (tmp_path / "elsewhere/params").mkdir(parents=True)
-    shutil.copy(project.folder / "params/tiny.yaml", tmp_path / "elsewhere/params")
-    elsewhere = ("-d", str(tmp_path / "elsewhere"), "--workflow-profile", profile)
-    output = project.run("snakemake", *elsewhere, "-n", "runs", "--config", "study=tiny")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "params").mkdir(parents=True)
+    shutil.copy(project.folder / "params/tiny.yaml", elsewhere / "params")
+    clone = {"-s": "Snakefile", "--workflow-profile": "workflow/profiles/slurm"}
+    options = [word for option, place in clone.items() for word in (option, str(project.folder / place))]
+    command = ("snakemake", *options, "-n", "runs", "--config", "study=tiny")
+    code, output = programs.run(command, elsewhere, project.environment())
+    assert code == 0, output
     assert trains(job_counts(output)) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
 
 
@@ -509,12 +520,12 @@ def test_a_workflow_ended_again_and_again_makes_what_an_undisturbed_one_does(pro
     assert faults.left_over(project.folder) == []
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=NEEDS_BUCKET)])
 def dvc_project(finished, request):
     """The finished project as a git and DVC repository with a remote."""
     remote = str(finished.folder.parent / "store")
     if request.param == "bucket":
-        remote = f"{object_store()}/{finished.folder.parent.name}"
+        remote = f"{BUCKET}/{uuid.uuid4()}"
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, finished.folder)
     with (finished.folder / ".gitignore").open("a") as file:
@@ -556,3 +567,9 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     output = clone.run("dvc", "repro")
     assert trains(job_counts(output)) == {"train_mlp5_scratch": 2}
     assert "up to date" in clone.run("dvc", "repro")
+    differing = clone.run("dvc", "metrics", "diff", "--md")
+    assert "mlp5-scratch.osciquant-3bit" in differing and "mlp5-scratch.qat-3bit" not in differing
+    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "exp", "show", "--csv")
+    clone.run("dvc", "plots", "show", "accuracy by bits of the evaluation", "--out", "plots")
+    drawn = (clone.folder / "plots/index.html").read_text()
+    assert '"eval_bits"' in drawn and '"accuracy"' in drawn

@@ -50,6 +50,8 @@ for plan in PLANS:
     PLANS_OF.setdefault(plan.variant.path, []).append(plan)
 CHOSEN = SELECTION.variants
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
+# One of a variant's, for one job makes all its seeds: Snakemake does not miss what stands behind evaluations that are there.
+MISSING = list({run.path: str(run.record) for run in REQUESTED if not run.record.exists()}.values())
 _SHOWN = set(REQUESTED + CURRENT)
 SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in _SHOWN]
 SHOWN_EVALUATIONS = [
@@ -160,9 +162,9 @@ def evaluation_minutes(experiment):
     return cost.evaluation_minutes(mine, len(STUDY.cross_bit), bool(GPUS))
 
 
-def longer(attempt, minutes):
+def longer(attempt, first):
     """Minutes that an attempt asks for."""
-    return min(attempt * minutes, cost.LONGEST_MINUTES)
+    return min(attempt * first, cost.LONGEST_MINUTES)
 
 
 def variant_pattern(experiment, chosen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -10,7 +11,7 @@ from statistics import mean
 
 from oscillations.core.files import read_json
 from oscillations.jobs import workflows
-from oscillations.jobs.holders import EXPIRES, PREFIX, holder_of
+from oscillations.jobs.holders import EXPIRES, holder_of
 from oscillations.records import cost
 from oscillations.records.cost import Cost
 from oscillations.records.environment import unlike
@@ -68,8 +69,8 @@ def print_status(study: Study, variants: list[Variant], jobs: int) -> None:
 
 def print_holders(study: str) -> None:
     """Which process, and SLURM job, works on what of a study; of those whose workflow is gone, what to do."""
-    folders = sorted({file.parent for file in study_work(study).rglob(f"{PREFIX}*")})
-    found = {folder: held for folder in folders if (held := holder_of(folder))}
+    folders = (Path(folder) for folder, _, _ in os.walk(study_work(study)))  # jobs that end meanwhile remove theirs
+    found = {folder: held for folder in sorted(folders) if (held := holder_of(folder))}
     for folder, (holder, quiet) in found.items():
         sign = f"no sign of life for {quiet / 60:.0f} minutes" if quiet > EXPIRES else "at work"
         print(f"  held: {folder.relative_to(study_work(study))} by {holder}: {sign}")
@@ -81,7 +82,7 @@ def print_holders(study: str) -> None:
 
 def print_unclaimed() -> None:
     """SLURM's jobs that wait to start in this folder, and no workflow is left to wait for them."""
-    if not workflows.at_work() and (waiting := pending_jobs()):
+    if (waiting := pending_jobs()) and not workflows.at_work():
         print("  not started yet, and their workflow is gone; the next one submits its own. What takes them back:")
         print(f"    scancel {' '.join(waiting)}")
 
@@ -90,10 +91,11 @@ def pending_jobs() -> list[str]:
     """SLURM jobs of a rule that wait to start in this folder; none where there is no SLURM, or it does not answer."""
     if shutil.which("squeue") is None:
         return []
-    asked = subprocess.run(
-        ["squeue", "--me", "--noheader", "--states=PENDING", "--format=%A %k %Z"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["squeue", "--me", "--noheader", "--states=PENDING", "--format=%A %k %Z"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return []
     jobs = (line.split(" ", 2) for line in asked.stdout.splitlines())
     return [job for job, rule, folder in jobs if rule.startswith("rule_") and Path(folder).resolve() == Path.cwd()]
 

@@ -14,6 +14,7 @@ import socket
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from time import sleep
@@ -27,12 +28,9 @@ CARDS, LOCKS = Path(".snakemake/workflows"), Path(".snakemake/locks")
 
 def enter(study: str) -> None:
     """Leave a card of this process, a main process at work on a study or :data:`PLANNING`, until it ends."""
-    card = _own()
-    first = not card.exists()
+    card = _own().absolute()  # the process may end in another folder
     write_json(card, {"study": study, "holder": asdict(Holder.present())})
-    if first:
-        atexit.register(card.unlink, missing_ok=True)
-        Thread(target=_beat, args=(card,), daemon=True).start()
+    _keep(card)
 
 
 def at_work() -> dict[str, Holder]:
@@ -67,6 +65,13 @@ def lift_lock() -> None:
 
 def _own() -> Path:
     return CARDS / f"{socket.gethostname()}.{os.getpid()}.json"
+
+
+@cache
+def _keep(card: Path) -> None:
+    """Let a card give signs of life until this process ends."""
+    atexit.register(card.unlink, missing_ok=True)
+    Thread(target=_beat, args=(card,), daemon=True).start()
 
 
 def _beat(card: Path) -> None:

@@ -203,8 +203,8 @@ def job_minutes(cost: Cost, runs: int, threads: int, gpu: bool) -> int:
 def evaluation_minutes(variants: Iterable[Variant], rules: int, gpu: bool) -> int:
     """Minutes that a job asks for which evaluates all runs of some variants; four hours if a speed is unknown.
 
-    Ten to start, and for every width and rule as many images as there are to train on: of CIFAR-10 twice what is looked
-    at where batch norm is re-estimated, too.
+    Ten to start, and for every width and rule as many images as the dataset has to train on, whatever part of them a
+    recipe takes: of CIFAR-10 twice what is looked at where batch norm is re-estimated, too.
     """
     speeds, seconds = read_speeds(), 0.0
     for variant in variants:
