@@ -50,8 +50,6 @@ for plan in PLANS:
     PLANS_OF.setdefault(plan.variant.path, []).append(plan)
 CHOSEN = SELECTION.variants
 REQUESTED = [run for variant in CHOSEN for run in variant.runs()]
-# One of a variant's, for one job makes all its seeds: Snakemake does not miss what stands behind evaluations that are there.
-MISSING = list({run.path: str(run.record) for run in REQUESTED if not run.record.exists()}.values())
 _SHOWN = set(REQUESTED + CURRENT)
 SHOWN = [run for variant in VARIANTS for run in variant.runs() if run in _SHOWN]
 SHOWN_EVALUATIONS = [
@@ -132,6 +130,16 @@ def dataset_files(experiment):
     """The dataset's age counts only if its content is not what runs were made from."""
     files = [f"data/{STUDY.dataset(experiment)}.{suffix}" for suffix in ("json", "safetensors")]
     return files if identity.OTHER_DATA in STALE else [ancient(file) for file in files]
+
+
+def missing(wildcards):
+    """Records behind evaluations that are there, which Snakemake does not miss, and pages, which it is slow to look for.
+
+    One of a variant's, for one job makes all its seeds, and one page.
+    """
+    records = {run.path: str(run.record) for run in REQUESTED if not run.record.exists()}
+    pages = [page for page in PAGES if not Path(page).exists()]
+    return [*records.values(), *pages[:1]]
 
 
 def experiment_runs(experiment):
