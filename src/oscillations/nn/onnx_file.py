@@ -15,6 +15,8 @@ from oscillations.nn.packed import QuantizedInput, QuantizedModel, QuantizedTens
 OPSET = 21  #: the first with 4-bit integers
 OLDEST = 17  #: that torch's exporter writes
 FOUR_BITS = 21
+#: without it ONNX Runtime quantizes the inputs of products with 8-bit weights, too, to 8 bits as they come
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 
 
 def need(name: str) -> Any:
@@ -155,6 +157,7 @@ def session(file: Path, threads: int = 1) -> Any:
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(*FLOAT_PRODUCTS)
     try:
         return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # whatever the runtime raises
