@@ -151,11 +151,15 @@ def experiment_runs(experiment):
 COSTS = {one.experiment: one for one in cost.predict(PLANS, STUDY.judged)}
 
 
+def megabytes(footprints):
+    """Megabytes that a job asks for at first."""
+    return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb(footprints))
+
+
 @cache
 def memory(experiment):
     """Megabytes that a job over an experiment's runs asks for at first."""
-    recipes = (variant.recipe for variant in VARIANTS if variant.experiment == experiment)
-    return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb(recipes))
+    return megabytes(cost.footprint(variant.recipe) for variant in VARIANTS if variant.experiment == experiment)
 
 
 def minutes(experiment, runs):
@@ -168,6 +172,33 @@ def evaluation_minutes(experiment):
     """Minutes that the evaluation of all runs of an experiment asks for at first."""
     mine = (variant for variant in VARIANTS if variant.experiment == experiment)
     return cost.evaluation_minutes(mine, len(STUDY.cross_bit), bool(GPUS))
+
+
+def of_entry(entry):
+    """Variants whose runs an entry of posttraining or exports names."""
+    return [variant for variant in VARIANTS if variant.path in entry.of]
+
+
+def posttraining_memory(name):
+    """Megabytes that an entry's post-training asks for at first."""
+    entry = STUDY.posttraining[name]
+    return megabytes(cost.posttraining_footprint(variant.recipe, entry) for variant in of_entry(entry))
+
+
+def posttraining_minutes(name):
+    """Minutes that an entry's post-training asks for at first."""
+    entry = STUDY.posttraining[name]
+    return cost.posttraining_minutes(entry, of_entry(entry), bool(GPUS))
+
+
+def export_memory(name):
+    """Megabytes that an entry's exports ask for at first, on the CPU."""
+    return cost.job_memory_mb(cost.export_footprint(variant.recipe) for variant in of_entry(STUDY.exports[name]))
+
+
+def export_minutes(name):
+    """Minutes that an entry's exports ask for at first."""
+    return cost.export_minutes(STUDY.exports[name], of_entry(STUDY.exports[name]))
 
 
 def longer(attempt, first):

@@ -24,8 +24,8 @@ if STUDY.exports:
             entry="|".join(map(re.escape, STUDY.exports)),
         threads: STUDY.threads
         resources:
-            mem_mb=lambda wildcards, attempt: 2 * attempt * max(map(memory, exported_experiments(wildcards.entry))),
-            runtime=lambda wildcards, attempt: longer(attempt, cost.UNMEASURED_SHORT),
+            mem_mb=lambda wildcards, attempt: attempt * export_memory(wildcards.entry),
+            runtime=lambda wildcards, attempt: longer(attempt, export_minutes(wildcards.entry)),
         params:
             entry=lambda wildcards: as_json(STUDY.exports[wildcards.entry].model_dump(mode="json", exclude_none=True)),
             study=STUDY_FILE,

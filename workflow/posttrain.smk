@@ -24,8 +24,8 @@ if STUDY.posttraining:
         threads: STUDY.threads
         resources:
             gpu=GPUS,
-            mem_mb=lambda wildcards, attempt: 2 * attempt * max(map(memory, posttraining_experiments(wildcards.entry))),
-            runtime=lambda wildcards, attempt: longer(attempt, cost.UNMEASURED_SHORT),
+            mem_mb=lambda wildcards, attempt: attempt * posttraining_memory(wildcards.entry),
+            runtime=lambda wildcards, attempt: longer(attempt, posttraining_minutes(wildcards.entry)),
         params:
             arithmetic=lambda wildcards: arithmetic(*identity.entry_parts(STUDY.posttraining[wildcards.entry])),
             entry=lambda wildcards: as_json(identity.entry_meaning(STUDY.posttraining[wildcards.entry])),

@@ -12,19 +12,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oscillations import datasets
 from oscillations.core.files import canonical_json
 from oscillations.engine.recipe import Recipe
+from oscillations.posttraining import ReconstructionOptions
 from oscillations.records.identity import meaning
 from oscillations.records.plans import Plan
 from oscillations.study.paths import COST, MEMORY, PUBLISHED
 from oscillations.study.variants import Variant
 
+if TYPE_CHECKING:
+    from oscillations.study.schema import ExportEntry, PostTrainingEntry
+
 UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a training asks for of which nothing was measured
 UNMEASURED_SHORT = 240  #: minutes, what else a job asks for
 LONGEST_MINUTES = 1440  #: what any job asks for at most: a training that takes longer goes on in its next attempt
+START_MINUTES = 10  #: that every job asks for, however little it does
+RECONSTRUCTION = 4  #: steps of training that an iteration of all units takes at most, of 1 thread at the paper's sizes
+LOOKS, WRITING = 3, 60  #: of an export: passes over the training images' number a width, and seconds a run's files take
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
@@ -44,16 +51,29 @@ def workload(recipe: Recipe) -> str:
     return canonical_json(decisive | ({"regularized": True} if recipe.method.get("lambda") else {}))
 
 
-def footprint(recipe: Recipe) -> str:
-    """What decides the memory of a training, as one string."""
+def footprint(recipe: Recipe, **job: Any) -> str:
+    """What decides the memory of a training, as one string; ``job``: what decides that of another job."""
     whole = meaning(recipe.plain())
     images = [*map(round, _images(recipe)), *datasets.find(recipe.data).IMAGE_SHAPE]
     decisive = {"images": images, "model": whole["model"], "batch_size": recipe.training.batch_size}
-    return canonical_json(decisive | {key: whole[key] for key in ("resize", "activations") if key in whole})
+    return canonical_json(decisive | {key: whole[key] for key in ("resize", "activations") if key in whole} | job)
+
+
+def posttraining_footprint(recipe: Recipe, entry: PostTrainingEntry) -> str:
+    """What decides the memory of an entry's job on runs of a recipe."""
+    options = [options for _, _, options in entry.resolved()]
+    images, inputs = max(one.images for one in options), any(one.activations for one in options)
+    about = {"images": images, "inputs": inputs, "reconstructs": entry.reconstructs}
+    return footprint(recipe, posttraining=about)
+
+
+def export_footprint(recipe: Recipe) -> str:
+    """What decides the memory of an export of a recipe's runs."""
+    return footprint(recipe, exports=True)
 
 
 def read_memory(file: Path = MEMORY) -> dict[str, int]:
-    """Measured peak megabytes of a training process by :func:`footprint`; empty if nothing was measured."""
+    """Measured peak megabytes of a process by :func:`footprint`; empty if nothing was measured."""
     if not file.exists():
         return {}
     with file.open(newline="") as rows:
@@ -179,42 +199,68 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
     return list(costs.values())
 
 
-def job_memory_mb(recipes: Iterable[Recipe]) -> int:
-    """What a job over these recipes asks a cluster for: half as much again as was measured, 4 GB where nothing was.
+def job_memory_mb(footprints: Iterable[str]) -> int:
+    """What a job with these footprints asks a cluster for: half as much again as was measured, 4 GB where nothing was.
 
     Measured on the CPU: a job on a GPU needs more beside its device, and asks for what was not measured.
     """
     measured = read_memory()
-    peaks = (measured.get(key) for key in {footprint(recipe) for recipe in recipes})
+    peaks = (measured.get(key) for key in set(footprints))
     return max(round(1.5 * peak) if peak else UNMEASURED_MB for peak in peaks)
 
 
 def job_minutes(cost: Cost, runs: int, threads: int, gpu: bool) -> int:
-    """Minutes that a job of some runs asks for: three times what is predicted, and ten to start; half a day if unknown.
+    """Minutes that a job of some runs asks for: three times what is predicted; half a day if unknown.
 
     Too few lose nothing: a training that meets its limit saves itself and goes on in the next attempt.
     """
     hours = cost.gpu_hours if gpu else cost.core_hours
     if hours is None:
         return UNMEASURED_MINUTES
-    return min(LONGEST_MINUTES, 10 + math.ceil(3 * 60 * hours / (1 if gpu else threads) * runs / cost.runs))
+    return _asked(3 * 3600 * hours / (1 if gpu else threads) * runs / cost.runs)
 
 
 def evaluation_minutes(variants: Iterable[Variant], rules: int, gpu: bool) -> int:
     """Minutes that a job asks for which evaluates all runs of some variants; four hours if a speed is unknown.
 
-    Ten to start, and for every width and rule as many images as the dataset has to train on, whatever part of them a
-    recipe takes: of CIFAR-10 twice what is looked at where batch norm is re-estimated, too.
+    For every width and rule as many images as the dataset has to train on, whatever part of them a recipe takes: of
+    CIFAR-10 twice what is looked at where batch norm is re-estimated, too.
     """
-    speeds, seconds = read_speeds(), 0.0
-    for variant in variants:
-        recipe = variant.recipe
+    weights = [(variant.recipe, len(variant.seeds) * len(variant.recipe.training.kept)) for variant in variants]
+    return _measured([(recipe, n * len(recipe.eval_bits) * rules, 0) for recipe, n in weights], gpu)
+
+
+def posttraining_minutes(entry: PostTrainingEntry, variants: Iterable[Variant], gpu: bool) -> int:
+    """Minutes that a job asks for which quantizes all runs of an entry's variants; four hours if a speed is unknown.
+
+    For every method and width what an evaluation looks at, and :data:`RECONSTRUCTION` steps for every iteration.
+    """
+    options = [options for _, _, options in entry.resolved()]
+    iterations = sum(one.iterations for one in options if isinstance(one, ReconstructionOptions))
+    results = [(variant.recipe, len(variant.seeds) * len(entry.bits)) for variant in variants]
+    return _measured([(recipe, n * len(options), n * RECONSTRUCTION * iterations) for recipe, n in results], gpu)
+
+
+def export_minutes(entry: ExportEntry, variants: Iterable[Variant]) -> int:
+    """Minutes that a job asks for which writes and measures an entry's files, on the CPU; four hours if unknown."""
+    runs = [(one.recipe, sum(entry.takes(one.path, seed) for seed in one.seeds)) for one in variants]
+    looks = [(recipe, n * LOOKS * (1 + len(entry.bits)), 0) for recipe, n in runs]
+    return _measured(looks, gpu=False, beside=WRITING * sum(n for _, n in runs))
+
+
+def _measured(work: list[tuple[Recipe, int, int]], gpu: bool, beside: float = 0.0) -> int:
+    """Minutes for recipes' passes over the dataset's training images and steps, by measured speeds."""
+    speeds, seconds = read_speeds(), beside
+    for recipe, passes, steps in work:
         speed = speeds.get((workload(recipe), "cuda" if gpu else "cpu"))
         if speed is None:
             return UNMEASURED_SHORT
-        images = datasets.find(recipe.data).TRAIN_IMAGES * len(recipe.eval_bits) * rules
-        seconds += len(variant.seeds) * len(recipe.training.kept) * images * speed.image
-    return min(LONGEST_MINUTES, 10 + math.ceil(seconds / 60))
+        seconds += passes * datasets.find(recipe.data).TRAIN_IMAGES * speed.image + steps * speed.step
+    return _asked(seconds)
+
+
+def _asked(seconds: float) -> int:
+    return min(LONGEST_MINUTES, START_MINUTES + math.ceil(seconds / 60))
 
 
 def machines() -> str:
