@@ -255,6 +255,14 @@ def test_half_a_file_is_none_even_without_a_published_hash(server, tmp_path, dig
     assert sources.download([f"{address}/half", f"{address}/whole"], tmp_path / "file", digits).read_bytes() == content
 
 
+def test_a_server_that_sends_too_much_is_given_up(server, tmp_path):
+    address, content = server
+    with pytest.raises(InputError, match=r"/whole \(try 3\): sends more than 6,999 bytes"):
+        sources.download([f"{address}/whole"], tmp_path / "file", "", most=6_999)
+    assert not any(tmp_path.iterdir())
+    assert sources.download([f"{address}/whole"], tmp_path / "file", "", most=7_000).read_bytes() == content
+
+
 def test_a_server_that_stalls_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "SILENCE", 0.5)
     address, content = server
@@ -300,7 +308,7 @@ def test_a_secret_in_an_address_stays_out_of_messages(server, tmp_path, capsys, 
 def test_a_full_disk_is_not_the_mirrors_fault(server, tmp_path, monkeypatch):
     asked = []
 
-    def full(url, part):
+    def full(url, part, most):
         asked.append(url)
         raise OSError(errno.ENOSPC, "No space left on device")
 

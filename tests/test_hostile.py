@@ -322,6 +322,23 @@ def test_an_archive_at_its_limits_is_read(tmp_path, monkeypatch):
     assert list(sources.entries(file)) == [("a", b"a" * 60), ("b", b"b" * 40)]
 
 
+def test_a_folder_has_the_limits_of_an_archive(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_FILES", 2)
+    monkeypatch.setattr(sources, "MOST_BYTES", 100)
+    for name, size in (("b", 40), ("a/c", 60)):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x" * size)
+    assert [(name, len(content)) for name, content in sources.entries(tmp_path / "images")] == [("a/c", 60), ("b", 40)]
+    (tmp_path / "images/b").write_bytes(b"x" * 41)
+    assert "member 'b': more than 2 files or 100 bytes with it" in refused(
+        lambda: list(sources.entries(tmp_path / "images"))
+    )
+    (tmp_path / "images/b").write_bytes(b"")
+    (tmp_path / "images/d").write_bytes(b"")
+    assert "member 'd': more than 2 files" in refused(lambda: list(sources.entries(tmp_path / "images")))
+
+
 def encoded(kind, size=(32, 32)):
     out = io.BytesIO()
     Image.new("RGB", size).save(out, kind)

@@ -40,12 +40,9 @@ LONGEST_HEADER = 2**16  # bytes of a tar header's extension, which is read whole
 
 def entries(source: Path) -> Iterator[tuple[str, bytes]]:
     """(relative path, content) of every file in a directory, a zip or a tar archive of any compression."""
-    if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            yield path.relative_to(source).as_posix(), path.read_bytes()
-        return
+    folder = source.is_dir()
     try:
-        read = _zip_entries if zipfile.is_zipfile(source) else _tar_entries
+        read = _folder_entries if folder else _zip_entries if zipfile.is_zipfile(source) else _tar_entries
         left = MOST_BYTES
         for number, (name, file) in enumerate(read(source)):
             inside = PurePosixPath(name.replace("\\", "/"))
@@ -59,7 +56,14 @@ def entries(source: Path) -> Iterator[tuple[str, bytes]]:
                 )
             yield inside.as_posix(), content
     except BROKEN_ARCHIVE as error:
-        raise InputError(f"{source}: not a whole zip or tar archive ({error})") from error
+        kind = "a folder that can be read" if folder else "a whole zip or tar archive"
+        raise InputError(f"{source}: not {kind} ({error})") from error
+
+
+def _folder_entries(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            yield path.relative_to(source).as_posix(), file
 
 
 def _zip_entries(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -137,12 +141,13 @@ def decode(content: bytes, image_shape: tuple[int, int, int], where: str) -> np.
 
 
 def download(
-    mirrors: list[str], target: Path, digits: str, algorithm: str = "md5", key: str = "source", tries: int = 3
-) -> Path:
+    mirrors: list[str], target: Path, digits: str, algorithm: str = "md5", key: str = "source", tries: int = 3,
+    most: int | None = MOST_BYTES,
+) -> Path:  # fmt: skip
     """Fetch ``target`` from the first mirror that gives it whole; a file that is there already is checked.
 
     ``digits``: the first hex digits of its published hash; none, if none is published. ``key``: the option that
-    takes a local copy. Raises NoRoom at once on a full disk: no other mirror helps.
+    takes a local copy. ``most``: bytes that it may have. Raises NoRoom at once on a full disk: no other mirror helps.
     """
     if target.exists() and file_hash(target, algorithm).startswith(digits):
         return target
@@ -151,7 +156,7 @@ def download(
         for attempt in range(tries):
             try:
                 with replacing(target) as part:
-                    _fetch(url, part)
+                    _fetch(url, part, most)
                     found = file_hash(part, algorithm)
                     if not found.startswith(digits):
                         raise InputError(f"{algorithm} is {found}, published is {digits}")
@@ -184,7 +189,7 @@ def unsigned(url: str) -> str:
     return re.sub("//[^/]*@", "//", plain)
 
 
-def _fetch(url: str, part: Path) -> None:
+def _fetch(url: str, part: Path, most: int | None) -> None:
     from tqdm import tqdm
 
     opener = urllib.request.build_opener(SafeRedirects)
@@ -194,5 +199,7 @@ def _fetch(url: str, part: Path) -> None:
             while block := response.read(1 << 20):
                 out.write(block)
                 bar.update(len(block))
+                if most is not None and out.tell() > most:
+                    raise InputError(f"sends more than {most:,} bytes")
         if total and out.tell() != total:
             raise InputError(f"ended after {out.tell():,} of {total:,} bytes")

@@ -199,7 +199,7 @@ def opened(source: str) -> Iterator[Source]:
         raise InputError(f"--from {source}: give a path, or a URL that begins with https:// or http://")
     DOWNLOADS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
-        yield Source(download([source], Path(folder, "archive.zip"), "", "sha256", "from"))
+        yield Source(download([source], Path(folder, "archive.zip"), "", "sha256", "from", most=None))
 
 
 def fetch_weights(variants: list[Variant], chosen: Iterable[Variant], source: str) -> None:

@@ -86,11 +86,11 @@ def trend(values: np.ndarray) -> Estimate:
     Page's L is the mean over seeds of Spearman's coefficient in other units. Two levels are no trend and one
     seed is no test. Page, "Ordered hypotheses for multiple treatments" (1963).
     """
-    from scipy import stats  # only here: see above
-
     n, levels = values.shape
     if n < 2 or levels < 3:
         return Estimate(n)
+    from scipy import stats  # only here: see above
+
     rising, falling = (stats.page_trend_test(values[:, ::step]) for step in (1, -1))
     rho = 12 * rising.statistic / (n * levels * (levels**2 - 1)) - 3 * (levels + 1) / (levels - 1)
     return Estimate(n, float(rho), p=float(min(1.0, 2 * min(rising.pvalue, falling.pvalue))))
