@@ -2,9 +2,9 @@
 
 Each is a fresh process that reads a dataset of the real size (random images) and does a little of what the job does: a
 training three steps, an evaluation, and a resume file's copy of its state, for the method of the study that keeps most
-beside the weights; a post-training all methods of its entry, with two iterations for every unit; an export all files
-of a run. The rules ask a cluster for memory by this table (``oscillations.records.cost``). Rows measured before stay
-until measured again.
+beside the weights; a post-training all methods of its entry, with two iterations for every unit; an export the files
+of single widths. The rules ask a cluster for memory by this table (``oscillations.records.cost``). Rows measured
+before stay until measured again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,18 +92,19 @@ def peak_mb(study: Study, variant: Variant, job: str, entry: str) -> int:
 def footprints(study: Study, variants: list[Variant], job: str) -> dict[str, tuple[Variant, str]]:
     """By footprint the variant, and the entry, that are measured for it.
 
-    Of equal ones the variant whose method has most options, as a rule the one that keeps most.
+    Of equal ones the variant whose method has most options, or the entry with most methods, as a rule what keeps most.
     """
     found: dict[str, tuple[Variant, str]] = {}
-    for variant in sorted(variants, key=lambda one: len(one.recipe.plain()["method"])):
-        if job == "train":
-            found[cost.footprint(variant.recipe)] = variant, ""
-        for name, entry in study.posttraining.items() if job == "posttrain" else ():
-            if variant.path in entry.of:
-                found[cost.posttraining_footprint(variant.recipe, entry)] = variant, name
-        for name, entry in study.exports.items() if job == "export" else ():
-            if variant.path in entry.of:
-                found[cost.export_footprint(variant.recipe)] = variant, name
+    variants = sorted(variants, key=lambda one: len(one.recipe.plain()["method"]))
+    if job == "train":
+        return {cost.footprint(variant.recipe): (variant, "") for variant in variants}
+    if job == "export":
+        entries = [(entry.of, name, cost.export_footprint) for name, entry in study.exports.items()]
+    else:
+        by_size = sorted(study.posttraining.items(), key=lambda named: len(named[1].methods))
+        entries = [(e.of, name, partial(cost.posttraining_footprint, entry=e)) for name, e in by_size]
+    for of, name, footprint in entries:
+        found |= {footprint(variant.recipe): (variant, name) for variant in variants if variant.path in of}
     return found
 
 

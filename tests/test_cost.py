@@ -12,7 +12,6 @@ from oscillations.engine.recipe import ReducedSplits
 from oscillations.records import cost
 from oscillations.records.plans import plans
 from oscillations.study import reading as studies
-from oscillations.study.paths import posttraining_files
 from oscillations.study.variants import select
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,12 +106,16 @@ def test_gpu_hours_come_from_a_measured_gpu_step_only(scratch):
 def test_what_a_job_of_a_cluster_asks_for(scratch):
     _, variants = load("paper")
     mlp5, resnet = (variant(variants, f"{model}-scratch/qat-3bit").recipe for model in ("mlp5", "resnet18"))
-    assert cost.job_memory_mb([cost.footprint(mlp5)]) == 4000  # nothing was measured
+    assert cost.job_memory_mb([mlp5]) == cost.job_memory_mb([mlp5], cost.export_footprint) == 4000  # unmeasured
     cost.MEMORY.parent.mkdir(parents=True)
     with cost.MEMORY.open("w", newline="") as out:
         csv.writer(out).writerows([["footprint", "peak_mb"], [cost.footprint(mlp5), 1000]])
-    assert cost.job_memory_mb([cost.footprint(mlp5)]) == 1500
-    assert cost.job_memory_mb([cost.footprint(mlp5), cost.footprint(resnet)]) == 4000
+    assert cost.job_memory_mb([mlp5]) == 1500
+    assert cost.job_memory_mb([mlp5, resnet]) == 4000
+    assert cost.job_memory_mb([mlp5], cost.export_footprint) == 3000  # twice a training's
+    with cost.MEMORY.open("a", newline="") as out:
+        csv.writer(out).writerow([cost.export_footprint(mlp5), 1100])
+    assert cost.job_memory_mb([mlp5], cost.export_footprint) == 1650
     predicted = cost.Cost("mlp5-scratch", runs=10, core_hours=2.0)  # 12 core-minutes a run
     assert cost.job_minutes(predicted, 3, 1, gpu=False) == 10 + 3 * 3 * 12
     assert cost.job_minutes(predicted, 3, 2, gpu=False) == 10 + 3 * 3 * 6
@@ -134,14 +137,12 @@ def test_what_an_evaluation_asks_for(scratch):
 
 
 def test_what_a_post_training_asks_for(scratch):
-    """Eight methods, six of which learn the rounding with 2,000 iterations for every unit; five seeds, one width."""
+    """Seven methods, four of which learn the rounding with 2,000 iterations for every unit; three seeds, one width."""
     study, variants = load("methods")
     entry, mine = study.posttraining["mlp5-ptq-qat"], [variant(variants, "mlp5-scratch/qat-3bit")]
     assert cost.posttraining_minutes(entry, mine, gpu=False) == 240  # nothing was measured
     measured([(mine[0], "cpu", 10.0, 0.25)])
-    options = [options for *_, options in entry.resolved()]
-    learned = sum(hasattr(one, "iterations") for one in options)
-    seconds = len(mine[0].seeds) * (len(options) * 50_000 * 0.25e-3 + learned * 2000 * cost.RECONSTRUCTION * 0.01)
+    seconds = 3 * (7 * 50_000 * 0.25e-3 + 4 * 2000 * cost.RECONSTRUCTION * 0.01)
     assert cost.posttraining_minutes(entry, mine, gpu=False) == 10 + math.ceil(seconds / 60)
     assert cost.posttraining_minutes(entry, mine, gpu=True) == 240
 
@@ -151,26 +152,8 @@ def test_what_an_export_asks_for(scratch):
     entry, mine = study.exports["mlp5-4bit"], [variant(variants, "mlp5-scratch/osciquant-4bit")]
     assert cost.export_minutes(entry, mine) == 240  # nothing was measured
     measured([(mine[0], "cpu", 10.0, 0.25)])
-    seconds = 3 * (cost.WRITING + cost.LOOKS * (1 + 4) * 50_000 * 0.25e-3)  # of its five seeds three
+    seconds = 3 * (cost.EXPORT_SECONDS + cost.EXPORT_PASSES * (1 + 4) * 50_000 * 0.25e-3)  # of its five seeds three
     assert cost.export_minutes(entry, mine) == 10 + math.ceil(seconds / 60)
-
-
-@pytest.mark.parametrize("name", ["methods-quick", "rates-jpeg", "methods-jpeg"])
-def test_the_committed_post_training_would_have_had_time(name, monkeypatch):
-    """What its tables say it took, on whatever machine, against what its job would ask a cluster for today."""
-    monkeypatch.chdir(ROOT)
-    study, variants = load(name)
-    taken = {}
-    for entry in study.posttraining:
-        if (file := posttraining_files(study.study, entry)[0]).exists():
-            with file.open(newline="") as rows:
-                once = {(row["run"], row["label"], row["eval_bits"]): row["seconds"] for row in csv.DictReader(rows)}
-            taken[entry] = sum(float(seconds) for seconds in once.values() if seconds)
-    assert sum(taken.values()) > 0
-    for entry, seconds in taken.items():
-        of = study.posttraining[entry].of
-        mine = [one for one in variants if one.path in of]
-        assert seconds / 60 < cost.posttraining_minutes(study.posttraining[entry], mine, gpu=False)
 
 
 def test_the_memory_of_other_jobs_is_measured_for_itself(scratch):

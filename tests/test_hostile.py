@@ -339,6 +339,19 @@ def test_a_folder_has_the_limits_of_an_archive(tmp_path, monkeypatch):
     assert "member 'd': more than 2 files" in refused(lambda: list(sources.entries(tmp_path / "images")))
 
 
+def test_a_folder_with_a_file_that_cannot_be_read_says_so(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"x")
+
+    def closed(path, *how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", closed)
+    assert "not a folder whose files can be read ([Errno 13] Permission denied" in refused(
+        lambda: list(sources.entries(tmp_path / "images"))
+    )
+
+
 def encoded(kind, size=(32, 32)):
     out = io.BytesIO()
     Image.new("RGB", size).save(out, kind)

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -151,15 +151,15 @@ def experiment_runs(experiment):
 COSTS = {one.experiment: one for one in cost.predict(PLANS, STUDY.judged)}
 
 
-def megabytes(footprints):
-    """Megabytes that a job asks for at first."""
-    return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb(footprints))
+def megabytes(variants, of=cost.footprint):
+    """Megabytes that a job over variants' runs asks for at first, by its footprint."""
+    return max(cost.UNMEASURED_MB if GPUS else 0, cost.job_memory_mb((one.recipe for one in variants), of))
 
 
 @cache
 def memory(experiment):
     """Megabytes that a job over an experiment's runs asks for at first."""
-    return megabytes(cost.footprint(variant.recipe) for variant in VARIANTS if variant.experiment == experiment)
+    return megabytes(variant for variant in VARIANTS if variant.experiment == experiment)
 
 
 def minutes(experiment, runs):
@@ -182,7 +182,7 @@ def of_entry(entry):
 def posttraining_memory(name):
     """Megabytes that an entry's post-training asks for at first."""
     entry = STUDY.posttraining[name]
-    return megabytes(cost.posttraining_footprint(variant.recipe, entry) for variant in of_entry(entry))
+    return megabytes(of_entry(entry), partial(cost.posttraining_footprint, entry=entry))
 
 
 def posttraining_minutes(name):
@@ -193,7 +193,8 @@ def posttraining_minutes(name):
 
 def export_memory(name):
     """Megabytes that an entry's exports ask for at first, on the CPU."""
-    return cost.job_memory_mb(cost.export_footprint(variant.recipe) for variant in of_entry(STUDY.exports[name]))
+    recipes = (variant.recipe for variant in of_entry(STUDY.exports[name]))
+    return cost.job_memory_mb(recipes, cost.export_footprint)
 
 
 def export_minutes(name):

@@ -35,6 +35,7 @@ BROKEN_ARCHIVE = (  # RuntimeError: an encrypted member, or a compression that i
 )  # fmt: skip
 # What a source may hold, several times what any dataset here does; a small archive may stand for any number of bytes.
 MOST_FILES, MOST_BYTES = 1_000_000, 2**32
+BLOCK = 2**20  # bytes
 LONGEST_HEADER = 2**16  # bytes of a tar header's extension, which is read whole before its file is known
 
 
@@ -48,7 +49,7 @@ def entries(source: Path) -> Iterator[tuple[str, bytes]]:
             inside = PurePosixPath(name.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts:
                 raise InputError(f"{source}: member {name!r} lies outside the archive's folder; nothing was read")
-            content = file.read(left + 1)
+            content = b"".join(_blocks(file, left + 1))
             left -= len(content)
             if left < 0 or number >= MOST_FILES:
                 raise InputError(
@@ -56,8 +57,15 @@ def entries(source: Path) -> Iterator[tuple[str, bytes]]:
                 )
             yield inside.as_posix(), content
     except BROKEN_ARCHIVE as error:
-        kind = "a folder that can be read" if folder else "a whole zip or tar archive"
+        kind = "a folder whose files can be read" if folder else "a whole zip or tar archive"
         raise InputError(f"{source}: not {kind} ({error})") from error
+
+
+def _blocks(file: IO[bytes], most: int) -> Iterator[bytes]:
+    """At most so many bytes of a file; asked for at once they would be made room for at once."""
+    while most > 0 and (block := file.read(min(BLOCK, most))):
+        most -= len(block)
+        yield block
 
 
 def _folder_entries(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -195,8 +203,10 @@ def _fetch(url: str, part: Path, most: int | None) -> None:
     opener = urllib.request.build_opener(SafeRedirects)
     with opener.open(url, timeout=SILENCE) as response, part.open("wb") as out:
         total = int(response.headers.get("Content-Length") or 0) or None
+        if total and most is not None and total > most:
+            raise InputError(f"announces {total:,} bytes, more than {most:,}")
         with tqdm(total=total, unit="B", unit_scale=True, desc=unsigned(url).rsplit("/", 1)[-1]) as bar:
-            while block := response.read(1 << 20):
+            while block := response.read(BLOCK):
                 out.write(block)
                 bar.update(len(block))
                 if most is not None and out.tell() > most:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from oscillations import datasets
 from oscillations.core.files import canonical_json
@@ -21,17 +21,15 @@ from oscillations.posttraining import ReconstructionOptions
 from oscillations.records.identity import meaning
 from oscillations.records.plans import Plan
 from oscillations.study.paths import COST, MEMORY, PUBLISHED
+from oscillations.study.schema import ExportEntry, PostTrainingEntry
 from oscillations.study.variants import Variant
 
-if TYPE_CHECKING:
-    from oscillations.study.schema import ExportEntry, PostTrainingEntry
-
-UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: what a training asks for of which nothing was measured
-UNMEASURED_SHORT = 240  #: minutes, what else a job asks for
+UNMEASURED_MB, UNMEASURED_MINUTES = 4000, 720  #: of a job, and of a training, of which nothing was measured
+UNMEASURED_SHORT = 240  #: minutes of another job
 LONGEST_MINUTES = 1440  #: what any job asks for at most: a training that takes longer goes on in its next attempt
 START_MINUTES = 10  #: that every job asks for, however little it does
-RECONSTRUCTION = 4  #: steps of training that an iteration of all units takes at most, of 1 thread at the paper's sizes
-LOOKS, WRITING = 3, 60  #: of an export: passes over the training images' number a width, and seconds a run's files take
+RECONSTRUCTION = 4  #: steps of training for an iteration of all units: the dearest method's mean, of MLP5 at 32 x 32
+EXPORT_PASSES, EXPORT_SECONDS = 3, 60  #: an export's over the training images for a width, and beside them for a run
 COST_NOTHING = ("bits", "lambda", "preset", "reg_reduction", "reg_half", "reg_when", "select_metric")
 
 
@@ -199,13 +197,14 @@ def predict(plans: list[Plan], judged: bool) -> list[Cost]:
     return list(costs.values())
 
 
-def job_memory_mb(footprints: Iterable[str]) -> int:
-    """What a job with these footprints asks a cluster for: half as much again as was measured, 4 GB where nothing was.
+def job_memory_mb(recipes: Iterable[Recipe], of: Callable[[Recipe], str] = footprint) -> int:
+    """What a job over these recipes asks a cluster for: half as much again as was measured, 4 GB where nothing was.
 
-    Measured on the CPU: a job on a GPU needs more beside its device, and asks for what was not measured.
+    ``of``: the job's footprint. A job that was not measured itself counts for twice a training. Measured on the CPU: a
+    job on a GPU needs more beside its device, and asks for what was not measured.
     """
     measured = read_memory()
-    peaks = (measured.get(key) for key in set(footprints))
+    peaks = [measured.get(of(recipe)) or 2 * measured.get(footprint(recipe), 0) for recipe in recipes]
     return max(round(1.5 * peak) if peak else UNMEASURED_MB for peak in peaks)
 
 
@@ -227,7 +226,7 @@ def evaluation_minutes(variants: Iterable[Variant], rules: int, gpu: bool) -> in
     CIFAR-10 twice what is looked at where batch norm is re-estimated, too.
     """
     weights = [(variant.recipe, len(variant.seeds) * len(variant.recipe.training.kept)) for variant in variants]
-    return _measured([(recipe, n * len(recipe.eval_bits) * rules, 0) for recipe, n in weights], gpu)
+    return _minutes([(recipe, n * len(recipe.eval_bits) * rules, 0) for recipe, n in weights], gpu)
 
 
 def posttraining_minutes(entry: PostTrainingEntry, variants: Iterable[Variant], gpu: bool) -> int:
@@ -238,17 +237,17 @@ def posttraining_minutes(entry: PostTrainingEntry, variants: Iterable[Variant], 
     options = [options for _, _, options in entry.resolved()]
     iterations = sum(one.iterations for one in options if isinstance(one, ReconstructionOptions))
     results = [(variant.recipe, len(variant.seeds) * len(entry.bits)) for variant in variants]
-    return _measured([(recipe, n * len(options), n * RECONSTRUCTION * iterations) for recipe, n in results], gpu)
+    return _minutes([(recipe, n * len(options), n * RECONSTRUCTION * iterations) for recipe, n in results], gpu)
 
 
 def export_minutes(entry: ExportEntry, variants: Iterable[Variant]) -> int:
     """Minutes that a job asks for which writes and measures an entry's files, on the CPU; four hours if unknown."""
     runs = [(one.recipe, sum(entry.takes(one.path, seed) for seed in one.seeds)) for one in variants]
-    looks = [(recipe, n * LOOKS * (1 + len(entry.bits)), 0) for recipe, n in runs]
-    return _measured(looks, gpu=False, beside=WRITING * sum(n for _, n in runs))
+    passes = [(recipe, n * EXPORT_PASSES * (1 + len(entry.bits)), 0) for recipe, n in runs]
+    return _minutes(passes, gpu=False, beside=EXPORT_SECONDS * sum(n for _, n in runs))
 
 
-def _measured(work: list[tuple[Recipe, int, int]], gpu: bool, beside: float = 0.0) -> int:
+def _minutes(work: list[tuple[Recipe, int, int]], gpu: bool, beside: float = 0.0) -> int:
     """Minutes for recipes' passes over the dataset's training images and steps, by measured speeds."""
     speeds, seconds = read_speeds(), beside
     for recipe, passes, steps in work:

@@ -25,7 +25,7 @@ DOWNLOADS = DATA / "downloads"
 RESULTS = Path("results")
 PUBLISHED = shipped("params/published.csv")
 COST = shipped("benchmarks/results/cost.csv")  #: measured speeds
-MEMORY = shipped("benchmarks/results/memory.csv")  #: measured peaks of training processes
+MEMORY = shipped("benchmarks/results/memory.csv")  #: measured peaks of jobs' processes
 CHOICES = shipped("docs/choices.md")
 #: what a record calls a checkpoint (``checkpoint_sha256``), and how its file's name ends: of the weights that stand for
 #: the run, and of the end of training where the best epoch's are kept beside it
