@@ -135,6 +135,24 @@ def test_sentences_hold_their_numbers_scope_and_link(reported):
     )
 
 
+def test_the_regularizer_as_written_is_one_sentence_of_all_its_widths(study):
+    values = {(2, 2): (10, 11, 12), (2, 32): (10, 10, 10), (3, 3): (40, 41, 42), (3, 32): (50, 50, 50), (4, 4): (9,)}
+    tests = pd.DataFrame(
+        [
+            {"experiment": "as-written", "train_bits": trained, "eval_bits": bits, "accuracy": float(value),
+             "preset": "paper_text", "lambda": 0.5}
+            for (trained, bits), of_seeds in values.items()
+            for value in of_seeds
+        ]
+    )  # fmt: skip
+    (found,) = findings._as_written(study.study, tests)  # a width without FP32 is left out
+    assert found.text == (
+        "**Eq. 23 as the text writes it** (as-written, λ = 0.5): trained ternary 11.00 [8.52, 13.48], n = 3, as FP32 10.00 "
+        "[10.00, 10.00], n = 3 (both near chance); trained 3-bit 41.00 [38.52, 43.48], n = 3, as FP32 50.00 [50.00, 50.00], "
+        "n = 3. All other numbers are of the released code's form."
+    )
+
+
 def test_findings_stand_in_the_folder_and_between_the_marks_of_a_readme(reported):
     findings.write_findings(reported)
     folder = Path("results/tiny")
