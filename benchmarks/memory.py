@@ -41,8 +41,8 @@ from oscillations.study.variants import Variant
 JOBS = ("train", "posttrain", "export")
 
 
-def train(trainer: Trainer, variant: Variant) -> None:
-    images, size = trainer.sets["train"], variant.recipe.training.batch_size
+def train(trainer: Trainer) -> None:
+    images, size = trainer.sets["train"], trainer.batch_size
     order = images.order(0, 0)
     trainer.model.train()
     for i in range(3):
@@ -52,7 +52,7 @@ def train(trainer: Trainer, variant: Variant) -> None:
     assert kept
 
 
-def posttrain(entry: PostTrainingEntry, trainer: Trainer, variant: Variant) -> None:
+def posttrain(entry: PostTrainingEntry, trainer: Trainer) -> None:
     for _, method, options in entry.resolved():
         if isinstance(options, ReconstructionOptions):
             options = options.model_copy(update={"iterations": 2})
@@ -60,14 +60,14 @@ def posttrain(entry: PostTrainingEntry, trainer: Trainer, variant: Variant) -> N
 
 
 @torch.no_grad()
-def export(entry: ExportEntry, trainer: Trainer, variant: Variant) -> None:
+def export(entry: ExportEntry, trainer: Trainer) -> None:
     network, images = trainer.network, trainer.sets["train"].batch(slice(0, IMAGES))[0].contiguous()
-    shape, classes = tuple(images.shape[1:]), len(datasets.find(variant.recipe.data).CLASSES)
+    shape, classes = tuple(images.shape[1:]), len(datasets.find(trainer.recipe.data).CLASSES)
     for bits in (LATENT, *entry.bits):
         with network.at(bits):
             expected = network.model.eval()(images)
         for format in ("safetensors", "onnx"):
-            fresh = models.build(variant.recipe.model.plain(), shape, classes).eval()
+            fresh = models.build(trainer.recipe.model.plain(), shape, classes).eval()
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, f"model{SUFFIXES[format]}")
                 write(of_network(network, bits), fresh, file, format, images, {None: expected}, OPSET)
@@ -81,11 +81,11 @@ def peak_mb(study: Study, variant: Variant, job: str, entry: str) -> int:
     about, tensors = stand_in(module.TRAIN_IMAGES, module)
     trainer = make_trainer(recipe, 0, about, image_sets(about, tensors, recipe, CPU), CPU)
     if job == "train":
-        train(trainer, variant)
+        train(trainer)
     elif job == "posttrain":
-        posttrain(study.posttraining[entry], trainer, variant)
+        posttrain(study.posttraining[entry], trainer)
     else:
-        export(study.exports[entry], trainer, variant)
+        export(study.exports[entry], trainer)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # kilobytes on Linux
 
 
@@ -94,7 +94,6 @@ def footprints(study: Study, variants: list[Variant], job: str) -> dict[str, tup
 
     Of equal ones the variant whose method has most options, or the entry with most methods, as a rule what keeps most.
     """
-    found: dict[str, tuple[Variant, str]] = {}
     variants = sorted(variants, key=lambda one: len(one.recipe.plain()["method"]))
     if job == "train":
         return {cost.footprint(variant.recipe): (variant, "") for variant in variants}
@@ -103,6 +102,7 @@ def footprints(study: Study, variants: list[Variant], job: str) -> dict[str, tup
     else:
         by_size = sorted(study.posttraining.items(), key=lambda named: len(named[1].methods))
         entries = [(e.of, name, partial(cost.posttraining_footprint, entry=e)) for name, e in by_size]
+    found: dict[str, tuple[Variant, str]] = {}
     for of, name, footprint in entries:
         found |= {footprint(variant.recipe): (variant, name) for variant in variants if variant.path in of}
     return found
