@@ -448,23 +448,28 @@ def test_v9_every_network_and_the_model_is_left_as_it_was(name):
     assert all(not weight.requires_grad for weight in weights.values())
 
 
-def test_v9_learned_steps_bring_the_output_nearer(trained):
-    """Against the same rounding with the steps that least squares gave: 3-bit inputs, the loss over all images."""
-    fixed = reconstructed("brecq", with_inputs(*trained, width=3), iterations=300, step_lr=1e-12)
-    learned = reconstructed("brecq", with_inputs(*trained, width=3), iterations=300, step_lr=3e-3)
+def test_v9_steps_a_third_of_the_best_are_learned_back(trained):
+    """Against the same rounding with steps that stay: every unit's output comes nearer, over all images.
 
-    def loss(cal):
+    From the best steps themselves a unit may end on either side: its inputs are not those that they were best for.
+    """
+
+    def losses(step_lr):
+        cal = with_inputs(*trained, width=3)
+        for one in cal.inputs.by_layer.values():
+            one.step.div_(3)
+        reconstructed("brecq", cal, iterations=300, step_lr=step_lr)
         again = DroppedInputs(
             trained[0], {layer: one.bits for layer, one in cal.inputs.by_layer.items()}, trained[2], 0
         )
         for layer, one in again.by_layer.items():
             one.load_state(cal.inputs.by_layer[layer].state())
         cal.inputs = again
-        found = cal.losses()[-1]
+        found = cal.losses()
         again.remove()
         return found
 
-    assert loss(learned) < loss(fixed)
+    assert all(learned < 0.75 * fixed for learned, fixed in zip(losses(1e-2), losses(1e-12), strict=True))
 
 
 def test_v9_the_first_step_is_the_best_of_a_hundred():
