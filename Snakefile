@@ -36,30 +36,15 @@ resource_scopes:
     trainings="local",
 
 
-localrules:  # what is short, or needs a network that nodes of a cluster may not have
-    all,
-    data,
-    exports,
-    fetch,
-    weights,
-    runs,
-    report,
-    collect,
-    oscillations,
-    tables,
-    figures,
-    films,
-    claims,
-    findings,
-    site,
-
-
+# Rules that are short, or need a network that nodes of a cluster may not have, are "localrule" each: a list of names here
+# would not be renamed with the rules of a module.
 rule all:
     """Runs and report of the study, narrowed by only= and seeds=."""
     default_target: True
     input:
         missing,
         rules.site.output.study,
+    localrule: True
 
 
 rule data:
@@ -67,15 +52,18 @@ rule data:
     input:
         sorted({f"data/{STUDY.dataset(experiment)}.json" for experiment in STUDY.experiments}),
         sorted(str(pretrained.files(name)[0]) for name in STUDY.checkpoints),
+    localrule: True
 
 
 rule exports:
     """What the runs cost and give as files for elsewhere: the study's exports, measured."""
     input:
         [str(paths.exports_file(STUDY.study, entry)) for entry in STUDY.exports],
+    localrule: True
 
 
 rule runs:
     """Every training the command is narrowed to."""
     input:
         lambda wildcards: [str(run.record) for run in REQUESTED],  # only where it is asked for
+    localrule: True

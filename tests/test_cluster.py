@@ -75,6 +75,7 @@ def ended_well(trial, project, expected, process):
     began = psutil.Process(process.pid).create_time()
     said, _ = process.communicate()
     seconds = round(time.time() - began)
+    said += "".join(head.read_text() for head in project.folder.glob("head.log"))
     found = weights(project)
     differing = sum(found.get(name) != content for name, content in expected.items())
     submissions = said.count("has been submitted with SLURM jobid")
@@ -246,7 +247,7 @@ def test_the_main_process_outlives_a_terminal(tmp_path, undisturbed):
     project = made(tmp_path / "project")
     inside = f"{shlex.join(['snakemake', *PROFILE])} > head.log 2>&1; echo $? > code"
     session = f"tmux -L trial new-session -d {shlex.quote(inside)}"
-    wait = "while [ ! -s code ]; do sleep 1; done; cat head.log; exit $(cat code)"
+    wait = "while [ ! -s code ]; do sleep 1; done; exit $(cat code)"
     ended_well("the main process in tmux", project, undisturbed, project.start("sh", "-ec", f"{session}; {wait}"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ rule count:
 
 onsuccess:
     osci.onsuccess()
+
+
+print("rules that stay here:", *sorted(workflow._localrules))
 """
 
 
@@ -106,7 +110,10 @@ def test_a_module_of_another_workflow(clone, folder):
     (folder / "config.yaml").write_text(json.dumps({"osci": {"study": "own", "only": "mlp5-scratch/baseline"}}))
     snakemake(folder)
     assert int((folder / "count.txt").read_text()) > 1
-    planned = job_counts(snakemake(folder, "-n", "osci_all"))
+    output = snakemake(folder, "-n", "osci_all")
+    planned, (local,) = job_counts(output), re.findall("rules that stay here: (.*)", output)
+    assert {"osci_fetch", "osci_weights", "osci_collect", "osci_site", "osci_all"} <= set(local.split())
+    assert not {"osci_train_mlp5_scratch", "osci_evaluate", "osci_posttrain", "osci_export"} & set(local.split())
     assert planned["osci_train_mlp5_scratch"] == planned["osci_site"] == 1
     assert "osci_fetch" not in planned
     assert files(clone.folder) == before

@@ -108,7 +108,7 @@ def test_the_readmes_method_is_the_real_one():
     "command",
     [
         ["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"],
-        ["snakefmt", "--check", "-l", "120", "Snakefile", "workflow"],
+        ["snakefmt", "--check", "Snakefile", "workflow"],
     ],
     ids=lambda command: " ".join(command[:2]),
 )  # fmt: skip

@@ -229,14 +229,6 @@ def test_of_many_processes_one_at_a_time_takes_over_from_a_dead_one(tmp_path):
     assert len(list((tmp_path / "done").iterdir())) == 8
 
 
-def test_what_a_killed_workflow_left_is_known(monkeypatch):
-    monkeypatch.setenv(holders.WORKFLOW, f"{Holder.present().host} {2**22 + 1} 1")
-    assert Holder.present().left_over
-    monkeypatch.delenv(holders.WORKFLOW)
-    holders.name_workflow()
-    assert not Holder.present().left_over
-
-
 def test_status_names_who_holds_what_and_what_ends_it(folder, capsys, monkeypatch):
     monkeypatch.setattr(status, "EXPIRES", 100)
     gone = f"{Holder.present().host} {2**22 + 1} 1"
@@ -312,6 +304,27 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workflows, "EXPIRES", 100)
     return tmp_path
+
+
+@pytest.mark.parametrize(("silent_for", "gone"), [(60, False), (200, True)])
+def test_what_the_workflow_of_another_host_left_is_known_when_its_card_expires(folder, silent_for, gone):
+    main = replace(ELSEWHERE, host="login", pid=12, started="3")
+    job = replace(ELSEWHERE, workflow=main.process)
+    card(main, silent_for)
+    assert workflows.left_over([job, ELSEWHERE]) == ([job] if gone else [])
+
+
+def test_what_a_killed_workflow_left_is_known(folder, monkeypatch):
+    """Of two that plan at once, too."""
+    monkeypatch.setenv(holders.WORKFLOW, "")  # so that what is set here is taken back
+    monkeypatch.delenv(holders.WORKFLOW)
+    main = replace(Holder.present(), pid=os.getppid(), started=holders._started(os.getppid()))
+    card(main)
+    card(replace(ELSEWHERE, host="login"))
+    here, killed = replace(ELSEWHERE, workflow=main.process), replace(ELSEWHERE, workflow=f"{main.host} {2**22 + 1} 1")
+    assert workflows.left_over([here, killed]) == [killed]
+    holders.name_workflow()
+    assert os.environ[holders.WORKFLOW] == Holder.present().process
 
 
 def test_a_workflow_at_work_is_named(folder):

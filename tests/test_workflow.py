@@ -31,6 +31,12 @@ OF_A_RUN = r"/tiny/(runs/)?[^/]+/[^/]+/seed\d"
 SLURM = ("--workflow-profile", "workflow/profiles/slurm", "-n")
 
 
+def resources(output):
+    """Of a dry run's jobs: rule, and what it asks for."""
+    jobs = re.findall(r"rule (\w+):\n(?:.+\n)*?\s+resources: (.*)", output)
+    return [(rule, dict(one.split("=", 1) for one in asked.split(", ") if "=" in one)) for rule, asked in jobs]
+
+
 def trains(planned):
     return {rule: count for rule, count in planned.items() if rule.startswith("train_")}
 
@@ -381,6 +387,8 @@ def test_a_bad_study_stops_before_any_job(project, old, new, message):
     ("config", "message"),
     [
         ("at_once=0", "at_once=0: not a positive number"),
+        ("save_every=soon", "save_every=soon: not a positive number"),
+        ("longest=0", "longest=0: not a positive number"),
         ("source=nowhere", "source=nowhere: no such file or folder"),
         (
             "only=mlp5-scrtch",
@@ -442,7 +450,8 @@ def test_a_killed_training_loses_nothing_under_snakemake(project, finished_proje
 def test_the_slurm_profile_plans_the_same_jobs(project, slurm):
     output = project.run("snakemake", *SLURM, "all", "--config", "study=tiny", "device=cuda")
     assert trains(job_counts(output)) == {"train_mlp5_scratch": 4, "train_mlp5_lambda": 2}
-    assert "gpu=1" in output
+    on_gpu = {rule for rule, asked in resources(output) if asked.get("gpu") == "1"}
+    assert on_gpu == {"train_mlp5_scratch", "train_mlp5_lambda", "evaluate"}
 
 
 def test_the_slurm_profile_is_found_from_another_folder(project, slurm, tmp_path):
@@ -461,6 +470,14 @@ def test_variants_of_an_experiment_share_a_job_where_a_profile_says_so(project, 
     output = project.run("snakemake", *SLURM, "runs", "--group-components", "train=3", "--config", "study=tiny")
     groups = re.findall(r"Group job (\S+) \(", output)
     assert sorted(groups) == ["train_mlp5_lambda", "train_mlp5_scratch", "train_mlp5_scratch"]  # 2; 3 and 1
+
+
+@pytest.mark.parametrize(("together", "minutes"), [((), {"300"}), (("--group-components", "train=3"), {"100"})])
+def test_no_job_asks_for_more_time_than_there_is(project, slurm, together, minutes):
+    """Times of variants that share a job are added up; on a GPU, where nothing was measured, half a day is asked."""
+    config = ("--config", "study=tiny", "device=cuda", "longest=300")
+    output = project.run("snakemake", *SLURM, "runs", *together, *config)
+    assert {asked["runtime"] for rule, asked in resources(output) if rule.startswith("train_")} == minutes
 
 
 def interrupt_group(snakemake):

@@ -202,9 +202,10 @@ def export_minutes(name):
     return cost.export_minutes(STUDY.exports[name], of_entry(STUDY.exports[name]))
 
 
-def longer(attempt, first):
-    """Minutes that an attempt asks for."""
-    return min(attempt * first, cost.LONGEST_MINUTES)
+def longer(attempt, first, group=None):
+    """Minutes that an attempt asks for; those of a group's jobs that a profile puts into one are added up."""
+    together = workflow.group_settings.group_components.get(group, 1)
+    return min(attempt * first, int(config.get("longest", cost.LONGEST_MINUTES)) // together)
 
 
 def variant_pattern(experiment, chosen):

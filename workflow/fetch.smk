@@ -16,6 +16,7 @@ rule fetch:
         "logs/fetch/{dataset}.tsv"
     wildcard_constraints:
         dataset="[^/]+",
+    localrule: True
     params:
         arithmetic=lambda wildcards: arithmetic(f"data/{wildcards.dataset}"),
     shell:
@@ -31,6 +32,7 @@ rule weights:
         "logs/weights/{checkpoint}.log",
     benchmark:
         "logs/weights/{checkpoint}.tsv"
+    localrule: True
     params:
         code=sources.code("study.pretrained:write"),
         name=lambda wildcards: wildcards.checkpoint.replace("-", "/", 1),

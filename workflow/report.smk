@@ -47,6 +47,7 @@ if STUDY.toy_regression:
             f"logs/{STUDY.study}/toy.log",
         benchmark:
             f"logs/{STUDY.study}/toy.tsv"
+        localrule: True
         params:
             arithmetic=arithmetic("aoq-toy"),
             choices=as_json(STUDY.toy_regression.model_dump(mode="json")),
@@ -67,6 +68,7 @@ rule collect:
         f"logs/{STUDY.study}/report/collect.log",
     benchmark:
         f"logs/{STUDY.study}/report/collect.tsv"
+    localrule: True
     params:
         code=sources.code("report.collect:collect"),
         study=STUDY_FILE,
@@ -84,6 +86,7 @@ rule oscillations:
         f"logs/{STUDY.study}/report/oscillations.log",
     benchmark:
         f"logs/{STUDY.study}/report/oscillations.tsv"
+    localrule: True
     params:
         code=sources.code("report.collect:collect_oscillations"),
         study=STUDY_FILE,
@@ -110,6 +113,7 @@ rule tables:
         f"logs/{STUDY.study}/report/tables.log",
     benchmark:
         f"logs/{STUDY.study}/report/tables.tsv"
+    localrule: True
     params:
         code=sources.code("report.tables"),
         choices=REPORT_PARAMS,
@@ -133,6 +137,7 @@ rule figures:
         f"logs/{STUDY.study}/report/figures.log",
     benchmark:
         f"logs/{STUDY.study}/report/figures.tsv"
+    localrule: True
     params:
         code=sources.code("report.figures"),
         choices=REPORT_PARAMS,
@@ -153,6 +158,7 @@ if FILMS:
             f"logs/{STUDY.study}/report/films.log",
         benchmark:
             f"logs/{STUDY.study}/report/films.tsv"
+        localrule: True
         params:
             code=sources.code("report.figures.film"),
             choices=as_json({name: spec.model_dump(mode="json") for name, spec in STUDY.films.items()}),
@@ -174,6 +180,7 @@ rule claims:
         f"logs/{STUDY.study}/report/claims.log",
     benchmark:
         f"logs/{STUDY.study}/report/claims.tsv"
+    localrule: True
     params:
         code=sources.code("report.claims"),
         choices=REPORT_PARAMS,
@@ -195,6 +202,7 @@ rule findings:
         f"logs/{STUDY.study}/report/findings.log",
     benchmark:
         f"logs/{STUDY.study}/report/findings.tsv"
+    localrule: True
     params:
         code=sources.code("report.findings"),
         choices=REPORT_PARAMS,
@@ -227,6 +235,7 @@ rule site:
         f"logs/{STUDY.study}/report/site.log",
     benchmark:
         f"logs/{STUDY.study}/report/site.tsv"
+    localrule: True
     params:
         code=sources.code("report.pages.study", "report.pages.landing"),
         choices=REPORT_PARAMS,
@@ -239,6 +248,7 @@ rule site:
 rule report:
     log:
         f"logs/{STUDY.study}/report.log",
+    localrule: True
     params:
         study=STUDY_FILE,
     shell:

@@ -52,7 +52,7 @@ for experiment in dict.fromkeys(variant.experiment for variant in CHOSEN):
         resources:
             gpu=GPUS,
             mem_mb=lambda wildcards, attempt, first=memory(experiment): attempt * first,
-            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): longer(attempt, first),
+            runtime=lambda wildcards, attempt, first=minutes(experiment, len(seeds)): longer(attempt, first, "train"),
             trainings=1,
             seeds=",".join(map(str, seeds)),  # not a param: those are compared, and narrowing must not retrain
         params:

@@ -88,7 +88,10 @@ def parser() -> argparse.ArgumentParser:
         help="local state dict, or a folder of them, instead of the download",
     )  # fmt: skip
     training = command(train, "narrow", "device")
-    training.add_argument("--save-every", type=float, default=30, help="seconds between resume files")
+    training.add_argument(
+        "--save-every", type=float, default=os.environ.get("OSCILLATIONS_SAVE_EVERY", "30"),
+        help="seconds between resume files",
+    )  # fmt: skip
     training.add_argument(
         "--at-once", type=positive, default=os.environ.get("OSCILLATIONS_AT_ONCE", "1"),
         help="runs of a variant that share the device, taking turns",

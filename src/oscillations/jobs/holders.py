@@ -39,7 +39,7 @@ class Holder:
     boot: str = ""  #: the host's boot and namespace of processes
     slurm_job: str = ""
     slurm_step: str = ""  #: of a job of one node: cluster, job and step
-    workflow: str = ""  #: host, number and start of the workflow's main process
+    workflow: str = ""  #: :attr:`process` of the workflow's main process
     since: str = ""
     ended: str = ""  #: when it gave the folder back
 
@@ -72,10 +72,9 @@ class Holder:
         return self.host == other.host and bool(self.boot) and self.boot == other.boot
 
     @property
-    def left_over(self) -> bool:
-        """Whether the workflow that started this process is seen to be gone."""
-        host, pid, started = self.workflow.split() if self.workflow else ("", "0", "")
-        return host == socket.gethostname() and _started(int(pid)) != started
+    def process(self) -> str:
+        """Host, number and start of the process."""
+        return f"{self.host} {self.pid} {self.started}"
 
     @property
     def stop_command(self) -> str:
@@ -136,7 +135,7 @@ class Hold:
 
 def name_workflow() -> None:
     """Let the jobs that this process starts, on whatever host, know it."""
-    os.environ.setdefault(WORKFLOW, f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}")
+    os.environ.setdefault(WORKFLOW, Holder.present().process)
 
 
 @contextmanager

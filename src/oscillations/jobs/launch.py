@@ -18,7 +18,7 @@ from pathlib import Path
 from oscillations.core.errors import InputError, did_you_mean
 from oscillations.jobs.holders import name_workflow
 
-KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once", "container")
+KEYS = ("study", "only", "seeds", "source", "weights", "device", "at_once", "save_every", "longest", "container")
 SOURCE = Path(__file__).resolve().parents[2]
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -34,14 +34,15 @@ def prepare(config: dict) -> int:
     device = config.get("device", "auto")
     if device not in DEVICES:
         raise InputError(f"device={device}: {did_you_mean(device, DEVICES)}")
-    at_once = str(config.get("at_once", 1))
-    if not at_once.isdecimal() or at_once == "0":
-        raise InputError(f"at_once={at_once}: not a positive number")
+    numbers = {key: str(config[key]) for key in ("at_once", "save_every", "longest") if key in config}
+    for key, number in numbers.items():
+        if not number.isdecimal() or int(number) == 0:
+            raise InputError(f"{key}={number}: not a positive number")
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{SOURCE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         "OSCILLATIONS_DEVICE": device,
-        "OSCILLATIONS_AT_ONCE": at_once,
+        **{f"OSCILLATIONS_{key.upper()}": number for key, number in numbers.items() if key != "longest"},
     }
     for key in ("source", "weights"):
         if key in config:

@@ -74,7 +74,7 @@ def print_holders(study: str) -> None:
     for folder, (holder, quiet) in found.items():
         sign = f"no sign of life for {quiet / 60:.0f} minutes" if quiet > EXPIRES else "at work"
         print(f"  held: {folder.relative_to(study_work(study))} by {holder}: {sign}")
-    if left := sorted({holder.stop_command for holder, _ in found.values() if holder.left_over}):
+    if left := sorted({one.stop_command for one in workflows.left_over(holder for holder, _ in found.values())}):
         print("  left over by a workflow that is gone; the next one waits until it ends. What ends it, saved:")
         for command in left:
             print(f"    {command}")

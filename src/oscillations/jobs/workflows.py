@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
@@ -34,12 +35,23 @@ def enter(study: str) -> None:
 
 
 def at_work() -> dict[str, Holder]:
-    """Studies that others work on here (or :data:`PLANNING`), and their main processes; ended ones' cards are removed.
+    """Studies that others work on here (or :data:`PLANNING`), and their main processes."""
+    return dict(_others())
+
+
+def left_over(holders: Iterable[Holder]) -> list[Holder]:
+    """Those that a workflow has started which is gone, wherever it was."""
+    living = {main.process for _, main in _others()}
+    return [holder for holder in holders if holder.workflow and holder.workflow not in living]
+
+
+def _others() -> list[tuple[str, Holder]]:
+    """What others do here, and their main processes; ended ones' cards are removed.
 
     A process of another host, or from before a reboot, is taken for dead without a sign of life for
     :data:`~oscillations.jobs.holders.EXPIRES`, by the file system's clock.
     """
-    present, found = Holder.present(), {}
+    present, found = Holder.present(), []
     for card in set(CARDS.glob("*.json")) - {_own()}:
         with suppress(FileNotFoundError):  # it has just ended
             silence = _now() - card.stat().st_mtime
@@ -52,7 +64,7 @@ def at_work() -> dict[str, Holder]:
             if (silence >= EXPIRES and unseen) or holder.over(present):
                 card.unlink()
             else:
-                found[study] = holder
+                found.append((study, holder))
     return found
 
 
