@@ -38,6 +38,7 @@ from common import report
 from pipeline import scratch_project
 
 from oscillations.core.files import SEAL
+from oscillations.records.environment import git_state
 from oscillations.records.rows import CHECK
 
 STUDY = """\
@@ -92,6 +93,7 @@ COMMANDS = {"dvc": ["dvc", "repro"], "snakemake": ["snakemake", "--cores", "2", 
 MADE = ("results", "figures", "checkpoints", "data")
 TIMES = {"timing", "seconds", SEAL, CHECK}  #: keys of records and columns of tables that hold times, or their hashes
 STORIES = ("making.html", "provenance.json", "runs/*/*.html")  #: files that tell how a study was made
+DONE = b"results: results/faults/index.html"  #: said by a workflow that has ended well
 LONGEST = 0.35  #: of an undisturbed run's time, until a kill; with 0.2 a job is hardly ever finished
 
 
@@ -109,19 +111,25 @@ def start(command: list[str], folder: Path) -> psutil.Popen:
 
 
 def kill(process: psutil.Popen) -> str:
-    """SIGKILL for a process and all that it has started, also while it was killed; what was running."""
+    """SIGKILL for a process and all that it has started, also while it was killed; what was running.
+
+    The steps, or without any ``scheduler``, or with DVC alone ``dvc``.
+    """
     steps: set[str] = set()
+    alone = "dvc"
     while members := alive(process.pid):
         for member in members:
             with contextlib.suppress(psutil.Error):
                 words = member.cmdline()
                 if "oscillations" in words[:3]:
                     steps.add(words[words.index("oscillations") + 1])
+                if any("snakemake" in word for word in words):
+                    alone = "scheduler"
         for member in members:
             with contextlib.suppress(psutil.Error):
                 member.kill()
         psutil.wait_procs(members, timeout=1)
-    return "+".join(sorted(steps)) or "scheduler"
+    return "+".join(sorted(steps)) or alone
 
 
 def alive(session: int) -> list[psutil.Process]:
@@ -181,7 +189,7 @@ def undisturbed(folder: Path) -> tuple[dict[str, bytes], set[str], float]:
 
 def recorded(folder: Path) -> set[str]:
     """Outputs whose record of Snakemake's travels with the results."""
-    return set(json.loads((folder / "results/faults/provenance.json").read_text()))
+    return set(json.loads((folder / "results/faults/provenance.json").read_text())) - {SEAL}
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
@@ -201,16 +209,18 @@ def life(folder: Path, command: list[str], longest: float, moments: random.Rando
     """
     killed: Counter[str] = Counter()
     again: set[str] = set()
-    locks, lock = 0, folder / ".dvc/tmp/rwlock"
+    locks, lock, output = 0, folder / ".dvc/tmp/rwlock", folder / "output.log"
     project(folder)
+    output.touch()
     while True:
-        before, moment = finished(folder), time.time()
+        before, moment, said = finished(folder), time.time(), output.stat().st_size
         process = start(command, folder)
         try:
             code = process.wait(moments.uniform(0, longest))
         except psutil.TimeoutExpired:
-            code = None
-            killed[kill(process)] += 1
+            code, running = None, kill(process)
+            made = DONE in output.read_bytes()[said:]  # by the stage: what DVC does then is its commit
+            killed[f"{running} commit" if running == "dvc" and made else running] += 1
         again |= before & trained_since(folder, moment)
         if code and lock.exists() and not lock.read_bytes():
             lock.unlink()
@@ -244,11 +254,12 @@ def main() -> int:
         print(f"life {lives}: {more.total()} kills, {wrong if any(wrong.values()) else 'nothing wrong'}", flush=True)
         if not any(wrong.values()):
             shutil.rmtree(place)
-        rows = [{"campaign": options.campaign, "running": name, "kills": n} for name, n in sorted(killed.items())]
         counts = {"lives": lives, "rwlock": rwlock, **found}
-        whole = {"campaign": options.campaign, "running": "all", "kills": killed.total()} | counts
         none = dict.fromkeys(counts, "")
-        report("faults.csv", [row | none for row in rows] + [whole], key=("campaign",))
+        rows = [{"running": name, "kills": n} | none for name, n in sorted(killed.items())]
+        rows.append({"running": "all", "kills": killed.total()} | counts)
+        about = {"campaign": options.campaign, "commit": git_state()["commit"][:8]}
+        report("faults.csv", [about | row for row in rows], key=("campaign",))
     return int(any(found.values()))
 
 

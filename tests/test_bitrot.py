@@ -1,6 +1,7 @@
 """One flipped byte in every kind of file: noticed before it can reach a table, named, and mended by what is printed."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -306,16 +307,27 @@ def test_no_flipped_byte_of_a_resume_file_is_loaded(tmp_path):
         file.write_bytes(whole)
 
 
-def test_damaged_provenance_is_named(finished):
-    file = finished.folder / provenance.provenance_file("tiny")
-    for place in (0, file.stat().st_size - 2):
-        whole = file.read_bytes()
-        flip(file, place)
-        output = finished.snakemake("-n", "all", ok=False)
-        assert "results/tiny/provenance.json: is damaged" in output and "bring it back from git or DVC" in output
-        assert "Traceback" not in output
+def test_no_flipped_byte_of_provenance_is_believed(here):
+    file = provenance.provenance_file("tiny")
+    whole = file.read_bytes()
+    for place in places(file, number=200):
+        flip(file, place, place % 8)
+        with pytest.raises(InputError, match=r"provenance\.json: is damaged"):
+            provenance.restore("tiny")
         file.write_bytes(whole)
+
+
+def test_damaged_provenance_is_named_and_mended_by_the_command_that_is_printed(finished):
+    file = finished.folder / provenance.provenance_file("tiny")
+    whole = file.read_bytes()
+    flip(file, len(whole) // 2)
+    output = finished.snakemake("-n", "all", ok=False)
+    assert "results/tiny/provenance.json: is damaged" in output and "git checkout -- results/tiny" in output
+    assert "Traceback" not in output
+    (command,) = re.findall(r"\((rm .*?)\)", output)
+    finished.run(*command.split())
     assert finished.planned() == {}
+    assert file.read_bytes() == whole
 
 
 ABOUT = {"name": "torchvision/resnet18", "source": "local file x.pth", "label": "local file x.pth, not verified",

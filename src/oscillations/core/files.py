@@ -119,14 +119,18 @@ def read_unsealed(path: Path) -> Any:
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """A record with a hash of the rest of it, by which :func:`read_json` sees that it is as it was written."""
-    rest: dict[str, Any] = json.loads(json.dumps({key: value for key, value in record.items() if key != SEAL}))
-    return rest | {SEAL: sha256(canonical_json(rest).encode())}
+    rest: dict[str, Any] = json.loads(json.dumps(record))  # keys as a file has them
+    return rest | {SEAL: _seal(rest)}
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return sha256(canonical_json({key: value for key, value in record.items() if key != SEAL}).encode())
 
 
 def as_sealed(value: Any) -> bool:
     """Whether a value is what :func:`sealed` made, if it says that it is that."""
     try:
-        return not isinstance(value, dict) or SEAL not in value or value == sealed(value)
+        return not isinstance(value, dict) or SEAL not in value or value[SEAL] == _seal(value)
     except RecursionError:  # nested as deep as can just be read
         return False
 

@@ -16,7 +16,7 @@ from stat import S_ISREG
 from typing import Any
 
 from oscillations.core.errors import InputError
-from oscillations.core.files import Damaged, read_json, write_json
+from oscillations.core.files import SEAL, Damaged, read_json, sealed, write_json
 from oscillations.study.paths import checkpoints, figures, provenance_file, results
 
 METADATA = Path(".snakemake/metadata")
@@ -39,16 +39,19 @@ def _output(record: Path) -> str:
     return urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What is recorded in a file; nothing where there is none. Raises InputError if it is damaged."""
+def _read(study: str) -> dict[str, Any]:
+    """What is recorded with a study's results; nothing where there is none. Raises InputError if it is damaged."""
+    file = provenance_file(study)
     try:
-        found = read_json(file) if file.exists() else {}
+        found = dict(read_json(file)) if file.exists() else {}
+        found.pop(SEAL, None)  # one that was written before there were seals has none
         if all(isinstance(record, dict) for record in found.values()):
             return found
         raise Damaged(f"{file}: is damaged")
     except Damaged as error:
         raise InputError(
-            f"{error}; bring it back from git or DVC, or delete it where the study was made: it is written anew"
+            f"{error}; bring it back (git checkout -- {file}, or dvc checkout --force {file.parent} where that keeps "
+            f"it), or delete it where the study was made (rm {file}): it is written anew"
         ) from None
 
 
@@ -57,11 +60,10 @@ def save(study: str, since: float = -1.0) -> None:
 
     What is recorded there already stays, also of outputs that are not here: a clone may lack the weights.
     """
-    file = provenance_file(study)
-    known = _read(file)
-    found = known | dict(_recorded(study, since))
-    if found != known:
-        write_json(file, found)
+    if new := dict(_recorded(study, since)):
+        known = _read(study)
+        if known | new != known:
+            write_json(provenance_file(study), sealed(known | new))
 
 
 def _recorded(study: str, since: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -90,7 +92,7 @@ def restore(study: str, stale: Iterable[Iterable[Path]] = ()) -> None:
     """
     file = provenance_file(study)
     written = file.stat().st_mtime_ns if file.exists() else 0
-    for output, record in _read(file).items():
+    for output, record in _read(study).items():
         target = _record_path(output)
         if not target.exists():  # a record that is there may be newer
             write_json(target, record)
