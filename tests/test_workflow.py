@@ -561,6 +561,31 @@ def dvc_project(finished, request):
     return finished
 
 
+@NEEDS_BUCKET
+def test_large_objects_and_credentials_outside_git_as_the_documentation_says(tmp_path, monkeypatch):
+    """60 MB are fetched in parts; nothing of the environment is left that could stand for what DVC is told."""
+    said = {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_DEFAULT_REGION"]:
+        monkeypatch.delenv(name)
+    text = (ROOT / "docs/workflow.md").read_text()
+    lines = [line.split(" #")[0].strip() for line in re.findall("^    (?:dvc remote .*|printf .*)", text, re.MULTILINE)]
+    for name, value in zip(
+        ("s3://BUCKET/oscillations", "https://objects.example.org", "access_key_id KEY", "SECRET"),
+        (f"{BUCKET}/{uuid.uuid4()}", said["AWS_ENDPOINT_URL"], f"access_key_id {said['AWS_ACCESS_KEY_ID']}",
+         said["AWS_SECRET_ACCESS_KEY"]),
+        strict=True,
+    ):  # fmt: skip
+        assert sum(name in line for line in lines) == 1, name
+        lines = [line.replace(name, value) for line in lines]
+    content = os.urandom(60_000_000)
+    (tmp_path / "large").write_bytes(content)
+    script = "; ".join(["set -e", "git init -q", "dvc init -q", *lines, "dvc add -q large", "dvc push"])
+    script += "; rm -r large .dvc/cache; dvc pull; git add -A; git grep --cached access_key_id && exit 1 || exit 0"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "large").read_bytes() == content
+
+
 def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path):
     assert "Nothing to be done" in dvc_project.run("dvc", "repro")  # Snakemake's word, recorded by DVC
     assert "up to date" in dvc_project.run("dvc", "repro")
