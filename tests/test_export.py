@@ -91,6 +91,17 @@ def test_every_family_is_the_same_elsewhere(tmp_path, family, recipe, format):
         assert kinds.count("DequantizeLinear") == len(network.names) * (2 if recipe else 1)
 
 
+def test_the_same_model_is_the_same_packed_file(tmp_path):
+    """Of a dictionary safetensors itself makes another order each time."""
+    network, _, _ = trained("mlp5", {"name": "qat", "bits": 3})
+    files = [tmp_path / f"{number}.safetensors" for number in range(9)]
+    for file in files:
+        write_packed(of_network(network, 3), file)
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as opened:
+        assert set(opened.metadata()) == {"format", "version", "model"}
+
+
 def test_onnx_runtime_leaves_the_inputs_of_8_bit_weights_alone(tmp_path):
     """By itself it quantizes inputs of products with 8-bit weights to 8 bits, too: logits differed by 0.1 and more."""
     network, fresh, images = trained("vit-tiny", {"name": "lsq", "bits": 8})

@@ -1,24 +1,35 @@
 """kill -9 at exact moments, SIGTERM, a full disk, and damaged or foreign resume files."""
 
 import errno
+import itertools
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import safetensors.numpy
+import safetensors.torch
 import torch
-from conftest import Project
+from conftest import UNDRAWN, Project
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torchvision.models import squeezenet1_1
 
 from oscillations.cli import main
 from oscillations.core import files
 from oscillations.core.files import SEAL, NoRoom, replacing
+from oscillations.jobs import export
 from oscillations.jobs import train as jobs
+from oscillations.posttraining import _measurement
+from oscillations.records.sources import REMEMBERED
+from oscillations.report.findings import BEGIN, END
 
 pytestmark = pytest.mark.slow
 
@@ -148,8 +159,6 @@ def test_a_checkpoint_of_another_run_is_refused(undisturbed, prepared):
 
 
 ROOM = "no room left to write it; make room and give the same command again"
-EVALUATE = ["evaluate", "--study", "params/tiny.yaml", "--experiment", "mlp5-scratch"]
-COLLECT = ["collect", "--study", "params/tiny.yaml"]
 
 
 def fills(function, count, error, place=0):
@@ -171,6 +180,7 @@ def fills(function, count, error, place=0):
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full: no device that is always full")
 QUOTA = OSError(errno.EDQUOT, "Disk quota exceeded")
 IN_RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 NO_ROOM = [
@@ -202,15 +212,111 @@ def test_a_full_disk_loses_nothing_that_was_saved(
     assert contents(prepared) == contents(undisturbed)
 
 
-def test_a_full_disk_is_said_by_every_other_step(prepared, monkeypatch, capsys):
+EVERYTHING = """\
+figures:
+  figure7: {panels: [mlp5-scratch/osciquant-3bit]}
+  figure-film-mlp5: {layer: fc2.weight, panels: [mlp5-scratch/osciquant-3bit]}
+posttraining: {after: {of: [mlp5-scratch/osciquant-3bit], bits: [3], methods: {adaround: {iterations: 2}}}}
+exports: {mlp5: {of: [mlp5-scratch/osciquant-3bit], seeds: [0], bits: [3]}}
+toy_regression: {seeds: [0], epochs: 1}
+"""
+WRITING = [  # all that write but train, above, certify, and report, which is several of these; each needs those before it
+    "fetch", "weights --name torchvision/squeezenet1_1 --source squeezenet.pth", "fetch-weights --from {clone}",
+    "evaluate --experiment mlp5-scratch", "collect", "oscillations", "tables", "figures", "films", "claims", "findings",
+    "findings --readme README.md", "site", "landing", "schema", "posttrain --name after", "toy",
+    f"export --run {VARIANT}/seed0", f"export --run {VARIANT}/seed0 --format torch", "export --name mlp5", "pack",
+]  # fmt: skip
+STRIDE = {"tables": 5, "figures": 3, "export --name mlp5": 5}  #: of many writes that are alike not all are tried
+
+
+def no_room_from(count):
+    """``Path.with_name``: parts of files, of which the COUNT-th and all after it lie on a disk that is full."""
+    with_name, number = Path.with_name, itertools.count(1)
+
+    def patched(path, name):
+        part = with_name(path, name)
+        if name.endswith(".part") and next(number) >= count:
+            part.symlink_to("/dev/full")
+        return part
+
+    return patched
+
+
+def in_rust(function):
+    """``function`` of safetensors, which would put a file in the place of the link to the full disk."""
+
+    def patched(tensors, file, **keywords):
+        if Path(file).is_symlink():
+            raise IN_RUST
+        return function(tensors, file, **keywords)
+
+    return patched
+
+
+def files_of(folder):
+    """Content by name, of all but unfinished work."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "work" not in path.relative_to(folder).parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@needs_full
+def test_a_full_disk_at_any_write_of_every_other_command(undisturbed, tmp_path, monkeypatch, capsys):
+    """One sentence that names the file, nothing half written, and the same command makes the same bytes."""
+    for module in (safetensors.torch, safetensors.numpy):
+        monkeypatch.setattr(module, "serialize_file", in_rust(module.serialize_file))
+    monkeypatch.setattr(export, "_latency", lambda *_: 1.0)  # seconds are never the same
+    monkeypatch.setattr(_measurement, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    roomy, full, weights = tmp_path / "roomy", tmp_path / "full", squeezenet1_1().state_dict()
+    for folder in (roomy, full):
+        for name in ("params", "docs", "benchmarks"):
+            shutil.copytree(undisturbed.folder / name, folder / name)
+        (folder / "params/tiny.yaml").write_text(UNDRAWN + EVERYTHING)
+        (folder / "README.md").write_text(f"{BEGIN}{END}\n")
+        torch.save(weights, folder / "squeezenet.pth")
+    for command in WRITING:
+        arguments = [*command.format(clone=undisturbed.folder).split(), "--study", "params/tiny.yaml"]
+        monkeypatch.chdir(roomy)
+        assert main(arguments) == 0
+        whole = files_of(roomy)
+        monkeypatch.chdir(full)
+        before = files_of(full)
+        for count in itertools.count(1, STRIDE.get(command, 1)):
+            capsys.readouterr()
+            with monkeypatch.context() as context:
+                context.setattr(Path, "with_name", no_room_from(count))
+                code = main(arguments)
+            if code == 0:
+                break
+            said = capsys.readouterr().err
+            assert code == 2 and re.fullmatch(rf"error: \S+(?<!\.part): {ROOM}.*\n", said), (command, said)
+            assert files_of(full).items() <= before.items() | whole.items(), command
+            assert not list(full.rglob(".*.part")), command
+        assert count > 1, f"{command} writes nothing"
+        assert files_of(full) == whole, command
+
+
+def test_a_temporary_file_that_there_is_no_room_for(undisturbed, prepared, monkeypatch, capsys):
+    def full(*_):
+        raise FULL
+
     monkeypatch.chdir(prepared.folder)
-    assert main(TRAIN) == 0
-    for command in (EVALUATE, COLLECT):
-        with monkeypatch.context() as full:
-            full.setattr(Path, "write_bytes", fills(Path.write_bytes, 1, FULL))
-            assert main(command) == 2
-        assert ROOM in capsys.readouterr().err
-        assert main(command) == 0
+    fetch = ["fetch-weights", "--study", "params/tiny.yaml", "--from", str(undisturbed.folder)]
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "copyfileobj", full)
+        assert main(fetch) == 2
+    assert capsys.readouterr().err.startswith(f"error: a temporary file, or what is printed: {ROOM}")
+    assert main(fetch) == 0
+    assert contents(prepared) == contents(undisturbed)
+
+
+@needs_full
+def test_what_is_remembered_of_the_source_needs_no_room(prepared):
+    """Hashes, which are written as the process ends."""
+    remembered = prepared.folder / "src/oscillations" / REMEMBERED
+    remembered.unlink()
+    remembered.with_name(f".{remembered.name}.part").symlink_to("/dev/full")
+    assert "Traceback" not in prepared.cli("check", "--study", "params/tiny.yaml")
+    assert not remembered.exists()
 
 
 def test_a_log_without_room_ends_in_order(prepared, monkeypatch):
@@ -234,7 +340,7 @@ def test_a_log_without_room_ends_in_order(prepared, monkeypatch):
 
 @pytest.fixture
 def small(prepared, monkeypatch):
-    """Mounts a small file system on a folder of the project; calling it again gives it more room."""
+    """Mounts a small file system on a folder, of the project if it is no whole path; once more gives it another size."""
     mounted = []
 
     def mount(folder, kilobytes):
@@ -268,6 +374,28 @@ def test_a_small_file_system_that_gets_larger(prepared, undisturbed, small, caps
     small(folder, 50_000)
     assert main(TRAIN) == 0
     assert contents(prepared) == contents(undisturbed)
+
+
+def test_a_workflow_on_a_disk_that_gets_larger(undisturbed, small, tmp_path):
+    """For Snakemake's own files, of which it speaks in its own words, the data, a part of the training, all."""
+    disk = tmp_path / "disk"
+    small(disk, 50_000)
+    project = Project(disk / "project")
+    for kilobytes in (8, 80, 200):
+        small(disk, used(disk) + kilobytes)
+        said = project.snakemake("runs", config=f"only={VARIANT}", ok=False)
+        assert ROOM in said or "No space left on device" in said
+        assert not list(project.folder.rglob(".*.part"))
+    small(disk, 50_000)
+    project.snakemake("runs", config=f"only={VARIANT}")
+    made, expected = contents(project), contents(undisturbed)
+    assert {name: made.get(name) for name in expected} == expected
+
+
+def used(disk):
+    """Kilobytes."""
+    about = os.statvfs(disk)
+    return (about.f_blocks - about.f_bfree) * about.f_frsize // 1024
 
 
 def test_safetensors_has_words_of_its_own_for_a_full_disk(prepared, small):

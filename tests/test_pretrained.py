@@ -1,6 +1,7 @@
 """Pretrained weights: conversion, what is verified, what does not fit, and a fine-tune's label wherever it is shown."""
 
 import dataclasses
+import errno
 import json
 
 import pandas as pd
@@ -68,6 +69,15 @@ def test_the_published_file_is_verified(here, checkpoint, monkeypatch):
     stored, original = weights.read(RESNET), resnet_state()
     assert stored.keys() == original.keys()
     assert all(torch.equal(stored[key], original[key]) for key in original)
+
+
+def test_a_full_disk_is_not_the_librarys_fault(here, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", full)
+    assert main(["weights", "--name", "torchvision/squeezenet1_1"]) == 2
+    assert capsys.readouterr().err.startswith("error: the cache of torchvision: no room left to write it")
 
 
 def test_any_other_file_says_that_it_is_not_verified(here, checkpoint):

@@ -357,6 +357,26 @@ def test_a_command_about_something_else_neither_makes_stale_post_training_nor_pr
     assert finished.planned(config="only=mlp5-lambda") == {}
 
 
+@pytest.mark.parametrize("days", [-1, 1], ids=["a day ago", "a day ahead"])
+def test_a_clock_that_jumps_changes_nothing(finished, days):
+    """All was made under another clock, and every file under an earlier one than what it is made of."""
+    names, found = (*faults.MADE, ".snakemake"), "results/tiny/findings.md"
+    times = {
+        file: file.stat().st_mtime for name in names for file in (finished.folder / name).rglob("*") if file.is_file()
+    }
+    first, whole = min(times.values()), faults.contents(finished.folder)
+    for file, made in times.items():
+        os.utime(file, (first + 86_400 * days - 60 * (made - first),) * 2)
+    assert finished.planned() == {}
+    (finished.folder / found).unlink()
+    if days > 0:  # of which Snakemake makes nothing
+        assert "clock skew" in finished.snakemake(found, ok=False)
+        finished.run("find", *faults.MADE, "-newermt", "now", "-exec", "touch", "{}", "+")
+    finished.snakemake(found)
+    assert faults.contents(finished.folder) == whole
+    assert finished.planned() == {}
+
+
 def test_a_diverged_run_is_shown_and_not_averaged(project):
     project.edit("src/oscillations/engine/recipe.py", "Field(gt=0, le=1000)", "Field(gt=0)")  # no study may say so
     project.edit("params/tiny.yaml", "lr: 2.0e-3", "lr: 1.0e+30")

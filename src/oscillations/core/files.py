@@ -33,10 +33,15 @@ class Damaged(InputError, ValueError):
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether an error says that there is no room, also in the words of safetensors, which has a class of its own."""
+    """Whether an error says that there is no room, or comes of one that does, as a library's that closes its file.
+
+    Also in the words of safetensors, which has a class of its own.
+    """
     if isinstance(error, OSError):
-        return error.errno in FULL
-    return any(f"(os error {number})" in str(error) for number in FULL)
+        said = error.errno in FULL
+    else:
+        said = any(f"(os error {number})" in str(error) for number in FULL)
+    return said or (error.__context__ is not None and no_room(error.__context__))
 
 
 @contextmanager
@@ -60,11 +65,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Raises NoRoom, which names the file, for whatever error says so inside."""
+    """Raises NoRoom, which names the file, for whatever error says so inside, also of a part of it."""
     try:
         yield
-    except NoRoom:  # of another file
-        raise
     except Exception as error:
         if no_room(error):
             raise NoRoom(path) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -266,8 +267,9 @@ def _write(
         network, shapes = assembled(exported, copy.deepcopy(model)), ({0: torch.export.Dim("batch")},)
         program = torch.export.export(network, (example,), dynamic_shapes=shapes)
         program.example_inputs = None  # they would be stored as a pickle
-        with part.open("wb") as opened:
-            torch.export.save(program, opened)
+        content = io.BytesIO()  # on a full disk torch's own writer ends the process
+        torch.export.save(program, content)
+        part.write_bytes(content.getbuffer())
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from oscillations.core.bits import REQUANTIZE, SLICE, SLICED, Grid, grid_of
 from oscillations.core.config import parse
 from oscillations.core.errors import InputError, shortened
-from oscillations.core.files import replacing
+from oscillations.core.files import write_bytes
 from oscillations.engine.quantizer import quantize
 from oscillations.engine.slices import sliced_codes
 from oscillations.nn.latent import WIDTHS, check_bits
@@ -141,8 +141,16 @@ def write(model: QuantizedModel, file: Path) -> None:
         "latent": list(model.latent), "rule": model.rule, "tie": model.tie, "per_channel": model.per_channel,
         "about": model.about,
     }  # fmt: skip
-    with replacing(file) as temporary:
-        save_file(tensors, temporary, {"format": FORMAT, "version": str(VERSION), "model": json.dumps(about)})
+    said = {"format": FORMAT, "version": str(VERSION), "model": json.dumps(about)}
+    write_bytes(file, _with_metadata(save(tensors), said))
+
+
+def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file without metadata, with it: safetensors itself would order it by chance."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps({"__metadata__": metadata} | json.loads(content[8:start])).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin where they are aligned
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 class Said(BaseModel):

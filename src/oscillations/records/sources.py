@@ -72,7 +72,7 @@ def _known() -> dict[str, str]:
 
     def write() -> None:
         if len(known) > before and not sys.dont_write_bytecode and _tree() == tree:
-            with suppress(OSError):  # a folder that is not this user's
+            with suppress(OSError, InputError):  # a folder that is not this user's, or a full disk
                 write_json(file, {"tree": tree, "hashes": known, "check": sha256(canonical_json(known).encode())})
 
     atexit.register(write)

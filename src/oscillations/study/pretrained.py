@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from oscillations import models
 from oscillations.core.errors import InputError, did_you_mean, shortened
-from oscillations.core.files import Damaged, FileObject, file_hash, read_json, replacing, write_json
+from oscillations.core.files import (
+    Damaged,
+    FileObject,
+    NoRoom,
+    file_hash,
+    no_room,
+    read_json,
+    replacing,
+    write_json,
+)
 from oscillations.datasets._sources import download
 from oscillations.engine.layers import load_weights
 from oscillations.study.paths import DATA, DOWNLOADS
@@ -195,6 +204,8 @@ def _from_library(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             chosen = get_model_weights(kind).DEFAULT
             weights, tag = chosen.get_state_dict(progress=True, check_hash=True, weights_only=True), chosen.name
     except (OSError, RuntimeError) as error:
+        if no_room(error):
+            raise NoRoom(f"the cache of {library}") from error
         raise InputError(
             f"{name}: {library} could not download it; give a local copy with --config weights=PATH "
             f"(or --source PATH)\n  {error}"
