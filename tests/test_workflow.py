@@ -18,6 +18,7 @@ import programs
 import psutil
 import pytest
 import torch
+import yaml
 from conftest import BUCKET, NEEDS_BUCKET, ROOT, Project, job_counts
 from safetensors.torch import load_file
 from screenshots import NEEDS_BROWSER, Watched, browser
@@ -578,6 +579,8 @@ def dvc_project(finished, request):
     finished.run("dvc", "remote", "add", "-d", "store", remote)
     if request.param == "bucket":
         finished.run("dvc", "remote", "modify", "store", "endpointurl", os.environ["AWS_ENDPOINT_URL"])
+    finished.run("git", "add", "-A")
+    finished.run("git", "commit", "-qm", "study")
     return finished
 
 
@@ -606,7 +609,20 @@ def test_large_objects_and_credentials_outside_git_as_the_documentation_says(tmp
     assert (tmp_path / "large").read_bytes() == content
 
 
+def cloned(project, folder):
+    project.run("git", "clone", "-q", ".", str(folder))
+    clone = Project.at(folder)
+    clone.run("git", "config", "user.email", "t@example.org")
+    clone.run("git", "config", "user.name", "t")
+    return clone
+
+
 def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path):
+    clone = cloned(dvc_project, tmp_path / "clone")  # of what was never recorded
+    assert "tiny" in clone.run("dvc", "status")
+    assert "results/tiny" in clone.run("dvc", "pull", ok=False)
+    clone.run("dvc", "pull", "--allow-missing")
+
     assert "Nothing to be done" in dvc_project.run("dvc", "repro")  # Snakemake's word, recorded by DVC
     assert "up to date" in dvc_project.run("dvc", "repro")
     assert dvc_project.planned() == {}
@@ -616,22 +632,48 @@ def test_dvc_and_snakemake_agree_also_after_clone_and_pull(dvc_project, tmp_path
     assert "dvc.lock" in tracked
     assert "run.json" not in tracked and ".safetensors" not in tracked
     dvc_project.run("dvc", "push")
-    clone = Project.at(tmp_path / "clone")
-    dvc_project.run("git", "clone", "-q", ".", str(clone.folder))
+    assert "in sync" in dvc_project.run("dvc", "status", "-c")
+    clone.run("git", "pull", "-q")
     clone.run("dvc", "pull")
     assert clone.planned() == {}
     assert "up to date" in clone.run("dvc", "repro")
-    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "metrics", "show", "--md")
+    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "metrics", "show")
+    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "metrics", "show", "results/tiny/metrics.json")
     assert "up to date" in clone.run("dvc", "status")
 
     clone.edit("params/tiny.yaml", "osciquant: {bits: [2, 3], lambda: 1}", "osciquant: {bits: [2, 3], lambda: 1.5}")
     assert "tiny" in clone.run("dvc", "status")
-    output = clone.run("dvc", "repro")
+    output = clone.run("dvc", "exp", "run", "--name", "lambda2")  # does what `dvc repro` does
     assert trains(job_counts(output)) == {"train_mlp5_scratch": 2}
     assert "up to date" in clone.run("dvc", "repro")
-    differing = clone.run("dvc", "metrics", "diff", "--md")
-    assert "mlp5-scratch.osciquant-3bit" in differing and "mlp5-scratch.qat-3bit" not in differing
-    assert "mlp5-scratch.osciquant-3bit" in clone.run("dvc", "exp", "show", "--csv")
-    clone.run("dvc", "plots", "show", "accuracy by bits of the evaluation", "--out", "plots")
-    drawn = (clone.folder / "plots/index.html").read_text()
+    said = [clone.run("dvc", "metrics", "diff"), clone.run("dvc", "exp", "show", "--only-changed")]
+    assert "lambda2" in said[1]
+    clone.run("dvc", "plots", "show")
+    drawn = (clone.folder / "dvc_plots/index.html").read_text()
     assert '"eval_bits"' in drawn and '"accuracy"' in drawn
+    clone.run("dvc", "plots", "diff")
+    figures = {file.name for file in clone.folder.glob("dvc_plots/static/*")}
+    assert figures == {f"{side}_figures_tiny_figure1.png" for side in ("HEAD", "workspace")}
+    clone.run("git", "commit", "-qam", "lambda 1.5")
+    said.append(clone.run("dvc", "metrics", "diff", "--targets", "results/tiny/metrics.json", "--", "HEAD~1"))
+    assert all("mlp5-scratch.osciquant-3bit" in each and "mlp5-scratch.qat-3bit" not in each for each in said)
+
+
+def test_weights_of_one_study_travel_where_a_stage_of_results_has_their_line(dvc_project, tmp_path):
+    """Its results are in git."""
+    (dvc_project.folder / "dvc.yaml").unlink()
+    shutil.copy(ROOT / ".gitignore", dvc_project.folder)
+    stage = yaml.safe_load((ROOT / "results/dvc.yaml").read_text())["stages"]["rates-jpeg"]
+    stage["outs"].append({"checkpoints/rates-jpeg": {"persist": True}})
+    text = yaml.safe_dump({"stages": {"rates-jpeg": stage}}).replace("rates-jpeg", "tiny")
+    (dvc_project.folder / "results/dvc.yaml").write_text(text)
+    assert "Nothing to be done" in dvc_project.run("dvc", "repro", "results/dvc.yaml:tiny")
+    dvc_project.run("git", "add", "-A")
+    dvc_project.run("git", "commit", "-qm", "results")
+    dvc_project.run("dvc", "push", "results/dvc.yaml:tiny")
+    clone = cloned(dvc_project, tmp_path / "clone")
+    clone.run("dvc", "pull", "results/dvc.yaml:tiny")
+    assert "up to date" in clone.run("dvc", "status")
+    weights = {file.relative_to(dvc_project.folder) for file in dvc_project.folder.glob("checkpoints/**/*.safetensors")}
+    assert len(weights) == 12
+    assert all((clone.folder / file).read_bytes() == (dvc_project.folder / file).read_bytes() for file in weights)
