@@ -4,15 +4,20 @@ Milliseconds per optimizer step of ResNet-18 and MLP5 at batch 128, counters on,
 runs taking turns on streams of their own (time per run and step), the obvious autograd form, and the bare network
 (forward and backward pass with one fused Adam step). ``--graphs``: a step on a batch that lies ready, launched as ever
 and replayed as a CUDA graph (in which the clock of schedules and counters stands still: it measures what a graph would
-save, and trains nothing). ``floor_ms``: the step's multiplications at the speed of this device's large matrix
-products, or the optimizer's traffic at the speed of its large copies, whichever is more. Writes
+save, and trains nothing); where it cannot be one, with the network's passes through torch.compile. The rest of a step
+cannot go through it: ``backward()`` breaks its tracing off inside the block that exchanges the weights, and Adam's
+fused kernel, called by itself, is an internal error of torch 2.11. ``floor_ms``: the step's multiplications at the
+speed of this device's large matrix products, or the optimizer's traffic at the speed of its large copies, whichever is
+more. Each candidate is measured by itself; where one cannot be, ``note`` says why. Writes
 benchmarks/results/device.csv, row by row; ``--device cpu`` tries the benchmark itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
+import textwrap
 import time
 
 import torch
@@ -49,6 +54,13 @@ def together(trainers, batch_size: int, steps: int, device: torch.device, ready:
 def replayed(trainers, batch_size: int, steps: int, device: torch.device):
     """As :func:`together` on a ready batch, each step one CUDA graph. Raises RuntimeError if it cannot be one."""
 
+    def step_without_waiting(trainer, batch):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer.step(*batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
     def captured(trainer):
         batch = trainer.sets["train"].batch(slice(0, batch_size))
         stream = torch.cuda.Stream()
@@ -56,10 +68,14 @@ def replayed(trainers, batch_size: int, steps: int, device: torch.device):
         with torch.cuda.stream(stream):  # libraries set themselves up, and memory is at hand
             for _ in range(3):
                 trainer.step(*batch)
+            step_without_waiting(trainer, batch)  # or it fails here: a failed capture leaves torch in disorder
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            trainer.step(*batch)
+        try:
+            with torch.cuda.graph(graph):
+                trainer.step(*batch)
+        except RuntimeError as error:  # the end of a failed capture fails, too, and says less
+            raise (error.__context__ or error) from None
         return graph
 
     def task(graph):
@@ -69,6 +85,14 @@ def replayed(trainers, batch_size: int, steps: int, device: torch.device):
 
     graphs = [captured(trainer) for trainer in trainers]
     return lambda: in_turns([task(graph) for graph in graphs], len(graphs), device)
+
+
+def compiled(trainers, batch_size: int, steps: int, device: torch.device):
+    """As :func:`together` on a ready batch, forward and backward pass of every network through torch.compile."""
+    torch.compiler.reset()  # what other candidates have compiled
+    for trainer in trainers:
+        trainer.model = torch.compile(trainer.model, fullgraph=True)
+    return together(trainers, batch_size, steps, device, ready=True)
 
 
 def fastest(run, device: torch.device) -> float:
@@ -85,7 +109,7 @@ def speeds(precision: str, device: torch.device) -> tuple[float, float]:
     """Operations per second of large matrix products in the precision, and bytes per second of a large copy."""
     size, numbers = (8192, 2**28) if device.type == "cuda" else (1024, 2**24)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.rand(size, size).to(device, dtype) for _ in range(2))  # a failed capture stops the GPU's generator
     source, target = (torch.zeros(numbers, device=device) for _ in range(2))
     operations = 2 * size**3 / fastest(lambda: a @ b, device)
     return operations, 2 * 4 * numbers / fastest(lambda: target.copy_(source), device)
@@ -132,10 +156,28 @@ def complete(run, device: torch.device):
     return completed
 
 
+def said(error: Exception) -> str:
+    """What a row says of an error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return textwrap.shorten(str(error).partition("\n")[0], 100) or type(error).__name__
+
+
+def measured(make, rounds: int, device: torch.device) -> tuple[list[float], str]:
+    """Seconds of what ``make`` returns; or none, and why. The rest of a benchmark goes on, whatever it was."""
+    if device.type == "cuda":  # room: what was measured before may lie in cycles
+        gc.collect()
+        torch.cuda.empty_cache()
+    try:
+        return alternate({"": complete(make(), device)}, rounds)[""], ""
+    except Exception as error:
+        return [], said(error)
+
+
 def measure(
     model: dict, precision: str, runs: list[int], kind: str, rounds: int, steps: int, batch_size: int, graphs: bool
 ):
-    """Rows of every method, one after another, so that few runs lie in the device's memory at once."""
+    """A row of every candidate as soon as it is measured, one after another: few runs lie in the device's memory."""
     training = RECIPE["training"] | {"precision": precision, "batch_size": batch_size}
     base = RECIPE | {"training": training, "model": model, "quant_layers": ["*"]}
     device = set_up_torch(1, precision, kind)
@@ -147,33 +189,49 @@ def measure(
         return models.build(model, (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
 
     least = floor(network(), *batch, *speeds(precision, device))
-    for method in COMPARED:
+
+    def row(method, form, count, make):
+        times, note = measured(make, rounds, device)
+        ms = round(1e3 * statistics.median(times) / steps / count, 3) if times else ""
+        return {
+            "model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision,
+            "method": method, "form": form, "runs": count, "ms_per_run_and_step": ms,
+            "floor_ms": round(1e3 * least, 4), "rounds": rounds, "note": note,
+        }  # fmt: skip
+
+    def ours(method, form, count, take_steps, **options):
         recipe = recipe_of(base | {"method": METHODS[method][1]})
 
-        def trainers(count, recipe=recipe):
-            return [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
+        def make():
+            trainers = [make_trainer(recipe, seed, about, sets, device) for seed in range(count)]
+            return take_steps(trainers, batch_size, steps, device, **options)
 
-        candidates = {}
+        return row(method, form, count, make)
+
+    def naive(method):
+        def make():
+            trainer = NaiveTrainer(network(), METHODS[method][0]["method"])
+            return repeat(in_precision(trainer.step, precision, device), sets["train"], batch_size, steps)
+
+        return row(method, "naive", 1, make)
+
+    def bare_steps():
+        step = in_precision(bare(network(), *batch), precision, device)
+        return lambda: [step() for _ in range(steps)]
+
+    for method in COMPARED:
         for count in runs:
             if graphs:
-                candidates["ours, one batch", count] = together(trainers(count), batch_size, steps, device, ready=True)
-                candidates["ours, one batch, as a graph", count] = replayed(trainers(count), batch_size, steps, device)
+                yield ours(method, "ours, one batch", count, together, ready=True)
+                yield (graph := ours(method, "ours, one batch, as a graph", count, replayed))
+                if graph["note"]:
+                    yield ours(method, "ours, one batch, compiled", count, compiled)
             else:
-                candidates["ours", count] = together(trainers(count), batch_size, steps, device)
+                yield ours(method, "ours", count, together)
         if not graphs:
-            naive = in_precision(NaiveTrainer(network(), METHODS[method][0]["method"]).step, precision, device)
-            candidates["naive", 1] = repeat(naive, sets["train"], batch_size, steps)
+            yield naive(method)
         if not graphs and method == "fp":
-            step = in_precision(bare(network(), *batch), precision, device)
-            candidates["bare", 1] = lambda step=step: [step() for _ in range(steps)]
-        times = alternate({key: complete(run, device) for key, run in candidates.items()}, rounds)
-        for form, count in candidates:
-            yield {
-                "model": model["name"], "batch_size": batch_size, "device": kind, "precision": precision,
-                "method": method, "form": form, "runs": count,
-                "ms_per_run_and_step": round(1e3 * statistics.median(times[form, count]) / steps / count, 3),
-                "floor_ms": round(1e3 * least, 4), "rounds": rounds,
-            }  # fmt: skip
+            yield row(method, "bare", 1, bare_steps)
 
 
 def main():

@@ -1,8 +1,8 @@
-"""Runs the CLI and kills its own process with SIGKILL at an exact moment: kill_at.py MOMENT COUNT ARGUMENTS...
+"""Runs the CLI and kills its own process with SIGKILL at an exact moment: kill_at.py MOMENT[:SIGNAL] COUNT ARGUMENTS...
 
 MOMENT: ``step`` (inside an optimizer step), ``evaluation`` (inside the validation after an epoch), ``write``
 (half of a file written), ``checkpoint`` (half of the checkpoint written), ``publish`` (half of a file copied
-into place). It happens at the COUNT-th time.
+into place). It happens at the COUNT-th time. A SIGNAL that is no death is for the first two: no half is left.
 """
 
 import os
@@ -15,12 +15,12 @@ from oscillations.cli import main
 from oscillations.engine import training as training
 from oscillations.jobs import train as runs
 
-moment, count = sys.argv[1], int(sys.argv[2])
+(moment, _, name), count = sys.argv[1].partition(":"), int(sys.argv[2])
 calls = 0
 
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
 
 
 def now() -> bool:

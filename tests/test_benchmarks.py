@@ -3,6 +3,8 @@
 import csv
 import shutil
 import sys
+from contextlib import suppress
+from functools import partial
 
 import common
 import cost
@@ -12,6 +14,9 @@ import targets
 import torch
 from conftest import ROOT
 
+SMALL = "--device cpu --models mlp5 --precision fp32 --runs 1 2 --rounds 1 --steps 2 --batch-size 8"
+MLP5, RESNET18 = {"name": "mlp5", "width": 16}, {"name": "resnet18", "width": 8}
+
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
@@ -20,7 +25,8 @@ def measured(tmp_path, monkeypatch):
     def run(benchmark, arguments):
         monkeypatch.setattr(common, "RESULTS", tmp_path)
         monkeypatch.setattr(sys, "argv", [benchmark.__name__, *arguments.split()])
-        benchmark.main()
+        with suppress(KeyboardInterrupt):
+            benchmark.main()
         (table,) = tmp_path.iterdir()
         with table.open(newline="") as file:
             return list(csv.DictReader(file))
@@ -30,8 +36,7 @@ def measured(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_what_a_gpu_will_be_measured_by_runs_on_a_cpu(measured):
-    small = "--device cpu --models mlp5 --precision fp32 --runs 1 2 --rounds 1 --steps 2 --batch-size 8"
-    rows = measured(device, small)
+    rows = measured(device, SMALL)
     forms = [(row["method"], row["form"], row["runs"]) for row in rows]
     assert forms == [
         ("fp", "ours", "1"), ("fp", "ours", "2"), ("fp", "naive", "1"), ("fp", "bare", "1"),
@@ -39,6 +44,86 @@ def test_what_a_gpu_will_be_measured_by_runs_on_a_cpu(measured):
     ]  # fmt: skip
     assert len({row["floor_ms"] for row in rows}) == 1
     assert all(float(row["ms_per_run_and_step"]) > 0 and float(row["floor_ms"]) > 0 for row in rows)
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """Rows of a small model, at given speeds of the device, which take most of the time."""
+    monkeypatch.setattr(device, "speeds", lambda *_: (1e12, 1e11))
+    return partial(device.measure, precision="fp32", kind="cpu", rounds=1, steps=2, batch_size=8)
+
+
+def test_a_row_is_written_as_soon_as_it_is_measured(measure, measured, monkeypatch):
+    def leave(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(device.NaiveTrainer, "step", leave)
+    assert [(row["form"], row["runs"]) for row in measured(device, SMALL)] == [("ours", "1"), ("ours", "2")]
+
+
+@pytest.mark.slow
+def test_a_convolutional_network_is_measured_alike(measure):
+    rows = list(measure(RESNET18, runs=[2], graphs=False))
+    assert [row["form"] for row in rows] == ["ours", "naive", "bare", "ours", "naive", "ours", "naive"]
+    assert all(row["ms_per_run_and_step"] > 0 and not row["note"] for row in rows)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_measured_says_why_and_the_rest_goes_on(measure, monkeypatch):
+    """Two runs at once have no room after a few steps, and the obvious form of one method does not run at all."""
+
+    def make_trainer(recipe, seed, *others):
+        trainer = common.make_trainer(recipe, seed, *others)
+        if seed == 1:
+            steps = iter([trainer.step] * 3)
+            trainer.step = lambda *batch: next(steps, no_room)(*batch)
+        return trainer
+
+    def no_room(*batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    def step(trainer, x, y, step=device.NaiveTrainer.step):
+        if trainer.method == "qat":
+            raise RuntimeError("no kernel image is available\nfor execution on the device")
+        step(trainer, x, y)
+
+    monkeypatch.setattr(device, "make_trainer", make_trainer)
+    monkeypatch.setattr(device.NaiveTrainer, "step", step)
+    notes, numbers = {}, {}
+    for row in measure(MLP5, runs=[1, 2, 1], graphs=False):
+        key = (row["method"], row["form"], row["runs"])
+        notes[key], numbers[key] = row["note"], row["ms_per_run_and_step"]
+    assert len(notes) == 10
+    for key in notes:
+        if key[2] == 2:
+            assert (notes[key], numbers[key]) == ("out of memory", "")
+        elif key == ("qat flow", "naive", 1):
+            assert (notes[key], numbers[key]) == ("no kernel image is available", "")
+        else:
+            assert not notes[key] and numbers[key] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there a step can be a graph")
+def test_a_step_that_cannot_be_a_graph_is_measured_through_the_compiler(measure, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # takes seconds, not a minute
+    made = {}
+
+    def make_trainer(recipe, seed, *others):
+        trainer = common.make_trainer(recipe, seed, *others)
+        made.setdefault(recipe.method.name, []).append(trainer)
+        return trainer
+
+    monkeypatch.setattr(device, "make_trainer", make_trainer)
+    rows = list(measure(MLP5, runs=[1], graphs=True))
+    forms = ["ours, one batch", "ours, one batch, as a graph", "ours, one batch, compiled"]
+    assert [row["form"] for row in rows] == forms * 3
+    for row in rows:
+        assert bool(row["note"]) == (row["ms_per_run_and_step"] == "") == ("graph" in row["form"])
+    for plain, _, through_compiler in made.values():
+        assert isinstance(through_compiler.model, torch._dynamo.OptimizedModule)
+        weights = zip(plain.network.parameters, through_compiler.network.parameters)
+        assert all(torch.equal(a, b) for a, b in weights), "the same steps"
 
 
 def test_the_floor_of_a_step_is_its_arithmetic_or_its_traffic():

@@ -139,6 +139,44 @@ def test_time_that_is_up_costs_a_run_nothing(prepared, undisturbed):
     assert contents(prepared) == contents(undisturbed)
 
 
+SEVERAL = ["baseline", "qat-3bit", "osciquant-3bit"]  # with both seeds 36 steps and 10 evaluations, all with a loss
+IN_TURN = ["train", "--study", "params/tiny.yaml", "--only", ",".join(f"mlp5-scratch/{name}" for name in SEVERAL)]
+
+
+def several_variants(project, undisturbed):
+    (project.folder / "data").symlink_to(undisturbed.folder / "data")
+    project.edit("params/tiny.yaml", "epochs: 3", "epochs: 1")
+    return project
+
+
+@pytest.fixture(scope="module")
+def several(undisturbed):
+    """One run after the other."""
+    project = several_variants(Project(undisturbed.folder.with_name("several")), undisturbed)
+    project.cli(*IN_TURN)
+    return contents(project)
+
+
+@pytest.mark.parametrize(
+    ("moment", "count", "then"),
+    [("step", 36 + 10 + 21, "resuming in epoch 1 after step 11"), ("evaluation", 10, "starting")],
+    ids=["in the second", "as the first ends"],
+)
+def test_time_that_is_up_among_several_variants(project, undisturbed, several, moment, count, then):
+    """What has ended is in place, what is at work is saved, what comes after has not begun."""
+    several_variants(project, undisturbed)
+    command, script = [*IN_TURN, "--at-once", "2"], Path(__file__).with_name("kill_at.py")
+    code, output = project.finish(sys.executable, str(script), f"{moment}:SIGTERM", str(count), *command)
+    assert code == 143, output
+    assert contents(project) == {file: content for file, content in several.items() if SEVERAL[0] in file}
+    assert not list(project.folder.glob(f"work/tiny/*/{SEVERAL[2]}"))
+    again = project.cli(*command).splitlines()
+    for name, begins in zip(SEVERAL, ("kept", then, "starting")):
+        seeds = [f"mlp5-scratch/{name}/seed{seed}: {begins}" for seed in (0, 1)]
+        assert [line for line in again if name in line][:2] == seeds
+    assert contents(project) == several
+
+
 def test_a_damaged_resume_file_starts_again_and_says_so(prepared, undisturbed):
     kill(prepared, "step", 30)
     file = prepared.folder / "work/tiny" / VARIANT / "seed0/resume"

@@ -325,7 +325,7 @@ def trained(here, checkpoint, monkeypatch):
     weights.write(RESNET, checkpoint)
     monkeypatch.setattr(datasets, "read", lambda *_: small_cifar())
     study, variants = load(here)
-    runs.train(variants[0], device="cpu")
+    runs.train(variants[0], runs.StopSignal(), device="cpu")
     return study, variants[0]
 
 

@@ -206,12 +206,15 @@ def train(options: argparse.Namespace) -> int:
     from oscillations.jobs.launch import as_job
 
     study, variants = load(options.study)
+    stop = module.StopSignal()
     try:
         for variant in select(study, variants, options.only, options.seeds).variants:
             with as_job(study.study, "train", variant.path):
-                module.train(variant, device=options.device, save_every=options.save_every, at_once=options.at_once)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
+                module.train(
+                    variant, stop, device=options.device, save_every=options.save_every, at_once=options.at_once
+                )
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
         return 143  # as a process ended by SIGTERM
     return 0
 

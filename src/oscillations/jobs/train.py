@@ -44,10 +44,13 @@ from oscillations.study.variants import Variant
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT, so that training stops after the step in progress."""
+    """Remembers SIGTERM and SIGINT, so that training stops after the step in progress, and nothing begins after it."""
 
     def __init__(self) -> None:
         self.number = 0
+
+    def listen(self) -> None:
+        """From here on, whoever did before."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
@@ -60,13 +63,17 @@ class StopSignal:
             raise Interrupted("nothing was begun")
 
 
-def train(variant: Variant, *, device: str = "auto", save_every: float = 30.0, at_once: int = 1) -> None:
+def train(
+    variant: Variant, stop: StopSignal, *, device: str = "auto", save_every: float = 30.0, at_once: int = 1
+) -> None:
     """Make every seed of a variant that is not there yet, then put all into place.
 
     ``save_every``: seconds between resume files. ``at_once``: runs that take turns, step by step; on a GPU each
-    has a stream of its own. Raises Interrupted after SIGTERM or SIGINT.
+    has a stream of its own. Raises Interrupted after SIGTERM or SIGINT. One that comes when no run takes steps any more
+    is for the next variant: ``stop`` is the command's.
     """
-    stop = StopSignal()
+    stop.listen()
+    stop.check()
     torch_device = set_up_torch(variant.recipe.threads, variant.recipe.training.precision, device)
     about, tensors = datasets.read(variant.recipe.data, DATA)
     for plan in plans([variant]):
