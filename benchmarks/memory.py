@@ -2,9 +2,9 @@
 
 Each is a fresh process that reads a dataset of the real size (random images) and does a little of what the job does: a
 training three steps, an evaluation, and a resume file's copy of its state, for the method of the study that keeps most
-beside the weights; a post-training all methods of its entry, with two iterations for every unit; an export the files
-of single widths. The rules ask a cluster for memory by this table (``oscillations.records.cost``). Rows measured
-before stay until measured again.
+beside the weights; a post-training all methods of its entry that differ in more than scales, with two iterations for
+every unit; an export the files of single widths. The rules ask a cluster for memory by this table
+(``oscillations.records.cost``). Rows measured before stay until measured again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from oscillations.study.schema import ExportEntry, PostTrainingEntry, Study
 from oscillations.study.variants import Variant
 
 JOBS = ("train", "posttrain", "export")
+SCALES = ("scale", "per_channel")  #: options of post-training methods that change no tensor's size but the scales'
 
 
 def train(trainer: Trainer) -> None:
@@ -53,7 +54,9 @@ def train(trainer: Trainer) -> None:
 
 
 def posttrain(entry: PostTrainingEntry, trainer: Trainer) -> None:
-    for _, method, options in entry.resolved():
+    resolved = [(method, options) for _, method, options in entry.resolved()]
+    alike = {(method, options.model_dump_json(exclude={*SCALES})): options for method, options in resolved}
+    for (method, _), options in alike.items():
         if isinstance(options, ReconstructionOptions):
             options = options.model_copy(update={"iterations": 2})
         measure(trainer.network, trainer.sets, posttraining.find(method)(options), entry.bits[0], seed=0)

@@ -380,6 +380,23 @@ def test_a_comparison_shows_what_has_run_the_best_first_and_failures_at_the_edge
     assert [line.get_label() for line in right.lines] == ["FP32", "8-bit", "4-bit", "3-bit", "ternary"]
 
 
+def test_a_comparison_of_more_than_fits_shows_the_best_of_every_family_beside_what_they_are_compared_with(study):
+    found = report(study)
+    families = {"From scratch": "S", "Fine-tuned from a": "F"}
+    compared(
+        *({"label": "QAT", "method": "qat", "accuracy": 1.0, "family": family} for family in families),
+        *(
+            {"label": f"{name}{i}", "method": "osciquant", "accuracy": i / 10, "difference": 1.0, "family": family}
+            for family, name in families.items()
+            for i in range(200, 350)
+        ),
+    )
+    figure = figures.draw("figure-comparison-mlp5", found)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [*(f"S{i}" for i in range(349, 274, -1)), "QAT", *(f"F{i}" for i in range(349, 274, -1)), "QAT"]
+    assert figure.get_suptitle().endswith("(the best of 302 rows)")
+
+
 def test_a_comparison_shows_the_seeds_of_trained_and_of_post_trained_runs(study):
     found = report(study)
     runs = found.results.tests[found.results.tests.path == "mlp5-scratch/qat-3bit"].run.unique()

@@ -307,16 +307,16 @@ def toy(options: argparse.Namespace) -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Gather every current record and evaluation into measurements.csv; refuse stale ones."""
-    from oscillations.report import collect as module
+    from oscillations.report.collect import collect as write
 
-    module.collect(*load(options.study))
+    write(_report(options))
 
 
 def oscillations(options: argparse.Namespace) -> None:
     """Gather oscillation counts and weight statistics of every epoch into oscillations.csv."""
-    from oscillations.report import collect as module
+    from oscillations.report.collect import collect_oscillations
 
-    module.collect_oscillations(*load(options.study))
+    collect_oscillations(_report(options))
 
 
 def tables(options: argparse.Namespace) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -16,9 +16,10 @@ from oscillations.core.files import write_text
 from oscillations.engine.recipe import Recipe
 from oscillations.records.damage import MEASURED
 from oscillations.records.identity import evaluation_key, evaluation_parts
-from oscillations.records.plans import Plan, current, plans
-from oscillations.records.rows import EVALUATIONS, current_rows, posttrained, read_rows, without_implied, write_rows
-from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION, lookup
+from oscillations.records.numerics import made_by
+from oscillations.records.plans import Plan, current
+from oscillations.records.rows import EVALUATIONS, posttrained, read_rows, without_implied, write_rows
+from oscillations.report.results import MEASUREMENTS, OSCILLATIONS, POSTTRAINING, RECONSTRUCTION, Report
 from oscillations.study.paths import Run, evaluation_files, measurements_file, results
 from oscillations.study.schema import Study
 from oscillations.study.variants import Variant
@@ -27,19 +28,17 @@ LOGGED = ("history.csv", "layers.csv")  #: files of a run: its epochs, and its l
 SYMMETRIC = {"grid": "sym_odd", "calibration": "max"}  # Eq. 1-2
 
 
-def collect(study: Study, variants: list[Variant]) -> None:
+def collect(report: Report) -> None:
     """Write ``measurements.csv``: every current run at every evaluation; stale records are refused aloud."""
-    found = plans(variants)
-    finished = current(found)
-    _refuse([plan for plan in found if plan.stale])
-    evaluations: dict[str, Callable[[str], pd.DataFrame]] = {}
+    study, finished = report.study, current(report.plans)
+    _refuse([plan for plan in report.plans if plan.stale])
+    evaluations: dict[str, dict[tuple[str, str], list[Any]]] = {}
     unevaluated: dict[tuple[str, str], int] = {}
     rows: list[dict[str, Any]] = []
     for plan in finished:
         variant, run, record = plan.variant, plan.run, plan.result
         if run.experiment not in evaluations:
-            file, _ = evaluation_files(study.study, run.experiment)
-            evaluations[run.experiment] = lookup(read_rows([file], EVALUATIONS), "key")
+            evaluations[run.experiment] = _evaluated(study, run.experiment)
         about = _about(study, variant, record, run.seed, str(run.folder))
         quantizer = record.get("quantizer") or SYMMETRIC
         for selection in plan.kept:
@@ -51,12 +50,12 @@ def collect(study: Study, variants: list[Variant]) -> None:
             tests = []
             for selection, checkpoint in plan.kept.items():
                 key = evaluation_key(record, rule, checkpoint)
-                known = evaluations[run.experiment](key)
-                tests.append(current_rows(known[known.selection == selection], key, parts))
-            if any(one.empty for one in tests):  # half of it would pass for the whole
+                known = evaluations[run.experiment].get((key, selection), [])
+                tests.append([row for row in known if made_by(row.arithmetic, parts)])
+            if not all(tests):  # half of it would pass for the whole
                 unevaluated[run.experiment, rule] = unevaluated.get((run.experiment, rule), 0) + 1
                 continue
-            for row in pd.concat(tests).itertuples():
+            for row in chain(*tests):
                 tested = _evaluation(about, quantizer, row.eval_bits, row.bn, "test", row.accuracy, rule)
                 rows.append(about | tested | {"bn_divergence": row.bn_divergence, "selection": row.selection})
     for (experiment, name), count in unevaluated.items():
@@ -66,6 +65,14 @@ def collect(study: Study, variants: list[Variant]) -> None:
     write_text(measurements_file(study.study), table.to_csv(index=False, lineterminator="\n"))
     if study.posttraining:
         collect_posttraining(study, finished)
+
+
+def _evaluated(study: Study, experiment: str) -> dict[tuple[str, str], list[Any]]:
+    """Rows of an experiment's evaluations by key and selection, whoever's they are."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in read_rows(evaluation_files(study.study, experiment)[:1], EVALUATIONS).itertuples(index=False):
+        found.setdefault((row.key, row.selection), []).append(row)
+    return found
 
 
 def _refuse(stale: list[Plan]) -> None:
@@ -151,7 +158,7 @@ def _evaluation(
     }
 
 
-def collect_oscillations(study: Study, variants: list[Variant]) -> None:
+def collect_oscillations(report: Report) -> None:
     """Write ``oscillations.csv``: every epoch of every current run, counts per epoch, not cumulative.
 
     ``iteration_*`` counts compare codes after every optimizer step, ``epoch_*`` after every epoch.
@@ -159,7 +166,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     ``max_over_std`` and ``kurtosis`` over layers. ``layer_shares``: how the oscillations so far are spread over
     the layers, in their order; ``layer_shares_epoch``: those of the epoch.
     """
-    found = current(plans(variants))
+    found = current(report.plans)
     logged = [_logged(plan) for plan in found]
     shapes: dict[tuple[str, ...], list[int]] = {}
     for place, texts in enumerate(logged):
@@ -168,7 +175,7 @@ def collect_oscillations(study: Study, variants: list[Variant]) -> None:
     frames = [_checked_epochs(found, logged, places) for places in shapes.values()]  # those alike at once
     columns = dict.fromkeys(column for frame in frames for column in frame)  # as they first appear
     table = pd.concat(frames).sort_index(kind="stable")[list(columns)] if frames else pd.DataFrame(columns=OSCILLATIONS)
-    write_text(results(study.study) / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_text(report.folder / "oscillations.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def _logged(plan: Plan) -> list[str]:

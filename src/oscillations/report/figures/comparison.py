@@ -21,6 +21,8 @@ from oscillations.report.tables.comparison import AT_END, EARLY, other_widths, r
 from oscillations.report.text import bits_label
 from oscillations.study.report_schema import ComparisonTable
 
+MOST = 150  # rows: two pages of them; a picture of 2,400 is too large for its format
+REFERENCES = ("qat", "baseline")  # what all others of a family are compared with
 LINE = 0.138  # inches from one row to the next
 FAILED = 0.12  # so many of the rows, the worst, do not set the axis of differences
 LEAST = 2.0  # points that the axis of differences reaches to the left
@@ -31,9 +33,10 @@ PTQ: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": "--"}
 
 def comparison(name: str, report: Report) -> Figure | None:
     """Left: how far each method is from its family's QAT. Right: its accuracy at every width."""
-    spec, rows = report.study.comparisons[name], _placed(read_comparison(report, name))
-    if rows.empty:
+    spec, ran = report.study.comparisons[name], _ran(read_comparison(report, name))
+    if ran.empty:
         return None
+    rows = _placed(ran)
     lines, compared = rows.place.max() + 1, _reference(rows).notna().any()
     figure, grid = plt.subplots(1, 1 + compared, figsize=(WIDTH, LINE * lines + 0.95), squeeze=False)
     first, last = grid[0][0], grid[0][-1]
@@ -49,18 +52,25 @@ def comparison(name: str, report: Report) -> Figure | None:
     first.set_yticks(rows.place, labels, fontsize=SMALL)
     for row in rows.itertuples():
         last.text(1.02, row.place, f"n = {row.n}", transform=last.get_yaxis_transform(), **TEXT)
-    figure.suptitle(title(report.study, spec))
+    left_out = f" (the best of {len(ran):,} rows)" if len(rows) < len(ran) else ""
+    figure.suptitle(title(report.study, spec) + left_out)
     return figure
 
 
-def _placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have run, each family's best first, with their line; a family's heading stands above them."""
+def _ran(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have run, each family's best first."""
     rows = rows[(rows.n > 0) | (rows.diverged > 0)]
     families = {family: number for number, family in enumerate(dict.fromkeys(rows.family))}
-    numbers = rows.family.map(families)
-    rows = rows.assign(family_number=numbers).sort_values(
-        ["family_number", "accuracy"], ascending=[True, False], kind="stable"
-    )
+    rows = rows.assign(family_number=rows.family.map(families))
+    return rows.sort_values(["family_number", "accuracy"], ascending=[True, False], kind="stable")
+
+
+def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their line, below their family's heading; of more than :data:`MOST` the best of every family."""
+    if len(rows) > MOST:
+        best = rows.groupby("family_number").cumcount() < MOST // rows.family.nunique()
+        compared_with = rows.method.isin(REFERENCES) & ~rows.duplicated(["family", "method"])
+        rows = rows[best | compared_with]
     return rows.assign(place=np.arange(len(rows)) + rows.family_number + 1)
 
 

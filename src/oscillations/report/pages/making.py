@@ -111,7 +111,9 @@ def _oscillations(report: Report) -> Table:
 
 def _norms(report: Report) -> Table:
     """Networks with batch norm, a row each: at every width the statistics kept, and re-estimated."""
-    kept, fresh = (summarise(report.results.evaluations, bn) for bn in ("keep", "reestimate"))
+    evaluations = report.results.evaluations
+    fresh = summarise(evaluations, "reestimate")
+    kept = summarise(evaluations[evaluations.path.isin(fresh.path)])
     both = kept.merge(fresh, on=["path", "method", "train_bits", "eval_bits"], suffixes=("", "_fresh"))
     rows = []
     for path, cells in both.groupby("path", sort=False):

@@ -145,70 +145,70 @@ def _ends(bits: int | None) -> str:
     return "" if bits is None else f", first and last layer at {bits} bits"
 
 
+def _label(variant: Variant, spec: ComparisonTable) -> str:
+    """A trained method as the table names it: with the point of a sweep, and what sets it apart."""
+    method, training = variant.recipe.method, variant.recipe.training
+    point = variant.name.removeprefix(method.name).removeprefix(f"-{bit_name(spec.bits)}")
+    point = point.removesuffix(input_name(variant.recipe.activation_bits)).strip("-").replace("lambda", "λ = ")
+    name = "FP32, then PTQ" if method.name == "baseline" else METHOD_NAMES.get(method.name, method.name)
+    per_channel = isinstance(method.options, SharedScaleOptions) and method.options.per_channel
+    more = (", per channel" if per_channel else "") + (f", {END}" if training.keep == "last" else "")
+    return f"{name} {point}".strip() + more
+
+
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     study, results, speeds = report.study, report.results, cost.read_speeds()
-    tests, ends, slices, end_slices, epochs = (
-        lookup(table.filter(USED))
-        for table in (results.evaluations, results.ends, results.slices, results.end_slices, results.epochs)
-    )
     chosen = [v for v in report.variants if v.experiment in spec.experiments]
+    at_ends = {variant.path for variant in chosen if is_judged_at_end(variant)}
+    judged = _judged(results.evaluations, results.ends, at_ends)
+    sliced = _kept(_judged(results.slices, results.end_slices, at_ends))
+    kept = _kept(judged)
+    target = kept.eval_bits == spec.bits
+    others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & ~target]
+    whole = others[(others.eval_bits == SLICED) & others.path.isin(sliced.path)]  # of which slices are taken
+    owns, bests, ends = (
+        lookup(table[table.eval_bits == spec.bits].filter(USED))
+        for table in (judged, results.evaluations, results.ends)
+    )
+    widths = lookup(others[["path", "eval_bits", "accuracy"]], ["path", "eval_bits"])
+    worst, worst_slice = lookup(_worst(others, kept[target])), lookup(_worst(sliced, whole))
+    over_epochs = results.epochs.groupby(["path", "seed"], as_index=False)[list(OSCILLATIONS)].mean()
+    logged = lookup(over_epochs)
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
         if choice.options.target_bits not in (None, spec.bits):
             continue
-        method, family = choice.name, _family(study, variant.experiment)
+        family = _family(study, variant.experiment)
         per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
-        chosen_per_channel = isinstance(choice.options, SharedScaleOptions) and choice.options.per_channel
-        keep, at_end = variant.recipe.training.keep, is_judged_at_end(variant)
-        best_epoch, end = tests(variant.path), ends(variant.path)
-        mine = end if at_end else best_epoch
-        inputs = variant.recipe.activation_bits
-        point = variant.name.removeprefix(method).removeprefix(f"-{bit_name(spec.bits)}")
-        point = point.removesuffix(input_name(inputs)).strip("-")
-        point = point.replace("lambda", "λ = ")
-        name = "FP32, then PTQ" if method == "baseline" else METHOD_NAMES.get(method, method)
-        more = (", per channel" if chosen_per_channel else "") + (f", {END}" if keep == "last" else "")
-        own = mine[mine.eval_bits == spec.bits]
+        at_end, inputs = variant.path in at_ends, variant.recipe.activation_bits
+        own = owns(variant.path)
         row: dict[str, Any] = {
             "family": family,
             "paired_with": (family, per_channel),
-            "method": method,
-            "label": f"{name} {point}".strip() + more,
+            "method": choice.name,
+            "label": _label(variant, spec),
             "variant": variant.path,
             "planned": len(variant.seeds),
             "at_end": at_end,
             "end_by_seed": pd.Series(dtype=float),
         }
         row |= _accuracies(own) | _grid(own) | {"per_channel": per_channel, "activation_bits": inputs}
-        if keep == "both":
-            row["end_by_seed"] = by_seed(end[end.eval_bits == spec.bits])
-            row |= _mean("best", by_seed(best_epoch[best_epoch.eval_bits == spec.bits]))
+        if variant.recipe.training.keep == "both":
+            row["end_by_seed"] = by_seed(ends(variant.path))
+            row |= _mean("best", by_seed(bests(variant.path)))
             row |= _mean("end", row["end_by_seed"])
-        kept = mine[(mine.bn == "keep") & mine.accuracy.notna()]
-        others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & (kept.eval_bits != spec.bits)]
         for bits in other_widths(study, spec):  # away from the target all is Eq. 1-2
-            row |= _mean(f"at_{bits}", others.accuracy[others.eval_bits == bits])
-        row |= _mean("worst", _worst(others, kept[kept.eval_bits == spec.bits]))
-        sliced = (end_slices if at_end else slices)(variant.path)
-        sliced = sliced[(sliced.bn == "keep") & sliced.accuracy.notna()]
-        whole = others[others.eval_bits == SLICED]  # of which slices are taken
-        row |= _mean("worst_slice", _worst(sliced, whole) if len(sliced) else _worst(sliced))
-        logged = epochs(variant.path)
-        logged = logged[logged.seed.isin(row["by_seed"].index)]
-        of_runs = logged.groupby("seed")[list(OSCILLATIONS)].mean()  # over the epochs
+            row |= _mean(f"at_{bits}", widths((variant.path, bits)).accuracy)
+        row |= _mean("worst", worst(variant.path).accuracy)
+        row |= _mean("worst_slice", worst_slice(variant.path).accuracy)
+        of_runs = logged(variant.path)
+        of_runs = of_runs[of_runs.seed.isin(row["by_seed"].index)][list(OSCILLATIONS)]
         speed = speeds.get((cost.workload(variant.recipe), "cpu"))
         began = choice.options.whole_from * variant.recipe.training.epochs  # epochs before it is whole
-        kept = own[own.bn == "keep"].kept_epoch
-        yield (
-            row
-            | of_runs.mean().to_dict()
-            | _cost(own)
-            | {
-                "step_cost": speed and speed.ratio_to_fp,
-                "early": int((kept <= began).sum()),
-            }
-        )
+        early = int((own[own.bn == "keep"].kept_epoch <= began).sum())
+        row |= {"step_cost": speed and speed.ratio_to_fp, "early": early}
+        yield row | of_runs.mean().to_dict() | _cost(own)
 
 
 def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
@@ -242,16 +242,26 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                 for bits in other_widths(study, spec):
                     if bits != LATENT:
                         row |= _mean(f"at_{bits}", mine.accuracy[(mine.eval_bits == bits) & (mine.bn == "keep")])
-                kept = own[(own.bn == "keep") & own.accuracy.notna()]
+                kept = _kept(own)
                 row |= {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
                 yield row | {"calibration_loss": kept.calibration_loss.mean()}
 
 
-def _worst(*kept: pd.DataFrame) -> pd.Series:
-    """By seed, the lowest accuracy at :data:`SERVED`: what one network for all these widths must offer."""
-    found = pd.concat([one[["seed", "eval_bits", "accuracy"]] for one in kept])
-    at = found[found.eval_bits.isin(SERVED)].pivot(index="seed", columns="eval_bits", values="accuracy")
-    return at.reindex(columns=SERVED).min(axis=1, skipna=False)
+def _judged(best_epoch: pd.DataFrame, end: pd.DataFrame, at_ends: set[str]) -> pd.DataFrame:
+    """The rows of the weights by which a variant is judged, of all variants."""
+    return pd.concat([best_epoch[~best_epoch.path.isin(at_ends)], end[end.path.isin(at_ends)]])
+
+
+def _kept(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not diverge, batch-norm statistics kept."""
+    return table[(table.bn == "keep") & table.accuracy.notna()]
+
+
+def _worst(*kept: pd.DataFrame) -> pd.DataFrame:
+    """By variant and seed, the lowest accuracy at :data:`SERVED`: what one network for all these widths must offer."""
+    found = pd.concat([one[["path", "seed", "eval_bits", "accuracy"]] for one in kept])
+    at = found[found.eval_bits.isin(SERVED)].pivot(index=["path", "seed"], columns="eval_bits", values="accuracy")
+    return at.reindex(columns=SERVED).min(axis=1, skipna=False).rename("accuracy").reset_index()
 
 
 def _mean(column: str, values: pd.Series) -> dict[str, float]:
@@ -274,8 +284,7 @@ def _accuracies(own: pd.DataFrame) -> dict[str, Any]:
 
 def by_seed(own: pd.DataFrame) -> pd.Series:
     """The accuracies of the runs that did not diverge, batch-norm statistics kept."""
-    done = own[(own.bn == "keep") & own.accuracy.notna()]
-    return done.set_index("seed").accuracy.astype(float)
+    return _kept(own).set_index("seed").accuracy.astype(float)
 
 
 def _grid(own: pd.DataFrame) -> dict[str, Any]:
@@ -286,7 +295,7 @@ def _grid(own: pd.DataFrame) -> dict[str, Any]:
 
 def _cost(own: pd.DataFrame) -> dict[str, float]:
     """Means over runs: the epoch whose weights are kept, optimizer steps, wall seconds."""
-    done = own[(own.bn == "keep") & own.accuracy.notna()]
+    done = _kept(own)
     records = [read_json(Path(run, "run.json")) for run in done.run]
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]
