@@ -250,10 +250,12 @@ def _over_layers(layers: pd.DataFrame) -> pd.DataFrame:
     if "iteration_nagel" in layers:
         so_far = layers.iteration_nagel
         own = layers.groupby(["place", "layer"]).iteration_nagel.diff().fillna(so_far)
-        found["layer_shares"] = so_far.groupby(epoch).agg(_shares)
-        found["layer_shares_epoch"] = own.groupby(epoch).agg(_shares)
+        found["layer_shares"] = _shares(so_far, epoch)
+        found["layer_shares_epoch"] = _shares(own, epoch)
     return found
 
 
-def _shares(counts: pd.Series) -> str:
-    return " ".join(f"{share:.5f}" for share in counts / max(counts.sum(), 1))
+def _shares(counts: pd.Series, epoch: list[pd.Series]) -> pd.Series:
+    """How an epoch's counts are spread over the layers, in their order."""
+    shares = counts / counts.groupby(epoch).transform("sum").clip(lower=1)
+    return shares.map("{:.5f}".format).groupby(epoch).agg(" ".join)

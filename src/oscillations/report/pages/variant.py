@@ -26,7 +26,8 @@ COLORS = {LATENT: 5, 2: 6, 3: 2, 4: 4, 8: 3}  # of the page's palette, by width
 def write_variants(report: Report) -> None:
     """A page for every variant that has a current record, and none for others."""
     kept, results = set(), report.results
-    tests, epochs, after = map(lookup, (results.evaluations, results.all_epochs, results.posttraining))
+    epochs_in_order = results.all_epochs.sort_values(["seed", "epoch"])
+    tests, epochs, after = map(lookup, (results.evaluations, epochs_in_order, results.posttraining))
     for path, group in groupby(report.plans, lambda plan: plan.variant.path):
         seeds = [plan for plan in group if plan.current]
         if seeds:
@@ -71,7 +72,6 @@ def _checkpoints(plan: Plan) -> list[tuple[Path, str]]:
 
 def _charts(mine: pd.DataFrame, bits: int) -> list[Any]:
     """Loss, accuracy at every width and oscillations over a variant's epochs; a line for every seed."""
-    mine = mine.sort_values(["seed", "epoch"])
     epochs, seeds = mine.epoch.tolist(), mine.seed.tolist()
     runs = {seed: slice(seeds.index(seed), seeds.index(seed) + seeds.count(seed)) for seed in dict.fromkeys(seeds)}
 

@@ -51,15 +51,16 @@ def summarise(evaluations: pd.DataFrame, bn: str = "keep") -> pd.DataFrame:
     keys = ["experiment", "variant", "path", *CELL, "lr", "start"]
     rows, used = [], evaluations.loc[evaluations.bn == bn, [*keys, "accuracy", "best_epoch", "run"]]
     for key, group in used.groupby(keys, dropna=False, sort=False):
-        done = group[group.accuracy.notna()]
+        done = group.accuracy.notna()
+        accuracies = group.accuracy[done]
         rows.append(
             dict(zip(keys, key))
             | {
-                "mean": done.accuracy.mean(),
-                "std": spread(done.accuracy),
-                "n": len(done),
-                "diverged": len(group) - len(done),
-                "epochs": done.best_epoch.mean(),
+                "mean": accuracies.mean(),
+                "std": spread(accuracies),
+                "n": len(accuracies),
+                "diverged": len(group) - len(accuracies),
+                "epochs": group.best_epoch[done].mean(),
                 "runs": " ".join(sorted(group.run)),
             }
         )
