@@ -39,7 +39,7 @@ from oscillations.study.schema import ExportEntry, PostTrainingEntry, Study
 from oscillations.study.variants import Variant
 
 JOBS = ("train", "posttrain", "export")
-SCALES = ("scale", "per_channel")  #: options of post-training methods that change no tensor's size but the scales'
+SCALES = {"scale", "per_channel"}  #: options of post-training methods that change no tensor's size but the scales'
 
 
 def train(trainer: Trainer) -> None:
@@ -54,8 +54,7 @@ def train(trainer: Trainer) -> None:
 
 
 def posttrain(entry: PostTrainingEntry, trainer: Trainer) -> None:
-    resolved = [(method, options) for _, method, options in entry.resolved()]
-    alike = {(method, options.model_dump_json(exclude={*SCALES})): options for method, options in resolved}
+    alike = {(method, options.model_dump_json(exclude=SCALES)): options for _, method, options in entry.resolved()}
     for (method, _), options in alike.items():
         if isinstance(options, ReconstructionOptions):
             options = options.model_copy(update={"iterations": 2})

@@ -116,7 +116,7 @@ class Results:
     @cached_property
     def tests(self) -> pd.DataFrame:
         """Accuracies on the test split of the runs that did not diverge, batch-norm statistics kept."""
-        return self.evaluations[(self.evaluations.bn == "keep") & self.evaluations.accuracy.notna()]
+        return kept(self.evaluations)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
@@ -181,6 +181,11 @@ def standing(measurements: pd.DataFrame) -> pd.DataFrame:
 def last(measurements: pd.DataFrame) -> pd.DataFrame:
     """The rows of the weights at the end of training."""
     return measurements[selections(measurements) == "last"]
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that did not diverge, batch-norm statistics kept."""
+    return table[(table.bn == "keep") & table.accuracy.notna()]
 
 
 def selections(measurements: pd.DataFrame) -> pd.Series:

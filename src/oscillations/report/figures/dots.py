@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from oscillations.core.bits import LATENT
 from oscillations.report.figures.palette import BITS, GREY, LIGHT, MARKERS
-from oscillations.report.results import Results
+from oscillations.report.results import Results, kept
 from oscillations.report.text import bits_label
 
 SHIFT = 0.32  # of the seeds below their row, in rows
@@ -32,7 +32,7 @@ def seeds_of(found: Results, runs: str, label: str | float | None, bits: int, at
     """
     if isinstance(label, str):
         made = found.posttraining
-        table = made[(made.label == label) & (made.bn == "keep") & made.accuracy.notna()]
+        table = kept(made[made.label == label])
     else:
         table = found.ends[found.ends.bn == "keep"] if at_end else found.tests
     return table[table.run.isin(runs.split()) & (table.eval_bits == bits)].accuracy

@@ -17,7 +17,7 @@ from oscillations.core.files import read_json
 from oscillations.engine.method import SharedScaleOptions
 from oscillations.records import cost
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
-from oscillations.report.results import Report, lookup
+from oscillations.report.results import Report, kept, lookup
 from oscillations.report.table import Missing, Row, Table
 from oscillations.report.text import METHOD_NAMES, MODEL_NAMES, bits_label, plus_minus, with_interval
 from oscillations.study.paths import experiment_of
@@ -156,29 +156,32 @@ def _label(variant: Variant, spec: ComparisonTable) -> str:
     return f"{name} {point}".strip() + more
 
 
+def _has_the_bits(variant: Variant, spec: ComparisonTable) -> bool:
+    return variant.recipe.method.options.target_bits in (None, spec.bits)
+
+
 def _trained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, Any]]:
     """Rows of the variants with the target bits, and of the baselines, whose quantized evaluation is PTQ."""
     study, results, speeds = report.study, report.results, cost.read_speeds()
-    chosen = [v for v in report.variants if v.experiment in spec.experiments]
+    chosen = [v for v in report.variants if v.experiment in spec.experiments and _has_the_bits(v, spec)]
     at_ends = {variant.path for variant in chosen if is_judged_at_end(variant)}
-    judged = _judged(results.evaluations, results.ends, at_ends)
-    sliced = _kept(_judged(results.slices, results.end_slices, at_ends))
-    kept = _kept(judged)
-    target = kept.eval_bits == spec.bits
-    others = kept[(kept.calibration.isna() | (kept.calibration == "max")) & ~target]
+    paths = {variant.path for variant in chosen}
+    judged = _judged(results.evaluations, results.ends, paths, at_ends)
+    sliced = kept(_judged(results.slices, results.end_slices, paths, at_ends))
+    done = kept(judged)
+    target = done.eval_bits == spec.bits
+    others = done[(done.calibration.isna() | (done.calibration == "max")) & ~target]
     whole = others[(others.eval_bits == SLICED) & others.path.isin(sliced.path)]  # of which slices are taken
     owns, bests, ends = (
         lookup(table[table.eval_bits == spec.bits].filter(USED))
         for table in (judged, results.evaluations, results.ends)
     )
     widths = lookup(others[["path", "eval_bits", "accuracy"]], ["path", "eval_bits"])
-    worst, worst_slice = lookup(_worst(others, kept[target])), lookup(_worst(sliced, whole))
+    worst, worst_slice = lookup(_worst(others, done[target])), lookup(_worst(sliced, whole))
     over_epochs = results.epochs.groupby(["path", "seed"], as_index=False)[list(OSCILLATIONS)].mean()
     logged = lookup(over_epochs)
     for variant in sorted(chosen, key=lambda variant: spec.experiments.index(variant.experiment)):
         choice = variant.recipe.method
-        if choice.options.target_bits not in (None, spec.bits):
-            continue
         family = _family(study, variant.experiment)
         per_channel = choice.options.scales_per_channel  # by an option, or always (StatsQ)
         at_end, inputs = variant.path in at_ends, variant.recipe.activation_bits
@@ -242,24 +245,19 @@ def _posttrained(report: Report, spec: ComparisonTable) -> Iterator[dict[str, An
                 for bits in other_widths(study, spec):
                     if bits != LATENT:
                         row |= _mean(f"at_{bits}", mine.accuracy[(mine.eval_bits == bits) & (mine.bn == "keep")])
-                kept = _kept(own)
-                row |= {"steps": kept.iterations.mean(), "seconds": kept.seconds.mean()}
-                yield row | {"calibration_loss": kept.calibration_loss.mean()}
+                done = kept(own)
+                row |= {"steps": done.iterations.mean(), "seconds": done.seconds.mean()}
+                yield row | {"calibration_loss": done.calibration_loss.mean()}
 
 
-def _judged(best_epoch: pd.DataFrame, end: pd.DataFrame, at_ends: set[str]) -> pd.DataFrame:
-    """The rows of the weights by which a variant is judged, of all variants."""
-    return pd.concat([best_epoch[~best_epoch.path.isin(at_ends)], end[end.path.isin(at_ends)]])
+def _judged(best_epoch: pd.DataFrame, end: pd.DataFrame, paths: set[str], at_ends: set[str]) -> pd.DataFrame:
+    """Of the variants of some paths, the rows of the weights by which each is judged."""
+    return pd.concat([best_epoch[best_epoch.path.isin(paths - at_ends)], end[end.path.isin(at_ends)]])
 
 
-def _kept(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of runs that did not diverge, batch-norm statistics kept."""
-    return table[(table.bn == "keep") & table.accuracy.notna()]
-
-
-def _worst(*kept: pd.DataFrame) -> pd.DataFrame:
+def _worst(*tables: pd.DataFrame) -> pd.DataFrame:
     """By variant and seed, the lowest accuracy at :data:`SERVED`: what one network for all these widths must offer."""
-    found = pd.concat([one[["path", "seed", "eval_bits", "accuracy"]] for one in kept])
+    found = pd.concat([one[["path", "seed", "eval_bits", "accuracy"]] for one in tables])
     at = found[found.eval_bits.isin(SERVED)].pivot(index=["path", "seed"], columns="eval_bits", values="accuracy")
     return at.reindex(columns=SERVED).min(axis=1, skipna=False).rename("accuracy").reset_index()
 
@@ -270,21 +268,21 @@ def _mean(column: str, values: pd.Series) -> dict[str, float]:
 
 def _accuracies(own: pd.DataFrame) -> dict[str, Any]:
     """Accuracy at the target bits, and how many runs stand behind it; a diverged run enters no mean."""
-    kept, fresh = (own[own.bn == bn] for bn in ("keep", "reestimate"))
+    ran, fresh = (own[own.bn == bn] for bn in ("keep", "reestimate"))
     done = by_seed(own)
     return {
         "by_seed": done,
         "n": len(done),
-        "diverged": len(kept) - len(done),
+        "diverged": len(ran) - len(done),
         **_mean("accuracy", done),
         **_mean("reestimated", fresh.accuracy),
-        "runs": " ".join(sorted(kept.run)),
+        "runs": " ".join(sorted(ran.run)),
     }
 
 
 def by_seed(own: pd.DataFrame) -> pd.Series:
     """The accuracies of the runs that did not diverge, batch-norm statistics kept."""
-    return _kept(own).set_index("seed").accuracy.astype(float)
+    return kept(own).set_index("seed").accuracy.astype(float)
 
 
 def _grid(own: pd.DataFrame) -> dict[str, Any]:
@@ -295,7 +293,7 @@ def _grid(own: pd.DataFrame) -> dict[str, Any]:
 
 def _cost(own: pd.DataFrame) -> dict[str, float]:
     """Means over runs: the epoch whose weights are kept, optimizer steps, wall seconds."""
-    done = _kept(own)
+    done = kept(own)
     records = [read_json(Path(run, "run.json")) for run in done.run]
     steps = pd.Series([record["steps_per_epoch"] * record["epochs_run"] for record in records], dtype=float)
     walls = [record["timing"]["wall_s"] / record["timing"]["at_once"] for record in records]

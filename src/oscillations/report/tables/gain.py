@@ -11,7 +11,7 @@ import pandas as pd
 
 from oscillations.core.bits import LATENT
 from oscillations.report.estimates import MINIMUM_RUNS, mean_interval, spread
-from oscillations.report.results import Report, Results
+from oscillations.report.results import Report, Results, kept
 from oscillations.report.table import Missing, Row, Table
 from oscillations.report.text import bits_label, plus_minus, with_interval
 from oscillations.study.paths import experiment_of
@@ -57,9 +57,8 @@ def _trained(found: Results, path: str, bits: int) -> pd.DataFrame:
 
 
 def _posttrained(found: Results, row: GainRow, bits: int) -> pd.DataFrame:
-    made = found.posttraining
-    made = made[(made.label == row.posttraining) & (made.eval_bits == bits) & (made.bn == "keep")]
-    return made[made.accuracy.notna() & (made.path == row.of)]
+    made = kept(found.posttraining)
+    return made[(made.label == row.posttraining) & (made.eval_bits == bits) & (made.path == row.of)]
 
 
 def _row(
