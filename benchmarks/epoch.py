@@ -1,18 +1,20 @@
-"""An epoch of MLP5 on CIFAR-10's shape against obvious loops: python benchmarks/epoch.py [--threads 1 2]
+"""An epoch of MLP5 on CIFAR-10's shape against other loops: python benchmarks/epoch.py [--threads 1 2]
 
 ``dataloader``: PIL image, ToTensor, Normalize per item, DataLoader with 2 workers, autograd parametrization;
-``one process``: the same without workers; ``preloaded``: normalised float tensors in memory, the same autograd.
-Training only. Ours counts oscillations; they do not.
+``one process``: the same without workers; ``preloaded``: normalised float tensors in memory, the same autograd;
+``official``: the authors' package in the loop of its notebook, on the images of ``one process``, where a checkout of
+saintslab/OsciQuant is on PYTHONPATH. Training only. Ours counts oscillations; they do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from importlib.util import find_spec
 
 import torch
 from common import MEAN, METHODS, STD, alternate, our_trainer, ratio, report, stand_in
-from naive import NaiveTrainer, image_loader
+from naive import NaiveTrainer, OfficialTrainer, image_loader
 
 from oscillations import models
 from oscillations.engine.batches import split_indices
@@ -35,9 +37,9 @@ def our_epoch(method, data):
     return run
 
 
-def naive_epoch(method, batches):
+def other_epoch(make_trainer, method, batches):
     torch.manual_seed(0)
-    trainer = NaiveTrainer(models.build(MODEL, (3, 32, 32), 10), method)
+    trainer = make_trainer(models.build(MODEL, (3, 32, 32), 10), method)
 
     def run():
         for x, y in batches():
@@ -53,10 +55,7 @@ def measure(threads: int, rounds: int) -> list[dict]:
     train = split_indices(50_000, 10_000, 0)[0]
     images, labels = tensors["train_images"][train], tensors["train_labels"][train]
     numpy_images = images.permute(0, 2, 3, 1).numpy()
-    loaders = {
-        form: image_loader(numpy_images, labels.numpy(), MEAN, STD, 128, workers)
-        for form, workers in (("dataloader", 2), ("one process", 0))
-    }
+    workers, one_process = (image_loader(numpy_images, labels.numpy(), MEAN, STD, 128, count) for count in (2, 0))
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     ready = (images.float() / 255 - mean) / std
 
@@ -65,12 +64,18 @@ def measure(threads: int, rounds: int) -> list[dict]:
         for indices in order.split(128):
             yield ready[indices], labels[indices]
 
+    others = {
+        "preloaded": (NaiveTrainer, preloaded),
+        "dataloader": (NaiveTrainer, lambda: workers),
+        "one process": (NaiveTrainer, lambda: one_process),
+    }
+    if find_spec("osciquant"):
+        others["official"] = (OfficialTrainer, lambda: one_process)
     candidates = {}
     for method in OURS:
         candidates[f"{method}|ours"] = our_epoch(method, (about, tensors))
-        candidates[f"{method}|preloaded"] = naive_epoch(method, preloaded)
-        for form, loader in loaders.items():
-            candidates[f"{method}|{form}"] = naive_epoch(method, lambda loader=loader: loader)
+        for form, (make_trainer, batches) in others.items():
+            candidates[f"{method}|{form}"] = other_epoch(make_trainer, method, batches)
     times = alternate(candidates, rounds, warmup=1)
     return [
         {
@@ -90,7 +95,8 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    report("epoch.csv", [row for threads in options.threads for row in measure(threads, options.rounds)])
+    rows = [row for threads in options.threads for row in measure(threads, options.rounds)]
+    report("epoch.csv", rows, key=("method", "form", "threads"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The obvious way to write the same training, for comparison: autograd through a parametrized quantizer."""
+"""The same training for comparison: the obvious way, by autograd through a parametrized quantizer, and the authors'."""
 
 from __future__ import annotations
+
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch
@@ -104,6 +106,36 @@ class NaiveTrainer:
         quantizer, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
         difference = quantizer.quantize(weight) ** 2 - weight**2
         return difference.mean() if self.mean else 0.5 * difference.sum()
+
+
+class OfficialTrainer:
+    """The authors' package in the loop of its notebook, which reads loss and hits in every step.
+
+    Needs a checkout of saintslab/OsciQuant on ``PYTHONPATH``.
+    """
+
+    def __init__(self, model: nn.Module, method: str):
+        from osciquant.handler import attach_weight_quantizers
+        from osciquant.quantizers import UniformQuantizer
+        from osciquant.regularization import OsciQuantLoss
+
+        self.model, self.criterion = model, nn.CrossEntropyLoss()
+        self.loss, self.hits = 0.0, 0
+        if method != "fp":
+            with redirect_stdout(None):
+                attach_weight_quantizers(model, [], UniformQuantizer(3), enabled=method == "qat")
+        if method == "osciquant":
+            self.criterion = OsciQuantLoss(self.criterion, model)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        output = self.model(x)
+        loss = self.criterion(output, y)
+        loss.backward()
+        self.optimizer.step()
+        self.loss += loss.item()
+        self.hits += output.argmax(1).eq(y).sum().item()
 
 
 def image_loader(images: np.ndarray, labels: np.ndarray, mean, std, batch_size: int, workers: int):

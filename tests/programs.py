@@ -2,9 +2,10 @@
 
 The imports of Snakemake, torch and pandas take a process a second or two, and the tests start hundreds. A forked command
 has a folder, an environment, a ``sys.path``, an output and a process of its own, and imports the source that these lead
-to; so have the jobs that it starts, because its ``python`` asks the server, too. They share with all others of their
-server what is imported already, the seed of hashes and the variables that Python reads at its start: two sides that
-must agree whatever these are come from ``conftest.Project.start``, as does what a test signals from outside.
+to; so have the commands that it starts, because its ``python`` and ``snakemake`` ask the server, too. They share with
+all others of their server what is imported already, the seed of hashes and the variables that Python reads at its
+start: two sides that must agree whatever these are come from ``conftest.Project.start``, as does what a test signals
+from outside.
 
 Run as a program this file is the server (one argument, its address) or ``python`` (the address, and its arguments).
 """
@@ -63,13 +64,13 @@ def ask(address: str, arguments: list[str], folder: Path, environment: dict[str,
 
 @cache
 def _server() -> str:
-    """The address of this process's server, which ends with it; beside it lies a ``python`` that asks it."""
+    """The address of this process's server, which ends with it; beside it lie programs that ask it."""
     folder = Path(tempfile.mkdtemp(prefix="programs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"{folder}/address"
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {address} "$@"\n')
-    python.chmod(0o755)
+    for program, module in {"python": "", **{name: f"-m {name}" for name in MODULES}}.items():
+        (folder / program).write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {address} {module} "$@"\n')
+        (folder / program).chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen([sys.executable, __file__, address], env=environment, text=True, **pipes)
@@ -99,7 +100,7 @@ def serve(address: str) -> None:
                     _, said, _, _ = socket.recv_fds(connection, 1, 2)
                     request = json.loads(connection.makefile().read())
                     if (process := os.fork()) == 0:
-                        _become(*request, said, str(Path(address).with_name("python")))
+                        _become(*request, said, Path(address).parent)
                     for descriptor in said:
                         os.close(descriptor)
                     events.register(os.pidfd_open(process), selectors.EVENT_READ, (process, connection))
@@ -112,14 +113,14 @@ def serve(address: str) -> None:
                         connection.sendall(str(code).encode())
 
 
-def _become(arguments: list[str], folder: str, environment: dict[str, str], said: list[int], python: str) -> None:
-    """Be ``python ARGUMENTS`` (``-m MODULE ...`` or ``FILE.py ...``) in a folder."""
+def _become(arguments: list[str], folder: str, environment: dict[str, str], said: list[int], programs: Path) -> None:
+    """Be ``python ARGUMENTS`` (``-m MODULE ...`` or ``FILE.py ...``) in a folder, whose own programs are these."""
     for standard, own in enumerate([os.open(os.devnull, os.O_RDONLY), *said]):
         os.dup2(own, standard)
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.executable = python  # beside which Snakemake's jobs look first
+    os.environ.update(environment, PATH=f"{programs}:{environment['PATH']}")
+    sys.executable = str(programs / "python")  # beside which Snakemake's jobs look first
     module = arguments[0] == "-m"
     name, *sys.argv[1:] = arguments[1:] if module else arguments
     sys.argv[0] = name
