@@ -69,7 +69,8 @@ def _server() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"{folder}/address"
     for program, module in {"python": "", **{name: f"-m {name}" for name in MODULES}}.items():
-        (folder / program).write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} {address} {module} "$@"\n')
+        text = f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{address}" {module} "$@"\n'
+        (folder / program).write_text(text)
         (folder / program).chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -96,21 +97,30 @@ def serve(address: str) -> None:
                 if key.fileobj is sys.stdin:
                     return
                 if key.fileobj is listening:
-                    connection, _ = listening.accept()
-                    _, said, _, _ = socket.recv_fds(connection, 1, 2)
-                    request = json.loads(connection.makefile().read())
-                    if (process := os.fork()) == 0:
-                        _become(*request, said, Path(address).parent)
-                    for descriptor in said:
-                        os.close(descriptor)
+                    process, connection = _forked(listening, Path(address).parent)
                     events.register(os.pidfd_open(process), selectors.EVENT_READ, (process, connection))
                 else:
-                    process, connection = key.data
                     events.unregister(key.fileobj)
                     os.close(key.fileobj)
-                    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-                    with connection, suppress(BrokenPipeError):
-                        connection.sendall(str(code).encode())
+                    _say_how_it_ended(*key.data)
+
+
+def _forked(listening: socket.socket, programs: Path) -> tuple[int, socket.socket]:
+    """The process of a request that waits, and who wants to know of its end."""
+    connection, _ = listening.accept()
+    _, said, _, _ = socket.recv_fds(connection, 1, 2)
+    request = json.loads(connection.makefile().read())
+    if (process := os.fork()) == 0:
+        _become(*request, said, programs)
+    for descriptor in said:
+        os.close(descriptor)
+    return process, connection
+
+
+def _say_how_it_ended(process: int, connection: socket.socket) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    with connection, suppress(BrokenPipeError):
+        connection.sendall(str(code).encode())
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], said: list[int], programs: Path) -> None:
