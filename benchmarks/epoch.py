@@ -55,7 +55,7 @@ def measure(threads: int, rounds: int) -> list[dict]:
     train = split_indices(50_000, 10_000, 0)[0]
     images, labels = tensors["train_images"][train], tensors["train_labels"][train]
     numpy_images = images.permute(0, 2, 3, 1).numpy()
-    workers, one_process = (image_loader(numpy_images, labels.numpy(), MEAN, STD, 128, count) for count in (2, 0))
+    with_workers, one_process = (image_loader(numpy_images, labels.numpy(), MEAN, STD, 128, count) for count in (2, 0))
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     ready = (images.float() / 255 - mean) / std
 
@@ -66,7 +66,7 @@ def measure(threads: int, rounds: int) -> list[dict]:
 
     others = {
         "preloaded": (NaiveTrainer, preloaded),
-        "dataloader": (NaiveTrainer, lambda: workers),
+        "dataloader": (NaiveTrainer, lambda: with_workers),
         "one process": (NaiveTrainer, lambda: one_process),
     }
     if find_spec("osciquant"):
